@@ -1,0 +1,5 @@
+//! Static configuration: `file` is what was written, `resolved` is what it means.
+
+pub mod resolved;
+
+pub use resolved::Config;

@@ -1,0 +1,158 @@
+//! What `gateway.toml` means once every path, default and cross-reference is settled.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// The whole static configuration of one gateway process.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from.
+    pub source: PathBuf,
+    /// `directory.json`.
+    pub directory: PathBuf,
+    /// `policy.json`.
+    pub policy: PathBuf,
+    /// State directory, mode 0700.
+    pub state_dir: PathBuf,
+    /// Path of the control socket.
+    pub control: PathBuf,
+    /// Own addresses and ports that may be destinations.
+    pub local_services: Vec<SocketAddr>,
+    /// WireGuard on-ramp, when configured.
+    pub wireguard: Option<WireguardConfig>,
+    /// TUN on-ramp, when configured.
+    pub tun: Option<TunConfig>,
+    /// Off-ramps by name; `direct` is always the first.
+    pub offramps: Vec<OfframpConfig>,
+    /// Routes towards off-ramps. Empty: everything by `direct`.
+    pub routes: Vec<RouteConfig>,
+    /// Limits, each with a default.
+    pub limits: Limits,
+    /// Where flow records go.
+    pub flow_log: PathBuf,
+    /// Where metrics are served; `None` turns them off.
+    pub metrics: Option<SocketAddr>,
+    /// Number of shards.
+    pub shards: usize,
+    /// How long open flows may go on after SIGTERM.
+    pub drain: Duration,
+}
+
+/// `[wireguard]`.
+#[derive(Debug, Clone)]
+pub struct WireguardConfig {
+    /// UDP listen address. `[::]` serves IPv4 too.
+    pub listen: SocketAddr,
+    /// File with the private key, base64, mode 0600.
+    pub key_file: PathBuf,
+    /// The gateway's own addresses with the tunnel networks' prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// MTU of the tunnel in bytes.
+    pub mtu: u16,
+    /// Public endpoint that goes into client files.
+    pub endpoint: Option<String>,
+    /// Networks that go into client files as AllowedIPs.
+    pub client_routes: Vec<IpNet>,
+}
+
+/// `[tun]`.
+#[derive(Debug, Clone)]
+pub struct TunConfig {
+    /// Interface name.
+    pub name: String,
+    /// Addresses of the interface.
+    pub addresses: Vec<IpNet>,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Networks steered into the device.
+    pub routes: Vec<IpNet>,
+    /// Networks left out of `routes`.
+    pub exclude: Vec<IpNet>,
+    /// Routing table that holds our routes.
+    pub table: u32,
+    /// Mark of our own sockets, so that they do not loop back in.
+    pub fwmark: u32,
+    /// What a clean stop leaves.
+    pub on_stop: OnStop,
+}
+
+/// What a clean stop leaves in the routing table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStop {
+    /// Nothing.
+    Remove,
+    /// The `unreachable` backstop.
+    Block,
+}
+
+/// One `[[offramp]]`.
+#[derive(Debug, Clone)]
+pub struct OfframpConfig {
+    /// Unique name.
+    pub name: Arc<str>,
+    /// Source addresses to bind, at most one a family is used.
+    pub source: Vec<IpAddr>,
+    /// Source port range.
+    pub ports: Option<RangeInclusive<u16>>,
+    /// Interface to bind to (SO_BINDTODEVICE).
+    pub interface: Option<String>,
+}
+
+/// One `[[route]]`.
+#[derive(Debug, Clone)]
+pub struct RouteConfig {
+    /// Destination prefix.
+    pub to: IpNet,
+    /// Names of off-ramps, in order of preference.
+    pub offramp: Vec<Arc<str>>,
+}
+
+/// `[limits]`. Counts are for the whole gateway unless they say otherwise.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Open flows of any kind.
+    pub flows: usize,
+    /// Open flows of one device.
+    pub flows_per_device: usize,
+    /// TCP flows held or dialling, of one device.
+    pub half_open_per_device: usize,
+    /// TCP flows held or dialling.
+    pub half_open: usize,
+    /// Bytes of each of a TCP flow's two ring buffers.
+    pub tcp_buffer: usize,
+    /// How long a dial may take.
+    pub dial_timeout: Duration,
+    /// A TCP flow without a byte either way ends after this.
+    pub tcp_idle: Duration,
+    /// A TCP client that does not acknowledge for this long has its flow ended.
+    pub tcp_user_timeout: Duration,
+    /// A UDP association where only the client spoke, or to port 53, ends after this.
+    pub udp_idle_one_way: Duration,
+    /// A UDP association where both sides spoke ends after this.
+    pub udp_idle: Duration,
+    /// An echo exchange ends after this without a packet.
+    pub icmp_idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows: 65_536,
+            flows_per_device: 16_384,
+            half_open_per_device: 1_024,
+            half_open: 8_192,
+            tcp_buffer: 1 << 20,
+            dial_timeout: Duration::from_secs(10),
+            tcp_idle: Duration::from_secs(2 * 3600 + 4 * 60),
+            tcp_user_timeout: Duration::from_secs(120),
+            udp_idle_one_way: Duration::from_secs(30),
+            udp_idle: Duration::from_secs(120),
+            icmp_idle: Duration::from_secs(30),
+        }
+    }
+}

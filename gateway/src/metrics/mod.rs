@@ -1,0 +1,3 @@
+//! Prometheus metrics.
+
+pub mod counters;

@@ -1,0 +1,82 @@
+//! What crosses between the control side and a shard.
+//!
+//! Control publishes immutable [`Snapshot`]s on a `watch` channel and sends [`Command`]s over a bounded
+//! channel; a shard sends [`FlowRecord`]s over a bounded channel and never waits for it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use portcullis_policy::Ruleset;
+use tokio::sync::oneshot;
+
+use crate::directory::Directory;
+use crate::flow_record::FlowRecord;
+
+/// Everything a verdict depends on, of one moment. A decision reads exactly one of these.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The compiled policy; its revision is the snapshot's.
+    pub ruleset: Arc<Ruleset>,
+    /// Who exists.
+    pub directory: Arc<Directory>,
+    /// Addresses of this host, never destinations.
+    pub own_addresses: Arc<[IpAddr]>,
+}
+
+/// Which flows a command is about. Empty fields match everything.
+#[derive(Debug, Clone, Default)]
+pub struct FlowFilter {
+    /// Exactly this flow.
+    pub id: Option<u64>,
+    /// Flows of this device.
+    pub device: Option<String>,
+    /// Flows of this user.
+    pub user: Option<String>,
+    /// Flows towards this prefix.
+    pub to: Option<ipnet::IpNet>,
+}
+
+impl FlowFilter {
+    /// Whether `record` is meant.
+    pub fn matches(&self, record: &FlowRecord) -> bool {
+        self.id.is_none_or(|id| id == record.id)
+            && self.device.as_ref().is_none_or(|name| **name == *record.device)
+            && self.user.as_ref().is_none_or(|name| **name == *record.user)
+            && self.to.is_none_or(|net| net.contains(&record.destination.ip()))
+    }
+}
+
+/// A request to a shard.
+#[derive(Debug)]
+pub enum Command {
+    /// List live flows.
+    Flows(FlowFilter, oneshot::Sender<Vec<FlowRecord>>),
+    /// End live flows; answers how many.
+    Kill(FlowFilter, oneshot::Sender<usize>),
+    /// List the WireGuard peers this shard owns.
+    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    /// Judge every live flow again (the snapshot changed); answers when the pass is done.
+    Rejudge(oneshot::Sender<()>),
+    /// Open no new flow. Answers when no flow is left open.
+    Drain(oneshot::Sender<()>),
+    /// End every flow as `drained`, flush, and leave the loop.
+    Stop(oneshot::Sender<()>),
+}
+
+/// A WireGuard peer as `portcullis status` and `device list` show it.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Name of the device.
+    pub device: Arc<str>,
+    /// Where its last authenticated datagram came from.
+    pub endpoint: Option<SocketAddr>,
+    /// When the last handshake completed.
+    pub last_handshake: Option<Timestamp>,
+    /// Outer bytes received.
+    pub bytes_received: u64,
+    /// Outer bytes sent.
+    pub bytes_sent: u64,
+    /// Open flows.
+    pub flows: usize,
+}

@@ -1,0 +1,2 @@
+//! The userspace stack of Portcullis.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The policy engine of Portcullis.
+#![forbid(unsafe_code)]
