@@ -1,0 +1,7 @@
+//! Portcullis, the gateway: the only crate with IO.
+
+pub mod config;
+pub mod directory;
+pub mod flow_record;
+pub mod metrics;
+pub mod shard;

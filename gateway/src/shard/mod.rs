@@ -1,0 +1,3 @@
+//! The data-plane thread.
+
+pub mod link;

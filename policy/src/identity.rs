@@ -1,0 +1,17 @@
+//! Who asks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A device with its user, groups and posture, as rules select it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of the device.
+    pub device: Arc<str>,
+    /// Name of the user the device belongs to.
+    pub user: Arc<str>,
+    /// Groups of the user, sorted, without repetition.
+    pub groups: Arc<[Arc<str>]>,
+    /// Posture facts of the device (JSON booleans, strings or numbers).
+    pub posture: BTreeMap<String, serde_json::Value>,
+}
