@@ -143,6 +143,10 @@ impl TcpSocket {
 
     /// Sends what may be sent now. Returns whether there is more than a turn's worth.
     pub(crate) fn transmit(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
+        if self.is_undrained() {
+            // The end of TIME-WAIT would empty the ring: the target must have every byte before.
+            return false;
+        }
         let first = link.sent;
         loop {
             let before = link.sent;
@@ -219,6 +223,12 @@ impl TcpSocket {
         matches!(self.state(), State::Closed | State::Listen) && self.cause.is_some()
     }
 
+    /// Whether the connection is over in order but bytes of the client still wait to be taken.
+    fn is_undrained(&self) -> bool {
+        let socket = self.sockets.get::<Socket<'_>>(self.handle);
+        socket.state() == State::TimeWait && socket.recv_queue() > 0
+    }
+
     /// Whether the client's FIN came before ours was asked for.
     pub(crate) fn client_closed_first(&self) -> bool {
         self.client_closed_first
@@ -238,6 +248,9 @@ impl TcpSocket {
     /// The earliest time at which something must be done without a packet.
     pub(crate) fn deadline(&mut self, epoch: Instant, time: StackInstant, limits: &StackLimits) -> Instant {
         let mut deadline = self.last_active + limits.tcp_idle;
+        if self.is_undrained() {
+            return deadline;
+        }
         if let Some(at) = self.interface.poll_at(time, &self.sockets) {
             deadline = deadline.min(std_time(epoch, at));
         }
