@@ -3,5 +3,8 @@
 pub mod config;
 pub mod directory;
 pub mod flow_record;
+pub mod host;
 pub mod metrics;
+pub mod offramp;
 pub mod shard;
+mod sys;
