@@ -5,7 +5,7 @@ pub mod config;
 pub mod directory;
 pub mod files;
 pub mod flow_record;
+pub mod keys;
 pub mod metrics;
-pub mod nearest;
 pub mod prefix;
 pub mod shard;
