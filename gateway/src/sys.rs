@@ -1,13 +1,14 @@
 //! The only module with unsafe code: kernel interfaces that no safe wrapper we depend on covers.
 #![expect(
     unsafe_code,
-    reason = "an ioctl, three socket options and the adoption of descriptors have no safe wrapper"
+    reason = "an ioctl, a few socket options and the adoption of descriptors have no safe wrapper"
 )]
 
 use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::sync::Arc;
 
 use socket2::Socket;
 use tokio::io::Interest;
@@ -23,6 +24,7 @@ pub(crate) trait OwnsDescriptor: AsRawFd {}
 
 impl OwnsDescriptor for Socket {}
 impl OwnsDescriptor for TunDevice {}
+impl OwnsDescriptor for Arc<TunDevice> {}
 
 /// Registers a descriptor with the tokio runtime of the calling thread.
 pub(crate) fn register<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
@@ -79,6 +81,17 @@ pub(crate) fn set_local_port_range(
 /// `SO_SELECT_ERR_QUEUE`: an error of the socket is an urgent condition, which wakes a reader as data does.
 pub(crate) fn set_errors_wake_reader(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 1)
+}
+
+/// `IP_PMTUDISC_DONT` of both families: what does not fit the path is fragmented, by us or by routers.
+pub(crate) fn allow_fragments(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+    let dont = libc::IP_PMTUDISC_DONT.cast_unsigned();
+    if ipv6 {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+    }
+    // An IPv6 socket also carries IPv4.
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, dont)
 }
 
 /// `IP_MTU` or `IPV6_MTU` of a connected socket.

@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
 
-use crate::host::tun::TunDevice;
+use crate::host::TunDevice;
+use crate::sys;
 
 /// Length of `struct virtio_net_hdr` before each packet, `linux/virtio_net.h`.
 pub const VNET_HEADER: usize = 10;
@@ -27,7 +28,7 @@ impl TunReader {
     /// # Errors
     /// What the kernel says about watching the descriptor.
     pub fn new(device: Arc<TunDevice>) -> io::Result<Self> {
-        Ok(Self { device: AsyncFd::new(device)?, frame: vec![0; FRAME].into_boxed_slice() })
+        Ok(Self { device: sys::register_for_reading(device)?, frame: vec![0; FRAME].into_boxed_slice() })
     }
 
     /// Reads one packet and hands it to `each`.

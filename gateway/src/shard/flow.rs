@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use portcullis_netstack::{FlowId, FlowKey, Protocol};
 use portcullis_policy::{Permit, Revision};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
 use super::ready::FlowWaker;
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowProtocol, FlowRecord, OnrampKind, Traffic};
-use crate::offramp::PingSocket;
+use crate::offramp::DatagramSocket;
 
 /// One flow.
 #[derive(Debug)]
@@ -78,9 +78,9 @@ pub(crate) enum Target {
     /// A TCP connection.
     Tcp(TcpTarget),
     /// A connected UDP socket.
-    Udp(UdpSocket),
+    Udp(DatagramSocket),
     /// A connected ping socket.
-    Ping(PingSocket),
+    Ping(DatagramSocket),
     /// None: the policy denied it. Repeated packets are answered the same way.
     Nobody {
         /// Whether they are answered at all.

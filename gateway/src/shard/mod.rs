@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
 use crate::flow_record::FlowRecord;
-use crate::host::tun::TunDevice;
+use crate::host::TunDevice;
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::Offramps;
 use crate::onramp::wireguard::peers::WireguardIdentity;

@@ -8,11 +8,10 @@ use std::time::Instant;
 use portcullis_netstack::packet::build::Unreachable;
 use portcullis_netstack::{CloseCause, FlowId, Stack};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UdpSocket;
 
 use super::flow::TcpTarget;
 use crate::flow_record::FlowEnd;
-use crate::offramp::PingSocket;
+use crate::offramp::DatagramSocket;
 
 /// Most bytes moved each way before another flow has its turn.
 const BYTES_A_TURN: usize = 256 * 1024;
@@ -147,7 +146,7 @@ fn target_failed(error: &io::Error) -> FlowEnd {
 pub(crate) fn udp(
     stack: &mut Stack,
     id: FlowId,
-    socket: &UdpSocket,
+    socket: &DatagramSocket,
     now: Instant,
     scratch: &mut [u8],
     cx: &mut Context<'_>,
@@ -156,10 +155,9 @@ pub(crate) fn udp(
         if stack.batch().is_full() {
             return true;
         }
-        let mut buffer = ReadBuf::new(scratch);
-        match socket.poll_recv(cx, &mut buffer) {
+        match socket.poll_recv(cx, scratch) {
             Poll::Pending => return false,
-            Poll::Ready(Ok(())) => stack.send_datagram(now, id, buffer.filled()),
+            Poll::Ready(Ok(len)) => stack.send_datagram(now, id, scratch.get(..len).unwrap_or_default()),
             Poll::Ready(Err(error)) => match unreachable(&error) {
                 Some(unreachable) => stack.send_unreachable(id, unreachable),
                 None => return false,
@@ -173,7 +171,7 @@ pub(crate) fn udp(
 pub(crate) fn echo(
     stack: &mut Stack,
     id: FlowId,
-    socket: &PingSocket,
+    socket: &DatagramSocket,
     now: Instant,
     scratch: &mut [u8],
     cx: &mut Context<'_>,

@@ -23,7 +23,7 @@ use super::ready::ReadyList;
 use crate::config::Config;
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
-use crate::host::tun::TunDevice;
+use crate::host::TunDevice;
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::{DialError, Offramps};
 use crate::onramp::tun::{self, TunReader};

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
@@ -151,7 +152,7 @@ impl WireguardSocket {
         let state = UdpSocketState::new((&socket).into())?;
         // The inner MTU is fixed by configuration: a smaller outer path must cost speed, not reachability.
         // quinn-udp sets "don't fragment", which QUIC needs and WireGuard does not.
-        crate::sys::allow_fragments(&socket)?;
+        crate::sys::allow_fragments(socket.as_fd(), socket.local_addr()?.is_ipv6())?;
         let io = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Self { io, state })
     }
