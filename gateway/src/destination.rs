@@ -63,9 +63,7 @@ impl fmt::Display for Forbidden {
             Self::Broadcast => "the broadcast address",
             Self::Reserved => "a reserved address",
             Self::HidesIpv4 => "an IPv6 address that hides an IPv4 one",
-            Self::OwnAddress => {
-                "an address of the gateway itself, and this address and port are not in local_services"
-            }
+            Self::OwnAddress => "an address of the gateway itself, and this address and port are not in local_services",
         })
     }
 }
@@ -129,9 +127,8 @@ mod tests {
     use super::*;
 
     fn ask(destination: &str) -> Result<(), Forbidden> {
-        let mut own: Vec<IpAddr> = ["192.0.2.1", "fd00:96::1", "100.96.0.1", "10.9.9.9", "2001:db8::1"]
-            .map(|a| a.parse().unwrap())
-            .to_vec();
+        let mut own: Vec<IpAddr> =
+            ["192.0.2.1", "fd00:96::1", "100.96.0.1", "10.9.9.9", "2001:db8::1"].map(|a| a.parse().unwrap()).to_vec();
         own.sort_unstable();
         let services = ["192.0.2.1:22", "[fd00:96::1]:53", "127.0.0.1:80"].map(|a| a.parse().unwrap());
         check(destination.parse().unwrap(), &own, &services)
@@ -179,7 +176,9 @@ mod tests {
 
     #[test]
     fn everything_else_is_for_the_policy() {
-        for destination in ["10.0.0.1:80", "192.0.2.2:22", "8.8.8.8:53", "[fd00:96::2]:80", "[2001:db8::2]:0", "1.0.0.0:1"] {
+        for destination in
+            ["10.0.0.1:80", "192.0.2.2:22", "8.8.8.8:53", "[fd00:96::2]:80", "[2001:db8::2]:0", "1.0.0.0:1"]
+        {
             assert_eq!(ask(destination), Ok(()), "{destination}");
         }
     }

@@ -1,8 +1,5 @@
 //! The only module with unsafe code: kernel interfaces that no safe wrapper we depend on covers.
-#![expect(
-    unsafe_code,
-    reason = "an ioctl, a few socket options and the adoption of descriptors have no safe wrapper"
-)]
+#![expect(unsafe_code, reason = "an ioctl, a few socket options and the adoption of descriptors have no safe wrapper")]
 
 use std::fs::File;
 use std::io;
@@ -53,27 +50,14 @@ pub(crate) fn into_file(device: tun::Device) -> File {
 /// `TUNSETOFFLOAD`: which offloads the reader of a TUN device can take (`TUN_F_*`).
 pub(crate) fn set_tun_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: the request takes its argument by value and touches no memory of ours; `tun` is open for the call.
-    let result = unsafe {
-        libc::ioctl(
-            tun.as_raw_fd(),
-            libc::TUNSETOFFLOAD,
-            libc::c_ulong::from(flags),
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// `IP_LOCAL_PORT_RANGE`: the ports the kernel may choose a local port from, for IPv4 and IPv6 sockets.
 ///
 /// The kernel ignores a bound that lies outside `net.ipv4.ip_local_port_range`.
-pub(crate) fn set_local_port_range(
-    socket: BorrowedFd<'_>,
-    ports: &RangeInclusive<u16>,
-) -> io::Result<()> {
+pub(crate) fn set_local_port_range(socket: BorrowedFd<'_>, ports: &RangeInclusive<u16>) -> io::Result<()> {
     let value = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
     set_option(socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, value)
 }
@@ -96,37 +80,16 @@ pub(crate) fn allow_fragments(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<
 
 /// `IP_MTU` or `IPV6_MTU` of a connected socket.
 pub(crate) fn path_mtu(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<u32> {
-    let (level, name) = if ipv6 {
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU)
-    } else {
-        (libc::IPPROTO_IP, libc::IP_MTU)
-    };
+    let (level, name) = if ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU) } else { (libc::IPPROTO_IP, libc::IP_MTU) };
     let mut value: u32 = 0;
     let mut length = size_of::<u32>() as libc::socklen_t;
     // SAFETY: the option is an int; pointer and length describe `value`, to which alone the kernel writes.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(value)
-    }
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
 /// Sets an option of 32 bits.
-fn set_option(
-    socket: BorrowedFd<'_>,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: u32,
-) -> io::Result<()> {
+fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: u32) -> io::Result<()> {
     // SAFETY: pointer and length describe `value`, which outlives the call and is only read.
     let result = unsafe {
         libc::setsockopt(
@@ -137,11 +100,7 @@ fn set_option(
             size_of::<u32>() as libc::socklen_t,
         )
     };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Whether the kernel answered with this error number.

@@ -140,7 +140,13 @@ impl Stack {
     }
 
     /// Enters a new flow in the table, when the packet may open one.
-    fn open(&mut self, now: Instant, from: Ingress, key: FlowKey, packet: &IpPacket<'_>) -> Result<Handled, DropReason> {
+    fn open(
+        &mut self,
+        now: Instant,
+        from: Ingress,
+        key: FlowKey,
+        packet: &IpPacket<'_>,
+    ) -> Result<Handled, DropReason> {
         let kind = match packet.transport() {
             Transport::Tcp(segment) if segment.is_bare_syn() => {
                 let held = HeldSyn { packet: packet.bytes().into(), sequence: segment.sequence };
@@ -501,4 +507,3 @@ fn refuse_held(batch: &mut PacketBatch, reply: Reply, syn: &[u8], refusal: Refus
         Refusal::Silent => 0,
     }
 }
-

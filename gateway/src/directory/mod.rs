@@ -81,15 +81,8 @@ pub struct DirectoryContext {
 impl DirectoryContext {
     /// The context that `config` gives. `own_public_key` is that of the key file, when it could be read.
     pub fn new(config: &Config, own_public_key: Option<[u8; 32]>) -> Self {
-        let tunnel = config
-            .wireguard
-            .as_ref()
-            .map(|wireguard| wireguard.addresses.clone())
-            .unwrap_or_default();
-        Self {
-            tunnel,
-            own_public_key,
-        }
+        let tunnel = config.wireguard.as_ref().map(|wireguard| wireguard.addresses.clone()).unwrap_or_default();
+        Self { tunnel, own_public_key }
     }
 }
 
@@ -115,10 +108,7 @@ pub enum DirectoryError {
 }
 
 fn list(path: &Path, problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems
-        .iter()
-        .map(|problem| problem.in_file(path.display()).to_string())
-        .collect();
+    let lines: Vec<String> = problems.iter().map(|problem| problem.in_file(path.display()).to_string()).collect();
     lines.join("\n")
 }
 
@@ -139,14 +129,8 @@ impl Directory {
     ///
     /// It cannot be read, or every problem in it at once.
     pub fn load(path: &Path, context: &DirectoryContext) -> Result<Self, DirectoryError> {
-        let text = files::read_text(path).map_err(|source| DirectoryError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text, context).map_err(|problems| DirectoryError::Problems {
-            path: path.to_owned(),
-            problems,
-        })
+        let text = files::read_text(path).map_err(|source| DirectoryError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, context).map_err(|problems| DirectoryError::Problems { path: path.to_owned(), problems })
     }
 
     /// Checks the text of a directory.
@@ -156,30 +140,17 @@ impl Directory {
     /// Every problem at once, in the order of the text.
     pub fn parse(text: &str, context: &DirectoryContext) -> Result<Self, Vec<Problem>> {
         let (users, devices) = read::read(text, context)?;
-        let groups = users
-            .values()
-            .flat_map(|user| user.groups.iter().cloned())
-            .collect();
+        let groups = users.values().flat_map(|user| user.groups.iter().cloned()).collect();
         let devices: Vec<Arc<Device>> = devices.into_iter().map(Arc::new).collect();
-        let by_key = devices
-            .iter()
-            .filter_map(|device| Some((device.public_key?, Arc::clone(device))))
-            .collect();
-        let by_network = devices.iter().flat_map(|device| {
-            device
-                .networks
-                .iter()
-                .map(move |net| (*net, Arc::clone(device)))
-        });
+        let by_key = devices.iter().filter_map(|device| Some((device.public_key?, Arc::clone(device)))).collect();
+        let by_network =
+            devices.iter().flat_map(|device| device.networks.iter().map(move |net| (*net, Arc::clone(device))));
         Ok(Self {
             users,
             groups,
             by_key,
             by_network: by_network.collect(),
-            devices: devices
-                .into_iter()
-                .map(|device| (Arc::clone(&device.identity.device), device))
-                .collect(),
+            devices: devices.into_iter().map(|device| (Arc::clone(&device.identity.device), device)).collect(),
         })
     }
 

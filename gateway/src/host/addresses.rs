@@ -32,10 +32,8 @@ mod tests {
             ip("addr add 192.0.2.1/24 dev eth0");
             ip("addr add 192.0.2.1/32 dev eth1");
             ip("addr add 2001:db8::1/64 dev eth1 nodad");
-            let expected: Vec<IpAddr> = ["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"]
-                .iter()
-                .map(|a| a.parse().unwrap())
-                .collect();
+            let expected: Vec<IpAddr> =
+                ["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"].iter().map(|a| a.parse().unwrap()).collect();
             assert_eq!(own_addresses().unwrap(), expected);
         });
     }

@@ -58,10 +58,7 @@ impl HostFacts {
             forwarding_v4: sysctl("net/ipv4/ip_forward").map(|value| value != "0"),
             forwarding_v6: sysctl("net/ipv6/conf/all/forwarding").map(|value| value != "0"),
             rp_filter_all: rp_filter("all"),
-            rp_filter: interfaces()
-                .map(|name| (rp_filter(&name), name))
-                .map(|(value, name)| (name, value))
-                .collect(),
+            rp_filter: interfaces().map(|name| (rp_filter(&name), name)).map(|(value, name)| (name, value)).collect(),
             nofile: getrlimit(Resource::RLIMIT_NOFILE)?.0,
         })
     }
@@ -96,14 +93,21 @@ impl fmt::Display for HostWarning {
             Self::PingNotPermitted => {
                 f.write_str("this process may not open ping sockets: pings of clients (IPv4 and IPv6) will fail")
             }
-            Self::NoForwardingV4 => f.write_str("IPv4 forwarding is off: only this host itself can be routed into the TUN device"),
-            Self::NoForwardingV6 => f.write_str("IPv6 forwarding is off: only this host itself can be routed into the TUN device"),
+            Self::NoForwardingV4 => {
+                f.write_str("IPv4 forwarding is off: only this host itself can be routed into the TUN device")
+            }
+            Self::NoForwardingV6 => {
+                f.write_str("IPv6 forwarding is off: only this host itself can be routed into the TUN device")
+            }
             Self::StrictReversePath { interface } => write!(
                 f,
                 "strict reverse path filtering on {interface}: answers of targets in [tun] routes that arrive there are dropped"
             ),
             Self::FewDescriptors { allowed, needed } => {
-                write!(f, "{allowed} open files are allowed, but limits.flows may need {needed}: flows beyond will fail")
+                write!(
+                    f,
+                    "{allowed} open files are allowed, but limits.flows may need {needed}: flows beyond will fail"
+                )
             }
         }
     }
@@ -113,9 +117,7 @@ impl HostWarning {
     /// The line that mends it.
     pub fn mend(&self) -> String {
         match self {
-            Self::PingNotPermitted => {
-                r#"sysctl -w net.ipv4.ping_group_range="0 2147483647""#.to_owned()
-            }
+            Self::PingNotPermitted => r#"sysctl -w net.ipv4.ping_group_range="0 2147483647""#.to_owned(),
             Self::NoForwardingV4 => "sysctl -w net.ipv4.ip_forward=1".to_owned(),
             Self::NoForwardingV6 => "sysctl -w net.ipv6.conf.all.forwarding=1".to_owned(),
             // With '/' as separator, because an interface's name may hold dots.
@@ -123,9 +125,7 @@ impl HostWarning {
                 format!("sysctl -w net/ipv4/conf/{interface}/rp_filter=2")
             }
             Self::FewDescriptors { needed, .. } => {
-                format!(
-                    "LimitNOFILE={needed} in the systemd unit, or `ulimit -n {needed}` before starting"
-                )
+                format!("LimitNOFILE={needed} in the systemd unit, or `ulimit -n {needed}` before starting")
             }
         }
     }
@@ -134,20 +134,15 @@ impl HostWarning {
 /// What of `facts` would stop or slow a gateway with `config`.
 pub fn check(facts: &HostFacts, config: &Config) -> Vec<HostWarning> {
     let mut warnings = Vec::new();
-    let may_ping =
-        |range: &RangeInclusive<u32>| facts.groups.iter().any(|group| range.contains(group));
+    let may_ping = |range: &RangeInclusive<u32>| facts.groups.iter().any(|group| range.contains(group));
     if !facts.ping_group_range.as_ref().is_some_and(may_ping) {
         warnings.push(HostWarning::PingNotPermitted);
     }
     if let Some(tun) = &config.tun {
-        if facts.forwarding_v4 == Some(false)
-            && tun.routes.iter().any(|net| matches!(net, IpNet::V4(_)))
-        {
+        if facts.forwarding_v4 == Some(false) && tun.routes.iter().any(|net| matches!(net, IpNet::V4(_))) {
             warnings.push(HostWarning::NoForwardingV4);
         }
-        if facts.forwarding_v6 == Some(false)
-            && tun.routes.iter().any(|net| matches!(net, IpNet::V6(_)))
-        {
+        if facts.forwarding_v6 == Some(false) && tun.routes.iter().any(|net| matches!(net, IpNet::V6(_))) {
             warnings.push(HostWarning::NoForwardingV6);
         }
         // The kernel takes the greater of the interface's value and that of `all`: 1 is strict, 2 loose.
@@ -155,43 +150,28 @@ pub fn check(facts: &HostFacts, config: &Config) -> Vec<HostWarning> {
         if facts.rp_filter_all == 1 {
             warnings.push(strict("all".to_owned()));
         } else if facts.rp_filter_all == 0 {
-            let named = facts
-                .rp_filter
-                .iter()
-                .filter(|(name, value)| *value == 1 && *name != tun.name && name != "lo");
+            let named = facts.rp_filter.iter().filter(|(name, value)| *value == 1 && *name != tun.name && name != "lo");
             warnings.extend(named.map(|(name, _)| strict(name.clone())));
         }
     }
-    let needed = u64::try_from(config.limits.flows)
-        .unwrap_or(u64::MAX)
-        .saturating_add(OTHER_DESCRIPTORS);
+    let needed = u64::try_from(config.limits.flows).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
     if facts.nofile < needed {
-        warnings.push(HostWarning::FewDescriptors {
-            allowed: facts.nofile,
-            needed,
-        });
+        warnings.push(HostWarning::FewDescriptors { allowed: facts.nofile, needed });
     }
     warnings
 }
 
 fn sysctl(path: &str) -> Option<String> {
-    fs::read_to_string(format!("/proc/sys/{path}"))
-        .ok()
-        .map(|text| text.trim().to_owned())
+    fs::read_to_string(format!("/proc/sys/{path}")).ok().map(|text| text.trim().to_owned())
 }
 
 fn rp_filter(interface: &str) -> u8 {
-    sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"))
-        .and_then(|value| value.parse().ok())
-        .unwrap_or(0)
+    sysctl(&format!("net/ipv4/conf/{interface}/rp_filter")).and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
 /// Names of this network namespace's interfaces.
 fn interfaces() -> impl Iterator<Item = String> {
-    let entries = fs::read_dir("/proc/sys/net/ipv4/conf")
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok);
+    let entries = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().filter_map(Result::ok);
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name != "all" && name != "default")
 }
@@ -223,71 +203,21 @@ mod tests {
     fn each_fault_has_its_warning_and_the_line_that_mends_it() {
         let with_tun = config(Some(tun_config(&["10.0.0.0/8", "fd10::/16"], &[])));
         let faults: [(HostFacts, &str); 7] = [
-            (
-                HostFacts {
-                    ping_group_range: Some(1000..=2000),
-                    ..good()
-                },
-                "ping_group_range=\"0 2147483647\"",
-            ),
-            (
-                HostFacts {
-                    ping_group_range: None,
-                    ..good()
-                },
-                "ping_group_range=\"0 2147483647\"",
-            ),
-            (
-                HostFacts {
-                    forwarding_v4: Some(false),
-                    ..good()
-                },
-                "net.ipv4.ip_forward=1",
-            ),
-            (
-                HostFacts {
-                    forwarding_v6: Some(false),
-                    ..good()
-                },
-                "net.ipv6.conf.all.forwarding=1",
-            ),
-            (
-                HostFacts {
-                    rp_filter_all: 1,
-                    ..good()
-                },
-                "conf/all/rp_filter=2",
-            ),
-            (
-                HostFacts {
-                    rp_filter_all: 0,
-                    ..good()
-                },
-                "conf/eth0/rp_filter=2",
-            ),
-            (
-                HostFacts {
-                    nofile: 1024,
-                    ..good()
-                },
-                "LimitNOFILE=65792",
-            ),
+            (HostFacts { ping_group_range: Some(1000..=2000), ..good() }, "ping_group_range=\"0 2147483647\""),
+            (HostFacts { ping_group_range: None, ..good() }, "ping_group_range=\"0 2147483647\""),
+            (HostFacts { forwarding_v4: Some(false), ..good() }, "net.ipv4.ip_forward=1"),
+            (HostFacts { forwarding_v6: Some(false), ..good() }, "net.ipv6.conf.all.forwarding=1"),
+            (HostFacts { rp_filter_all: 1, ..good() }, "conf/all/rp_filter=2"),
+            (HostFacts { rp_filter_all: 0, ..good() }, "conf/eth0/rp_filter=2"),
+            (HostFacts { nofile: 1024, ..good() }, "LimitNOFILE=65792"),
         ];
         for (facts, mend) in faults {
             let warnings = check(&facts, &with_tun);
             assert_eq!(warnings.len(), 1, "{facts:?}: {warnings:?}");
-            assert!(
-                warnings[0].mend().contains(mend),
-                "{warnings:?}: {}",
-                warnings[0].mend()
-            );
+            assert!(warnings[0].mend().contains(mend), "{warnings:?}: {}", warnings[0].mend());
             assert!(!warnings[0].to_string().is_empty());
         }
-        let forwarding = HostFacts {
-            forwarding_v4: Some(false),
-            rp_filter_all: 1,
-            ..good()
-        };
+        let forwarding = HostFacts { forwarding_v4: Some(false), rp_filter_all: 1, ..good() };
         assert_eq!(check(&forwarding, &config(None)), [], "only a TUN needs it");
     }
 
@@ -302,21 +232,10 @@ mod tests {
             set("net.ipv4.conf.eth0.rp_filter", "1");
             let facts = HostFacts::read().unwrap();
             assert_eq!(facts.ping_group_range, Some(5..=6));
-            assert_eq!(
-                (facts.forwarding_v4, facts.forwarding_v6),
-                (Some(true), Some(false))
-            );
+            assert_eq!((facts.forwarding_v4, facts.forwarding_v6), (Some(true), Some(false)));
             assert_eq!(facts.rp_filter_all, 0);
-            assert!(
-                facts.rp_filter.contains(&("eth0".to_owned(), 1)),
-                "{facts:?}"
-            );
-            assert!(
-                !facts
-                    .rp_filter
-                    .iter()
-                    .any(|(name, _)| name == "all" || name == "default")
-            );
+            assert!(facts.rp_filter.contains(&("eth0".to_owned(), 1)), "{facts:?}");
+            assert!(!facts.rp_filter.iter().any(|(name, _)| name == "all" || name == "default"));
             assert!(facts.nofile > 0);
         });
     }

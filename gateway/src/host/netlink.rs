@@ -17,10 +17,7 @@ impl Netlink {
     /// Opens a connection. Must be called on a tokio runtime.
     pub(crate) fn connect() -> io::Result<Self> {
         let (connection, handle, _unsolicited) = rtnetlink::new_connection()?;
-        Ok(Self {
-            handle,
-            driver: tokio::spawn(connection),
-        })
+        Ok(Self { handle, driver: tokio::spawn(connection) })
     }
 }
 

@@ -14,9 +14,7 @@ use std::io;
 
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
 use crate::config::resolved::{OnStop, TunConfig};
@@ -87,18 +85,10 @@ impl SteeredRoutes {
         }
         let kernel = Kernel::connect()?;
         let left = kernel.routes(table).await?;
-        let foreign = left
-            .iter()
-            .filter(|route| route.header.protocol != RouteProtocol::Other(PROTOCOL));
-        let named: Vec<String> = foreign
-            .take(SHOWN)
-            .map(|route| destination(route).to_string())
-            .collect();
+        let foreign = left.iter().filter(|route| route.header.protocol != RouteProtocol::Other(PROTOCOL));
+        let named: Vec<String> = foreign.take(SHOWN).map(|route| destination(route).to_string()).collect();
         if !named.is_empty() {
-            return Err(RouteError::ForeignRoutes {
-                table,
-                routes: named.join(", "),
-            });
+            return Err(RouteError::ForeignRoutes { table, routes: named.join(", ") });
         }
         let installed = Self { table };
         match installed.put_in_force(&kernel, config, device, &left).await {
@@ -126,16 +116,10 @@ impl SteeredRoutes {
         for route in &wanted {
             kernel.put_route(table, route).await?;
         }
-        for route in left
-            .iter()
-            .filter(|route| !wanted.iter().any(|wanted| wanted.is(route)))
-        {
+        for route in left.iter().filter(|route| !wanted.iter().any(|wanted| wanted.is(route))) {
             kernel.delete_route(route).await?;
         }
-        let rule = Rule {
-            table,
-            fwmark: config.fwmark,
-        };
+        let rule = Rule { table, fwmark: config.fwmark };
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let needed = config.routes.iter().any(|net| family_of(net) == family);
             if needed {
@@ -195,14 +179,7 @@ enum Target {
 
 /// Every route of `config`, backstops first.
 fn wanted_routes(config: &TunConfig, device: u32) -> Vec<Route> {
-    let all = |nets: &[IpNet], target| {
-        nets.iter()
-            .map(|net| Route {
-                net: net.trunc(),
-                target,
-            })
-            .collect::<Vec<_>>()
-    };
+    let all = |nets: &[IpNet], target| nets.iter().map(|net| Route { net: net.trunc(), target }).collect::<Vec<_>>();
     let mut routes = all(&config.routes, Target::Backstop);
     routes.extend(all(&config.exclude, Target::Exclude));
     routes.extend(all(&config.routes, Target::Device(device)));
@@ -288,12 +265,8 @@ impl Rule {
     fn is(self, found: &RuleMessage) -> bool {
         found.header.action == RuleAction::ToTable
             && found.header.flags.contains(RuleFlags::Invert)
-            && found
-                .attributes
-                .contains(&RuleAttribute::Priority(RULE_PRIORITY))
-            && found
-                .attributes
-                .contains(&RuleAttribute::FwMark(self.fwmark))
+            && found.attributes.contains(&RuleAttribute::Priority(RULE_PRIORITY))
+            && found.attributes.contains(&RuleAttribute::FwMark(self.fwmark))
             && found.attributes.contains(&RuleAttribute::FwMask(u32::MAX))
             && table_of_rule(found) == self.table
     }

@@ -13,13 +13,9 @@ use crate::config::resolved::{Limits, OnStop, TunConfig};
 /// Runs `test` on a thread of its own in a fresh network namespace with `lo` up. Needs root.
 pub(crate) fn in_namespace<F: AsyncFnOnce() + Send + 'static>(test: F) {
     let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .expect("network namespaces need CAP_SYS_ADMIN: run the tests as root");
+        unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces need CAP_SYS_ADMIN: run the tests as root");
         ip("link set lo up");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());
     });
     if let Err(panic) = thread.join() {
@@ -29,16 +25,11 @@ pub(crate) fn in_namespace<F: AsyncFnOnce() + Send + 'static>(test: F) {
 
 /// Runs `ip` in the namespace of the calling thread and returns what it printed; a failure ends the test.
 pub(crate) fn ip(arguments: &str) -> String {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .expect("the tests need `ip`: install iproute2");
+    let output =
+        Command::new("ip").args(arguments.split_whitespace()).output().expect("the tests need `ip`: install iproute2");
     let stderr = String::from_utf8_lossy(&output.stderr);
     // An empty or absent table is an answer, not a failure.
-    assert!(
-        output.status.success() || stderr.contains("FIB table does not exist"),
-        "ip {arguments}: {stderr}"
-    );
+    assert!(output.status.success() || stderr.contains("FIB table does not exist"), "ip {arguments}: {stderr}");
     String::from_utf8(output.stdout).unwrap()
 }
 

@@ -42,18 +42,11 @@ impl DatagramSocket {
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
         }
         sys::set_errors_wake_reader(socket.as_fd())?;
-        Ok(Self {
-            socket: sys::register_for_reading(socket)?,
-            target,
-        })
+        Ok(Self { socket: sys::register_for_reading(socket)?, target })
     }
 
     /// The next message from the target, cut off at the length of `message`.
-    pub fn poll_recv(
-        &self,
-        context: &mut Context<'_>,
-        message: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    pub fn poll_recv(&self, context: &mut Context<'_>, message: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(context))?;
             if let Ok(result) = ready.try_io(|socket| self.receive(socket.get_ref(), message)) {
@@ -74,9 +67,7 @@ impl DatagramSocket {
 
     /// The next message from the target if there is one, else `WouldBlock`.
     pub fn try_recv(&self, message: &mut [u8]) -> io::Result<usize> {
-        self.socket.try_io(tokio::io::Interest::READABLE, |socket| {
-            self.receive(socket, message)
-        })
+        self.socket.try_io(tokio::io::Interest::READABLE, |socket| self.receive(socket, message))
     }
 
     /// Sends a message. `WouldBlock` when the kernel's buffer is full: it is to be dropped, as a network would.
@@ -92,9 +83,7 @@ impl DatagramSocket {
     /// The address its packets come from.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         let address = self.socket.get_ref().local_addr()?;
-        address
-            .as_socket()
-            .ok_or_else(|| io::ErrorKind::Unsupported.into())
+        address.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     /// One message from the target.
@@ -122,21 +111,12 @@ impl AsFd for DatagramSocket {
 }
 
 /// Receives a message and where it came from.
-fn receive(
-    socket: &Socket,
-    message: &mut [u8],
-    flags: MsgFlags,
-) -> io::Result<(usize, Option<SocketAddr>)> {
+fn receive(socket: &Socket, message: &mut [u8], flags: MsgFlags) -> io::Result<(usize, Option<SocketAddr>)> {
     let mut parts = [IoSliceMut::new(message)];
     let received = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, None, flags)?;
     let from = received.address.as_ref().and_then(|from| {
-        let v4 = from
-            .as_sockaddr_in()
-            .map(|v4| SocketAddr::from((v4.ip(), v4.port())));
-        v4.or_else(|| {
-            from.as_sockaddr_in6()
-                .map(|v6| SocketAddr::from((v6.ip(), v6.port())))
-        })
+        let v4 = from.as_sockaddr_in().map(|v4| SocketAddr::from((v4.ip(), v4.port())));
+        v4.or_else(|| from.as_sockaddr_in6().map(|v6| SocketAddr::from((v6.ip(), v6.port()))))
     });
     Ok((received.bytes, from))
 }

@@ -47,10 +47,9 @@ impl DialError {
             Self::Unreachable(_) => FlowEnd::TargetUnreachable,
             Self::Timeout => FlowEnd::DialTimeout,
             Self::PortsExhausted | Self::Descriptors => FlowEnd::Limit,
-            Self::PingNotPermitted
-            | Self::SourceUnavailable(_)
-            | Self::InterfaceUnavailable(_)
-            | Self::Io(_) => FlowEnd::Error,
+            Self::PingNotPermitted | Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Io(_) => {
+                FlowEnd::Error
+            }
         }
     }
 }

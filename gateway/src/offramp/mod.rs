@@ -50,38 +50,21 @@ impl Offramps {
     /// The off-ramps and routes of `config`, as this host can serve them now.
     pub fn new(config: &Config) -> Self {
         let kernel_ports = kernel_ports();
-        let direct = OfframpConfig {
-            name: DIRECT.into(),
-            source: Vec::new(),
-            ports: None,
-            interface: None,
-        };
+        let direct = OfframpConfig { name: DIRECT.into(), source: Vec::new(), ports: None, interface: None };
         let by_name: HashMap<Arc<str>, Arc<Offramp>> = std::iter::once(&direct)
             .chain(&config.offramps)
             .map(|one| {
                 let mark = config.tun.as_ref().map(|tun| tun.fwmark);
-                let offramp =
-                    Offramp::new(one, mark, config.limits.dial_timeout, kernel_ports.as_ref());
+                let offramp = Offramp::new(one, mark, config.limits.dial_timeout, kernel_ports.as_ref());
                 (Arc::clone(&one.name), Arc::new(offramp))
             })
             .collect();
         let first = |names: &[Arc<str>]| names.first().and_then(|name| by_name.get(name)).cloned();
-        let mut routes: Vec<(IpNet, Arc<Offramp>)> = config
-            .routes
-            .iter()
-            .filter_map(|route| Some((route.to, first(&route.offramp)?)))
-            .collect();
+        let mut routes: Vec<(IpNet, Arc<Offramp>)> =
+            config.routes.iter().filter_map(|route| Some((route.to, first(&route.offramp)?))).collect();
         routes.sort_by_key(|(to, _)| std::cmp::Reverse(to.prefix_len()));
-        let otherwise = config
-            .routes
-            .is_empty()
-            .then(|| by_name.get(DIRECT).cloned())
-            .flatten();
-        Self {
-            by_name,
-            routes,
-            otherwise,
-        }
+        let otherwise = config.routes.is_empty().then(|| by_name.get(DIRECT).cloned()).flatten();
+        Self { by_name, routes, otherwise }
     }
 
     /// The off-ramp of a flow: the one the permit names, else that of the longest route, else (no routes at all) `direct`.
@@ -96,9 +79,7 @@ impl Offramps {
             return self.by_name.get(name);
         }
         let route = self.routes.iter().find(|(to, _)| to.contains(&destination));
-        route
-            .map(|(_, offramp)| offramp)
-            .or(self.otherwise.as_ref())
+        route.map(|(_, offramp)| offramp).or(self.otherwise.as_ref())
     }
 }
 
@@ -122,28 +103,17 @@ impl Offramp {
         kernel_ports: Option<&std::ops::RangeInclusive<u16>>,
     ) -> Self {
         let v4 = |address: &IpAddr| {
-            if let IpAddr::V4(v4) = address {
-                Some(*v4)
-            } else {
-                None
-            }
+            if let IpAddr::V4(v4) = address { Some(*v4) } else { None }
         };
         let v6 = |address: &IpAddr| {
-            if let IpAddr::V6(v6) = address {
-                Some(*v6)
-            } else {
-                None
-            }
+            if let IpAddr::V6(v6) = address { Some(*v6) } else { None }
         };
         Self {
             name: Arc::clone(&config.name),
             mark,
             source_v4: config.source.iter().find_map(v4),
             source_v6: config.source.iter().find_map(v6),
-            ports: config
-                .ports
-                .clone()
-                .map(|ports| Ports::new(ports, kernel_ports)),
+            ports: config.ports.clone().map(|ports| Ports::new(ports, kernel_ports)),
             interface: config.interface.clone(),
             dial_timeout,
         }
@@ -178,10 +148,7 @@ impl Offramp {
         self.connect_ping(to)
     }
 
-    fn connect_tcp(
-        &self,
-        to: SocketAddr,
-    ) -> impl Future<Output = Result<TcpStream, DialError>> + Send + use<> {
+    fn connect_tcp(&self, to: SocketAddr) -> impl Future<Output = Result<TcpStream, DialError>> + Send + use<> {
         let started = self.start(Transport::Tcp, to);
         let timeout = self.dial_timeout;
         async move {

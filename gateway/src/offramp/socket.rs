@@ -37,29 +37,16 @@ pub(super) struct Ports {
 
 impl Ports {
     pub(super) fn new(range: RangeInclusive<u16>, kernel: Option<&RangeInclusive<u16>>) -> Self {
-        let by_kernel = kernel
-            .is_some_and(|kernel| kernel.contains(range.start()) && kernel.contains(range.end()));
-        Self {
-            next: AtomicU16::new(*range.start()),
-            range,
-            by_kernel,
-        }
+        let by_kernel = kernel.is_some_and(|kernel| kernel.contains(range.start()) && kernel.contains(range.end()));
+        Self { next: AtomicU16::new(*range.start()), range, by_kernel }
     }
 
     /// The next port in turn.
     fn next(&self) -> u16 {
         let after = |port| {
-            if port >= *self.range.end() {
-                *self.range.start()
-            } else {
-                port + 1
-            }
+            if port >= *self.range.end() { *self.range.start() } else { port + 1 }
         };
-        let taken = self
-            .next
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |port| {
-                Some(after(port))
-            });
+        let taken = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |port| Some(after(port)));
         taken.unwrap_or_else(|port| port)
     }
 
@@ -88,21 +75,12 @@ impl Offramp {
     }
 
     /// The kernel chooses the port when it knows the target, so that one port serves many targets.
-    fn connect_from_any_port(
-        &self,
-        transport: Transport,
-        socket: Socket,
-        to: SocketAddr,
-    ) -> Result<Socket, DialError> {
+    fn connect_from_any_port(&self, transport: Transport, socket: Socket, to: SocketAddr) -> Result<Socket, DialError> {
         if let Some(source) = self.source(to) {
             if transport != Transport::Ping {
-                setsockopt(&socket, IpBindAddressNoPort, &true)
-                    .map_err(io::Error::from)
-                    .map_err(DialError::Io)?;
+                setsockopt(&socket, IpBindAddressNoPort, &true).map_err(io::Error::from).map_err(DialError::Io)?;
             }
-            socket
-                .bind(&SocketAddr::new(source, 0).into())
-                .map_err(|error| bind_error(error, source))?;
+            socket.bind(&SocketAddr::new(source, 0).into()).map_err(|error| bind_error(error, source))?;
         }
         connect(&socket, to)?;
         Ok(socket)
@@ -115,11 +93,7 @@ impl Offramp {
         ports: &Ports,
         to: SocketAddr,
     ) -> Result<Socket, DialError> {
-        let any = if to.is_ipv4() {
-            Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
+        let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let source = self.source(to).unwrap_or(any);
         for _ in 0..ports.tries() {
             let socket = self.prepare(transport, to)?;
@@ -149,26 +123,21 @@ impl Offramp {
             (Transport::Ping, SocketAddr::V4(_)) => (Type::DGRAM, Protocol::ICMPV4),
             (Transport::Ping, SocketAddr::V6(_)) => (Type::DGRAM, Protocol::ICMPV6),
         };
-        let socket = Socket::new(Domain::for_address(to), kind.nonblocking(), Some(protocol))
-            .map_err(|error| {
-                if transport == Transport::Ping && error.kind() == io::ErrorKind::PermissionDenied {
-                    return DialError::PingNotPermitted;
-                }
-                error.into()
-            })?;
+        let socket = Socket::new(Domain::for_address(to), kind.nonblocking(), Some(protocol)).map_err(|error| {
+            if transport == Transport::Ping && error.kind() == io::ErrorKind::PermissionDenied {
+                return DialError::PingNotPermitted;
+            }
+            error.into()
+        })?;
         let set = |result: io::Result<()>| result.map_err(DialError::Io);
         if let Some(mark) = self.mark {
             set(socket.set_mark(mark))?;
         }
         if let Some(interface) = &self.interface {
-            socket
-                .bind_device(Some(interface.as_bytes()))
-                .map_err(|error| match error {
-                    error if is_errno(&error, Errno::ENODEV) => {
-                        DialError::InterfaceUnavailable(interface.clone())
-                    }
-                    error => DialError::Io(error),
-                })?;
+            socket.bind_device(Some(interface.as_bytes())).map_err(|error| match error {
+                error if is_errno(&error, Errno::ENODEV) => DialError::InterfaceUnavailable(interface.clone()),
+                error => DialError::Io(error),
+            })?;
         }
         if to.is_ipv6() && transport != Transport::Ping {
             set(socket.set_only_v6(true))?;

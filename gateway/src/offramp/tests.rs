@@ -12,31 +12,18 @@ use crate::flow_record::FlowEnd;
 use crate::host::testing::{add_link, config, in_namespace, ip, sysctl, tun_config};
 
 fn offramp_config(name: &str) -> OfframpConfig {
-    OfframpConfig {
-        name: name.into(),
-        source: Vec::new(),
-        ports: None,
-        interface: None,
-    }
+    OfframpConfig { name: name.into(), source: Vec::new(), ports: None, interface: None }
 }
 
 fn route(to: &str, names: &[&str]) -> RouteConfig {
-    RouteConfig {
-        to: to.parse().unwrap(),
-        offramp: names.iter().map(|name| (*name).into()).collect(),
-    }
+    RouteConfig { to: to.parse().unwrap(), offramp: names.iter().map(|name| (*name).into()).collect() }
 }
 
 /// The off-ramp of a namespace: marked when `mark`.
 fn offramp(mark: Option<u32>, change: impl FnOnce(&mut OfframpConfig)) -> Offramp {
     let mut config = offramp_config("test");
     change(&mut config);
-    Offramp::new(
-        &config,
-        mark,
-        Duration::from_secs(10),
-        kernel_ports().as_ref(),
-    )
+    Offramp::new(&config, mark, Duration::from_secs(10), kernel_ports().as_ref())
 }
 
 fn plain() -> Offramp {
@@ -50,11 +37,7 @@ fn address(text: &str) -> SocketAddr {
 #[test]
 fn the_longest_route_decides_and_a_permit_overrides() {
     let mut config = config(Some(tun_config(&[], &[])));
-    config.offramps = vec![
-        offramp_config("direct"),
-        offramp_config("office"),
-        offramp_config("lab"),
-    ];
+    config.offramps = vec![offramp_config("direct"), offramp_config("office"), offramp_config("lab")];
     config.routes = vec![
         route("10.0.0.0/8", &["direct"]),
         route("10.20.0.0/16", &["office", "direct"]),
@@ -63,9 +46,7 @@ fn the_longest_route_decides_and_a_permit_overrides() {
     ];
     let offramps = Offramps::new(&config);
     let chosen = |named: Option<&str>, to: &str| {
-        offramps
-            .choose(named, to.parse().unwrap())
-            .map(|offramp| offramp.name().to_string())
+        offramps.choose(named, to.parse().unwrap()).map(|offramp| offramp.name().to_string())
     };
     for (to, name) in [
         ("10.1.2.3", Some("direct")),
@@ -77,15 +58,8 @@ fn the_longest_route_decides_and_a_permit_overrides() {
     ] {
         assert_eq!(chosen(None, to).as_deref(), name, "{to}");
     }
-    assert_eq!(
-        chosen(Some("office"), "192.0.2.1").as_deref(),
-        Some("office")
-    );
-    assert_eq!(
-        chosen(Some("nowhere"), "10.1.2.3"),
-        None,
-        "an unknown name is no way around"
-    );
+    assert_eq!(chosen(Some("office"), "192.0.2.1").as_deref(), Some("office"));
+    assert_eq!(chosen(Some("nowhere"), "10.1.2.3"), None, "an unknown name is no way around");
     assert_eq!(offramps.by_name["lab"].mark, Some(51880));
 }
 
@@ -103,10 +77,7 @@ fn tcp_connects_marked_and_without_delay() {
     in_namespace(async || {
         for listen in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(listen).unwrap();
-            let stream = offramp(Some(51880), |_| {})
-                .connect_tcp(listener.local_addr().unwrap())
-                .await
-                .unwrap();
+            let stream = offramp(Some(51880), |_| {}).connect_tcp(listener.local_addr().unwrap()).await.unwrap();
             let (_accepted, from) = listener.accept().unwrap();
             assert_eq!(from, stream.local_addr().unwrap());
             assert!(stream.nodelay().unwrap());
@@ -122,10 +93,7 @@ fn dial_errors_have_their_ends() {
         ip("addr add 192.0.2.10/24 dev eth0");
         ip("route add unreachable 198.51.100.0/24");
         ip("route add prohibit 203.0.113.0/24");
-        let short = Offramp {
-            dial_timeout: Duration::from_millis(50),
-            ..plain()
-        };
+        let short = Offramp { dial_timeout: Duration::from_millis(50), ..plain() };
         for (to, end) in [
             ("127.0.0.1:9", FlowEnd::TargetRefused),
             ("[::1]:9", FlowEnd::TargetRefused),
@@ -152,43 +120,19 @@ fn source_and_interface_are_used() {
         });
         for (listen, source) in [("127.0.0.1:0", "127.9.9.9"), ("[::1]:0", "fd00::9")] {
             let listener = TcpListener::bind(listen).unwrap();
-            let stream = offramp
-                .connect_tcp(listener.local_addr().unwrap())
-                .await
-                .unwrap();
+            let stream = offramp.connect_tcp(listener.local_addr().unwrap()).await.unwrap();
             assert_eq!(stream.local_addr().unwrap().ip().to_string(), source);
-            assert_eq!(
-                SockRef::from(&stream).device().unwrap().as_deref(),
-                Some(&b"lo"[..])
-            );
+            assert_eq!(SockRef::from(&stream).device().unwrap().as_deref(), Some(&b"lo"[..]));
             let server = StdUdpSocket::bind(listen).unwrap();
             let socket = offramp.connect_udp(server.local_addr().unwrap()).unwrap();
             assert_eq!(socket.local_addr().unwrap().ip().to_string(), source);
         }
-        let absent = Offramp {
-            source_v4: Some("192.0.2.99".parse().unwrap()),
-            ..plain()
-        };
-        let error = absent
-            .connect_tcp(address("127.0.0.1:9"))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, DialError::SourceUnavailable(_)),
-            "{error:?}"
-        );
-        let absent = Offramp {
-            interface: Some("eth7".to_owned()),
-            ..plain()
-        };
-        let error = absent
-            .connect_tcp(address("127.0.0.1:9"))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, DialError::InterfaceUnavailable(_)),
-            "{error:?}"
-        );
+        let absent = Offramp { source_v4: Some("192.0.2.99".parse().unwrap()), ..plain() };
+        let error = absent.connect_tcp(address("127.0.0.1:9")).await.unwrap_err();
+        assert!(matches!(error, DialError::SourceUnavailable(_)), "{error:?}");
+        let absent = Offramp { interface: Some("eth7".to_owned()), ..plain() };
+        let error = absent.connect_tcp(address("127.0.0.1:9")).await.unwrap_err();
+        assert!(matches!(error, DialError::InterfaceUnavailable(_)), "{error:?}");
     });
 }
 
@@ -201,40 +145,20 @@ async fn exhaust(range: RangeInclusive<u16>, by_kernel: bool) {
         let other = TcpListener::bind(listen).unwrap();
         let mut open = Vec::new();
         for _ in range.clone() {
-            open.push(
-                offramp
-                    .connect_tcp(listener.local_addr().unwrap())
-                    .await
-                    .unwrap(),
-            );
+            open.push(offramp.connect_tcp(listener.local_addr().unwrap()).await.unwrap());
         }
-        let ports: HashSet<u16> = open
-            .iter()
-            .map(|stream| stream.local_addr().unwrap().port())
-            .collect();
+        let ports: HashSet<u16> = open.iter().map(|stream| stream.local_addr().unwrap().port()).collect();
         assert_eq!(ports, range.clone().collect());
-        let error = offramp
-            .connect_tcp(listener.local_addr().unwrap())
-            .await
-            .unwrap_err();
+        let error = offramp.connect_tcp(listener.local_addr().unwrap()).await.unwrap_err();
         assert!(matches!(error, DialError::PortsExhausted), "{error:?}");
         assert_eq!(error.flow_end(), FlowEnd::Limit);
-        let stream = offramp
-            .connect_tcp(other.local_addr().unwrap())
-            .await
-            .unwrap();
+        let stream = offramp.connect_tcp(other.local_addr().unwrap()).await.unwrap();
         assert!(range.contains(&stream.local_addr().unwrap().port()));
     }
     let server = StdUdpSocket::bind("127.0.0.1:0").unwrap();
     let to = server.local_addr().unwrap();
-    let open: Vec<DatagramSocket> = range
-        .clone()
-        .map(|_| offramp.connect_udp(to).unwrap())
-        .collect();
-    let ports: HashSet<u16> = open
-        .iter()
-        .map(|socket| socket.local_addr().unwrap().port())
-        .collect();
+    let open: Vec<DatagramSocket> = range.clone().map(|_| offramp.connect_udp(to).unwrap()).collect();
+    let ports: HashSet<u16> = open.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
     assert_eq!(ports, range.clone().collect());
     let error = offramp.connect_udp(to).unwrap_err();
     assert!(matches!(error, DialError::PortsExhausted), "{error:?}");
@@ -256,10 +180,7 @@ fn the_kernels_own_ports_run_out_by_name() {
         sysctl("net.ipv4.ip_local_port_range", "50000 50001");
         let listener = TcpListener::bind("127.0.0.1:1000").unwrap();
         let to = listener.local_addr().unwrap();
-        let _open = (
-            plain().connect_tcp(to).await.unwrap(),
-            plain().connect_tcp(to).await.unwrap(),
-        );
+        let _open = (plain().connect_tcp(to).await.unwrap(), plain().connect_tcp(to).await.unwrap());
         let error = plain().connect_tcp(to).await.unwrap_err();
         assert!(matches!(error, DialError::PortsExhausted), "{error:?}");
     });
@@ -271,17 +192,12 @@ fn udp_hears_its_target_and_the_targets_refusal_only() {
         for listen in ["127.0.0.1:0", "[::1]:0"] {
             let server = StdUdpSocket::bind(listen).unwrap();
             let stranger = StdUdpSocket::bind(listen).unwrap();
-            let socket = offramp(Some(7), |_| {})
-                .connect_udp(server.local_addr().unwrap())
-                .unwrap();
+            let socket = offramp(Some(7), |_| {}).connect_udp(server.local_addr().unwrap()).unwrap();
             assert_eq!(SockRef::from(&socket).mark().unwrap(), 7);
             socket.try_send(b"question").unwrap();
             let mut buffer = [0; 64];
             let (length, from) = server.recv_from(&mut buffer).unwrap();
-            assert_eq!(
-                (&buffer[..length], from),
-                (&b"question"[..], socket.local_addr().unwrap())
-            );
+            assert_eq!((&buffer[..length], from), (&b"question"[..], socket.local_addr().unwrap()));
             stranger.send_to(b"forged", from).unwrap();
             server.send_to(b"answer", from).unwrap();
             let length = socket.recv(&mut buffer).await.unwrap();
@@ -308,19 +224,13 @@ fn icmp_errors_wake_a_reader_that_waits_alone() {
         }
         let refused = Errno::ECONNREFUSED;
         let absent = Errno::EHOSTUNREACH;
-        for (to, errno) in [
-            ("127.0.0.1:9", refused),
-            ("[::1]:9", refused),
-            ("192.0.2.11:9", absent),
-            ("[2001:db8::11]:9", absent),
-        ] {
+        for (to, errno) in
+            [("127.0.0.1:9", refused), ("[::1]:9", refused), ("192.0.2.11:9", absent), ("[2001:db8::11]:9", absent)]
+        {
             let to = address(to);
             let mut sockets = vec![(plain().connect_udp(to).unwrap(), b"question".to_vec())];
             if errno == absent {
-                sockets.push((
-                    plain().connect_ping(to.ip()).unwrap(),
-                    echo_request(to.is_ipv6(), 1),
-                ));
+                sockets.push((plain().connect_ping(to.ip()).unwrap(), echo_request(to.is_ipv6(), 1)));
             }
             for (socket, message) in sockets {
                 let socket = std::rc::Rc::new(socket);
@@ -330,32 +240,15 @@ fn icmp_errors_wake_a_reader_that_waits_alone() {
                 let told = local.run_until(async {
                     tokio::task::yield_now().await;
                     socket.try_send(&message).unwrap();
-                    tokio::time::timeout(Duration::from_secs(20), reader)
-                        .await
-                        .expect("the reader sleeps on")
-                        .unwrap()
+                    tokio::time::timeout(Duration::from_secs(20), reader).await.expect("the reader sleeps on").unwrap()
                 });
                 let told = told.await.unwrap_err();
-                assert_eq!(
-                    told.raw_os_error().map(Errno::from_raw),
-                    Some(errno),
-                    "{to}: {told}"
-                );
+                assert_eq!(told.raw_os_error().map(Errno::from_raw), Some(errno), "{to}: {told}");
                 // Nothing is left over, and the socket goes on.
-                assert_eq!(
-                    socket.try_recv(&mut [0; 64]).unwrap_err().kind(),
-                    io::ErrorKind::WouldBlock
-                );
+                assert_eq!(socket.try_recv(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
                 socket.try_send(&message).unwrap();
                 let mtu = socket.path_mtu().unwrap();
-                assert!(
-                    if errno == absent {
-                        mtu == 1500
-                    } else {
-                        mtu > 60_000
-                    },
-                    "{mtu}"
-                );
+                assert!(if errno == absent { mtu == 1500 } else { mtu > 60_000 }, "{mtu}");
             }
         }
     });
@@ -381,16 +274,8 @@ fn pings_are_answered() {
                 ping.try_send(&request).unwrap();
                 let mut reply = [0; 128];
                 let length = ping.recv(&mut reply).await.unwrap();
-                assert_eq!(
-                    (reply[0], reply[1], length),
-                    (reply_type, 0, request.len()),
-                    "{to}"
-                );
-                assert_eq!(
-                    reply[6..length],
-                    request[6..],
-                    "sequence and payload of {to}"
-                );
+                assert_eq!((reply[0], reply[1], length), (reply_type, 0, request.len()), "{to}");
+                assert_eq!(reply[6..length], request[6..], "sequence and payload of {to}");
             }
         }
     });
@@ -405,9 +290,7 @@ fn a_ping_that_cannot_be_sent_says_why() {
             assert!(matches!(error, DialError::PingNotPermitted), "{error:?}");
         }
         sysctl("net.ipv4.ping_group_range", "0 2147483647");
-        let error = plain()
-            .connect_ping("10.0.0.1".parse().unwrap())
-            .unwrap_err();
+        let error = plain().connect_ping("10.0.0.1".parse().unwrap()).unwrap_err();
         assert_eq!(error.flow_end(), FlowEnd::TargetUnreachable, "{error:?}");
     });
 }

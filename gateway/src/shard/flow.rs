@@ -119,7 +119,12 @@ impl Drop for Target {
 
 impl Flow {
     /// Everything the flow log shows, at `now`.
-    pub(crate) fn record(&self, now: Instant, traffic: portcullis_netstack::Traffic, ended: Option<FlowEnd>) -> FlowRecord {
+    pub(crate) fn record(
+        &self,
+        now: Instant,
+        traffic: portcullis_netstack::Traffic,
+        ended: Option<FlowEnd>,
+    ) -> FlowRecord {
         let duration = now.saturating_duration_since(self.opened);
         FlowRecord {
             id: self.record_id,

@@ -27,7 +27,14 @@ const LONGEST_TRUST: Duration = Duration::from_secs(30);
 
 impl Shard {
     /// A packet opened a flow, which is in the table: judge it, then dial.
-    pub(super) fn open(&mut self, now: Instant, id: FlowId, onramp: OnrampKind, device: &Arc<Device>, tuple: FiveTuple) {
+    pub(super) fn open(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        onramp: OnrampKind,
+        device: &Arc<Device>,
+        tuple: FiveTuple,
+    ) {
         if self.draining {
             self.stack.refuse(id, Refusal::Silent);
             return self.drop_packet(DropReason::Draining);
@@ -44,7 +51,11 @@ impl Shard {
             Ok(permit) => {
                 self.counters.allowed.add(1);
                 let flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Permitted(permit));
-                if within_limits { self.dial(now, flow) } else { self.refuse(flow, FlowEnd::Limit, Refusal::Prohibited) }
+                if within_limits {
+                    self.dial(now, flow)
+                } else {
+                    self.refuse(flow, FlowEnd::Limit, Refusal::Prohibited)
+                }
             }
             Err(refused) => {
                 self.counters.denied.add(1);

@@ -101,7 +101,8 @@ impl BoundShards {
             None => (None, Vec::new()),
         };
         let mut sockets = sockets.into_iter();
-        let (mailboxes, letters): (Vec<_>, Vec<_>) = (0..config.shards).map(|_| mpsc::channel::<Vec<Mail>>(MAILBOX)).unzip();
+        let (mailboxes, letters): (Vec<_>, Vec<_>) =
+            (0..config.shards).map(|_| mpsc::channel::<Vec<Mail>>(MAILBOX)).unzip();
         let mut handles = Vec::with_capacity(config.shards);
         for (index, mailbox) in letters.into_iter().enumerate() {
             let (commands, requests) = mpsc::channel(COMMANDS);
@@ -120,7 +121,8 @@ impl BoundShards {
                 mailbox,
                 neighbours: mailboxes.clone(),
             };
-            let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || worker::run(parts))?;
+            let thread =
+                std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || worker::run(parts))?;
             handles.push(ShardHandle { commands, counters, thread });
         }
         Ok(handles)

@@ -39,7 +39,13 @@ enum Step {
 }
 
 /// Moves what can be moved between a TCP client and its target.
-pub(crate) fn tcp(stack: &mut Stack, id: FlowId, target: &mut TcpTarget, now: Instant, cx: &mut Context<'_>) -> Progress {
+pub(crate) fn tcp(
+    stack: &mut Stack,
+    id: FlowId,
+    target: &mut TcpTarget,
+    now: Instant,
+    cx: &mut Context<'_>,
+) -> Progress {
     let down = from_target(stack, id, target, now, cx);
     let up = to_target(stack, id, target, cx);
     // What the target sent before it failed goes on its way first.

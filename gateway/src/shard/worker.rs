@@ -1,7 +1,7 @@
 //! The loop of a shard: read everything that is ready, feed it, move each changed flow once, flush.
 
-use std::collections::{BinaryHeap, HashMap};
 use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -556,12 +556,8 @@ impl Shard {
             loads.get(&device.identity.device).is_some_and(|load| load.flows > 0)
         });
         let wall = Timestamp::now();
-        let expired: Vec<usize> = wireguard
-            .peers
-            .iter()
-            .filter(|(_, peer)| !peer.device().usable_at(wall))
-            .map(|(slot, _)| slot)
-            .collect();
+        let expired: Vec<usize> =
+            wireguard.peers.iter().filter(|(_, peer)| !peer.device().usable_at(wall)).map(|(slot, _)| slot).collect();
         for slot in expired {
             if let Some(wireguard) = &mut self.wireguard {
                 wireguard.peers.remove(slot);
@@ -598,8 +594,9 @@ impl Shard {
         for (to, packet) in stack.batch().iter() {
             let sent = match (to, &mut *wireguard, &*tun) {
                 (TUN, _, Some(device)) => tun::write(device, packet).is_ok(),
-                (to, Some(wireguard), _) => peer_slot(to)
-                    .is_some_and(|slot| wireguard.peers.send(slot, packet, &mut wireguard.outbox)),
+                (to, Some(wireguard), _) => {
+                    peer_slot(to).is_some_and(|slot| wireguard.peers.send(slot, packet, &mut wireguard.outbox))
+                }
                 _ => false,
             };
             if !sent {

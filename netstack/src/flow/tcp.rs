@@ -151,7 +151,8 @@ impl TcpSocket {
         loop {
             let before = link.sent;
             if self.interface.poll_egress(time, link, &mut self.sockets) == PollResult::None || link.sent == before {
-                return link.batch.is_full() && self.interface.poll_at(time, &self.sockets).is_some_and(|at| at <= time);
+                return link.batch.is_full()
+                    && self.interface.poll_at(time, &self.sockets).is_some_and(|at| at <= time);
             }
             if link.sent - first >= PACKETS_A_TURN {
                 return true;
@@ -172,7 +173,11 @@ impl TcpSocket {
 
     /// Lets `read` fill free space of the ring towards the client; it returns how many bytes it wrote.
     /// `None`: the half is closed or not open yet, or the ring is full.
-    pub(crate) fn send_with<R>(&mut self, now: Instant, read: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<(usize, R)> {
+    pub(crate) fn send_with<R>(
+        &mut self,
+        now: Instant,
+        read: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Option<(usize, R)> {
         let socket = self.socket();
         if !socket.can_send() {
             return None;

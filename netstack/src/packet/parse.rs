@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use etherparse::{IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice, TcpSlice, UdpSlice};
+use etherparse::{
+    IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice, TcpSlice, UdpSlice,
+};
 use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
 use crate::DropReason;
@@ -215,11 +217,7 @@ impl Sums<'_> {
             protocol,
             length,
         );
-        if checksum::combine(&[pseudo, checksum::data(self.body)]) == !0 {
-            Ok(())
-        } else {
-            Err(DropReason::Checksum)
-        }
+        if checksum::combine(&[pseudo, checksum::data(self.body)]) == !0 { Ok(()) } else { Err(DropReason::Checksum) }
     }
 }
 

@@ -6,9 +6,7 @@ use std::net::IpAddr;
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use nix::errno::Errno;
 use rtnetlink::IpVersion;
@@ -20,13 +18,7 @@ use crate::sys::is_errno;
 /// The first attribute for which `$pattern` gives `$value`.
 macro_rules! attribute {
     ($message:expr, $pattern:pat => $value:expr) => {
-        $message.attributes.iter().find_map(|attribute| {
-            if let $pattern = attribute {
-                Some($value)
-            } else {
-                None
-            }
-        })
+        $message.attributes.iter().find_map(|attribute| if let $pattern = attribute { Some($value) } else { None })
     };
 }
 
@@ -40,14 +32,12 @@ pub(super) fn family_of(net: &IpNet) -> AddressFamily {
 
 /// The table a rule looks up.
 pub(super) fn table_of_rule(rule: &RuleMessage) -> u32 {
-    attribute!(rule, RuleAttribute::Table(table) => *table)
-        .unwrap_or_else(|| u32::from(rule.header.table))
+    attribute!(rule, RuleAttribute::Table(table) => *table).unwrap_or_else(|| u32::from(rule.header.table))
 }
 
 /// The table a route is in.
 fn table_of_route(route: &RouteMessage) -> u32 {
-    attribute!(route, RouteAttribute::Table(table) => *table)
-        .unwrap_or_else(|| u32::from(route.header.table))
+    attribute!(route, RouteAttribute::Table(table) => *table).unwrap_or_else(|| u32::from(route.header.table))
 }
 
 /// The metric of a route.
@@ -62,19 +52,15 @@ pub(super) fn device(route: &RouteMessage) -> Option<u32> {
 
 /// The destination of a route; a default route has none in its message.
 pub(super) fn destination(route: &RouteMessage) -> IpNet {
-    let v4 =
-        attribute!(route, RouteAttribute::Destination(RouteAddress::Inet(v4)) => IpAddr::V4(*v4));
-    let v6 =
-        attribute!(route, RouteAttribute::Destination(RouteAddress::Inet6(v6)) => IpAddr::V6(*v6));
+    let v4 = attribute!(route, RouteAttribute::Destination(RouteAddress::Inet(v4)) => IpAddr::V4(*v4));
+    let v6 = attribute!(route, RouteAttribute::Destination(RouteAddress::Inet6(v6)) => IpAddr::V6(*v6));
     let prefix = route.header.destination_prefix_length;
     let default = if route.header.address_family == AddressFamily::Inet6 {
         IpNet::V6(Ipv6Net::default())
     } else {
         IpNet::V4(Ipv4Net::default())
     };
-    v4.or(v6)
-        .and_then(|address| IpNet::new(address, prefix).ok())
-        .unwrap_or(default)
+    v4.or(v6).and_then(|address| IpNet::new(address, prefix).ok()).unwrap_or(default)
 }
 
 /// The kernel's tables, with errors that say what was tried.
@@ -82,9 +68,7 @@ pub(super) struct Kernel(Netlink);
 
 impl Kernel {
     pub(super) fn connect() -> Result<Self, RouteError> {
-        Netlink::connect()
-            .map(Self)
-            .map_err(failed("open a netlink socket"))
+        Netlink::connect().map(Self).map_err(failed("open a netlink socket"))
     }
 
     /// Routes of `table`, both families.
@@ -95,12 +79,7 @@ impl Kernel {
             filter.header.address_family = family;
             filter.attributes.push(RouteAttribute::Table(table));
             let mut routes = std::pin::pin!(self.0.handle.route().get(filter).execute());
-            while let Some(route) = routes
-                .try_next()
-                .await
-                .map_err(system_error)
-                .map_err(failed("list routes"))?
-            {
+            while let Some(route) = routes.try_next().await.map_err(system_error).map_err(failed("list routes"))? {
                 // A kernel without IPv6 answers with the routes of other families.
                 if table_of_route(&route) == table && route.header.address_family == family {
                     found.push(route);
@@ -111,46 +90,22 @@ impl Kernel {
     }
 
     /// Rules that are ours, by protocol and priority, whatever their table.
-    pub(super) async fn rules(
-        &self,
-        family: AddressFamily,
-    ) -> Result<Vec<RuleMessage>, RouteError> {
-        let version = if family == AddressFamily::Inet6 {
-            IpVersion::V6
-        } else {
-            IpVersion::V4
-        };
-        let rules = self
-            .0
-            .handle
-            .rule()
-            .get(version)
-            .execute()
-            .try_collect::<Vec<_>>();
+    pub(super) async fn rules(&self, family: AddressFamily) -> Result<Vec<RuleMessage>, RouteError> {
+        let version = if family == AddressFamily::Inet6 { IpVersion::V6 } else { IpVersion::V4 };
+        let rules = self.0.handle.rule().get(version).execute().try_collect::<Vec<_>>();
         let rules = match rules.await.map_err(system_error) {
             Err(error) if is_errno(&error, Errno::EAFNOSUPPORT) => Vec::new(),
             result => result.map_err(failed("list rules"))?,
         };
-        let ours = [
-            RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
-            RuleAttribute::Priority(RULE_PRIORITY),
-        ];
-        Ok(rules
-            .into_iter()
-            .filter(|rule| ours.iter().all(|mark| rule.attributes.contains(mark)))
-            .collect())
+        let ours = [RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)), RuleAttribute::Priority(RULE_PRIORITY)];
+        Ok(rules.into_iter().filter(|rule| ours.iter().all(|mark| rule.attributes.contains(mark))).collect())
     }
 
     /// Adds a route, or replaces the one with its destination and metric.
-    pub(super) async fn put_route(
-        &self,
-        table: u32,
-        route: &super::Route,
-    ) -> Result<(), RouteError> {
+    pub(super) async fn put_route(&self, table: u32, route: &super::Route) -> Result<(), RouteError> {
         let request = self.0.handle.route().add(route.message(table)).replace();
         let result = request.execute().await.map_err(system_error);
-        result
-            .map_err(|error| failed(format!("add the route {} to table {table}", route.net))(error))
+        result.map_err(|error| failed(format!("add the route {} to table {table}", route.net))(error))
     }
 
     /// Deletes a route that was listed. Gone already is well.
@@ -160,25 +115,12 @@ impl Kernel {
         message.attributes = route.attributes.clone();
         let unicast = route.header.kind == RouteType::Unicast;
         message.attributes.retain(|attribute| {
-            matches!(
-                attribute,
-                RouteAttribute::Destination(_)
-                    | RouteAttribute::Table(_)
-                    | RouteAttribute::Priority(_)
-            ) || (unicast && matches!(attribute, RouteAttribute::Oif(_)))
+            matches!(attribute, RouteAttribute::Destination(_) | RouteAttribute::Table(_) | RouteAttribute::Priority(_))
+                || (unicast && matches!(attribute, RouteAttribute::Oif(_)))
         });
-        match self
-            .0
-            .handle
-            .route()
-            .del(message)
-            .execute()
-            .await
-            .map_err(system_error)
-        {
+        match self.0.handle.route().del(message).execute().await.map_err(system_error) {
             Err(error) if is_errno(&error, Errno::ESRCH) => Ok(()),
-            result => result
-                .map_err(|error| failed(format!("delete the route {}", destination(route)))(error)),
+            result => result.map_err(|error| failed(format!("delete the route {}", destination(route)))(error)),
         }
     }
 
@@ -194,15 +136,7 @@ impl Kernel {
 
     /// Deletes a rule that was listed. Gone already is well.
     pub(super) async fn delete_rule(&self, rule: RuleMessage) -> Result<(), RouteError> {
-        match self
-            .0
-            .handle
-            .rule()
-            .del(rule)
-            .execute()
-            .await
-            .map_err(system_error)
-        {
+        match self.0.handle.rule().del(rule).execute().await.map_err(system_error) {
             Err(error) if is_errno(&error, Errno::ENOENT) => Ok(()),
             result => result.map_err(failed("delete a rule")),
         }

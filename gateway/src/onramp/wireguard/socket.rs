@@ -175,8 +175,7 @@ impl WireguardSocket {
             let mut buffers: [IoSliceMut<'_>; RECEIVE_BATCH] =
                 std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
             let io = &self.io;
-            let received =
-                io.try_io(Interest::READABLE, || self.state.recv(io.into(), &mut buffers, &mut metas));
+            let received = io.try_io(Interest::READABLE, || self.state.recv(io.into(), &mut buffers, &mut metas));
             let count = match received {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -250,8 +249,7 @@ impl WireguardSocket {
     }
 
     fn try_send(&self, to: Endpoint, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
-        let transmit =
-            Transmit { destination: to.address, ecn: None, contents, segment_size, src_ip: to.local };
+        let transmit = Transmit { destination: to.address, ecn: None, contents, segment_size, src_ip: to.local };
         self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit))
     }
 }
