@@ -257,7 +257,7 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
-    use crate::host::testing::{add_link, in_namespace, ip, tun_config};
+    use crate::host::testing::{add_link, in_namespace, ip, let_go, tun_config};
 
     fn config(name: &str, addresses: &[&str]) -> TunConfig {
         let addresses = addresses
@@ -297,7 +297,7 @@ mod tests {
                     ip("-6 route show table main")
                 )
             );
-            drop(tun);
+            let_go(tun);
             assert!(
                 !ip("link show").contains("pcl0"),
                 "the device goes with the process"

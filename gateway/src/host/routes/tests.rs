@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::host::TunDevice;
-use crate::host::testing::{add_link, in_namespace, ip, tun_config as config};
+use crate::host::testing::{add_link, in_namespace, ip, let_go, tun_config as config};
 
 const FWMARK: u32 = 51880;
 
@@ -98,7 +98,7 @@ fn steers_both_families_and_leaves_nothing() {
         routes.remove(OnStop::Remove).await.unwrap();
         assert_eq!(table(), "");
         assert_eq!(rules(), rules_before);
-        drop(tun);
+        let_go(tun);
         assert_eq!(surroundings(), before);
     });
 }
@@ -146,7 +146,7 @@ fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
         let tun = TunDevice::create(&old).await.unwrap();
         let _left = SteeredRoutes::install(&old, tun.index()).await.unwrap();
         // What the kernel does when the process is killed: the descriptor closes, the device goes.
-        drop(tun);
+        let_go(tun);
         for to in ["10.1.2.3", "172.16.0.1", "fd10::1"] {
             assert_eq!(way(to, 0), "refused", "{to}\n{}", table());
         }
@@ -168,7 +168,7 @@ fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
         assert_eq!(table().lines().count(), 3, "{}", table());
 
         routes.remove(OnStop::Remove).await.unwrap();
-        drop(tun);
+        let_go(tun);
         assert_eq!(
             (table().as_str(), rules(), surroundings()),
             ("", rules_before, before)
@@ -184,7 +184,7 @@ fn routed_traffic_never_passes_by_while_a_start_takes_over() {
         // Everything the kernel says about routes and rules during the second start, in order.
         let tun = TunDevice::create(&config).await.unwrap();
         let _left = SteeredRoutes::install(&config, tun.index()).await.unwrap();
-        drop(tun);
+        let_go(tun);
         let tun = TunDevice::create(&config).await.unwrap();
         let monitor = std::process::Command::new("ip")
             .args(["-o", "monitor", "route", "rule"])
@@ -279,7 +279,7 @@ fn a_blocking_stop_keeps_the_refusal() {
             );
             assert_eq!(way("10.0.0.53", 0), "eth0");
         }
-        drop(tun);
+        let_go(tun);
         assert_eq!(
             (way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()),
             ("refused", "refused")
@@ -327,7 +327,7 @@ fn a_start_that_fails_leaves_nothing_new() {
 
         // With something to take over, the refusal stays.
         let _left = SteeredRoutes::install(&config, tun.index()).await.unwrap();
-        drop(tun);
+        let_go(tun);
         SteeredRoutes::install(&config, absent).await.unwrap_err();
         assert_eq!(way("10.1.2.3", 0), "refused");
     });
