@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::config::Config;
 use crate::config::resolved::{Limits, OnStop, TunConfig};
+use crate::host::TunDevice;
 
 /// Runs `test` on a thread of its own in a fresh network namespace with `lo` up. Needs root.
 pub(crate) fn in_namespace<F: AsyncFnOnce() + Send + 'static>(test: F) {
@@ -40,6 +42,16 @@ pub(crate) fn add_link(name: &str) {
     for end in [name, &peer] {
         ip(&format!("link set {end} addrgenmode none"));
         ip(&format!("link set {end} up"));
+    }
+}
+
+/// Lets go of a device and waits until it is gone. A child another test is just starting may hold its descriptor until
+/// it executes.
+pub(crate) fn let_go(tun: TunDevice) {
+    let name = tun.name().to_owned();
+    drop(tun);
+    while if_nametoindex(name.as_str()).is_ok() {
+        std::thread::yield_now();
     }
 }
 

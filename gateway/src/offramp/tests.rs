@@ -5,6 +5,7 @@ use std::net::{TcpListener, UdpSocket as StdUdpSocket};
 use std::ops::RangeInclusive;
 
 use nix::errno::Errno;
+use portcullis_policy::{Context, Identity, Request, Revision, Ruleset, Service, Verdict};
 
 use super::*;
 use crate::config::resolved::RouteConfig;
@@ -292,6 +293,84 @@ fn a_ping_that_cannot_be_sent_says_why() {
         sysctl("net.ipv4.ping_group_range", "0 2147483647");
         let error = plain().connect_ping("10.0.0.1".parse().unwrap()).unwrap_err();
         assert_eq!(error.flow_end(), FlowEnd::TargetUnreachable, "{error:?}");
+    });
+}
+
+/// What the policy allows: everything, and `named` over the off-ramp `office`.
+fn permits(named: &str, service: Service) -> impl Fn(IpAddr) -> Permit {
+    let policy = format!(
+        r#"{{ "version": 1, "rules": [
+            {{ "id": "named", "action": "allow", "from": ["*"], "to": ["{named}"], "offramp": "office" }},
+            {{ "id": "rest", "action": "allow", "from": ["*"], "to": ["*"] }} ] }}"#
+    );
+    let context = Context {
+        offramps: ["direct", "office"].into(),
+        ..Context::default()
+    };
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let ruleset = Ruleset::compile(policy.as_bytes(), &context, Revision(1), now).unwrap();
+    let identity = Identity {
+        device: "laptop".into(),
+        user: "ann".into(),
+        groups: Vec::new().into(),
+        posture: std::collections::BTreeMap::default(),
+    };
+    move |destination| {
+        let source = "100.96.0.2".parse().unwrap();
+        let request = Request {
+            identity: &identity,
+            source,
+            destination,
+            service,
+        };
+        match ruleset.evaluate(&request, now) {
+            Verdict::Allow(permit) => permit,
+            Verdict::Deny(denial) => panic!("{denial:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_permit_selects_and_opens() {
+    in_namespace(async || {
+        sysctl("net.ipv4.ping_group_range", "0 2147483647");
+        add_link("eth0");
+        ip("addr add 192.0.2.10/24 dev eth0");
+        ip("addr add 198.51.100.1/24 dev eth0");
+        let mut config = config(None);
+        let source = vec!["192.0.2.10".parse().unwrap()];
+        config.offramps = vec![
+            offramp_config("direct"),
+            OfframpConfig {
+                source,
+                ..offramp_config("office")
+            },
+        ];
+        let offramps = Offramps::new(&config);
+        let listener = TcpListener::bind("198.51.100.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        for (named, name, source) in [
+            ("198.51.100.1", "office", "192.0.2.10"),
+            ("198.51.100.2", "direct", "198.51.100.1"),
+        ] {
+            let permit = permits(named, Service::Tcp(to.port()))(to.ip());
+            let offramp = offramps.select(&permit, to.ip()).unwrap();
+            assert_eq!(&**offramp.name(), name);
+            // The future stands alone: permit and off-ramp may be gone when it is polled.
+            let dial = tokio::spawn(offramp.dial_tcp(&permit, to));
+            let udp = offramp.open_udp(&permit, to).unwrap();
+            let ping = offramp.open_ping(&permit, to.ip()).unwrap();
+            drop(permit);
+            let stream = dial.await.unwrap().unwrap();
+            for local in [stream.local_addr(), udp.local_addr(), ping.local_addr()] {
+                assert_eq!(local.unwrap().ip().to_string(), source, "{name}");
+            }
+            ping.try_send(&echo_request(false, 1)).unwrap();
+            assert_eq!(
+                ping.recv(&mut [0; 64]).await.unwrap(),
+                echo_request(false, 1).len()
+            );
+        }
     });
 }
 
