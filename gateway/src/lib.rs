@@ -1,7 +1,13 @@
 //! Portcullis, the gateway: the only crate with IO.
 
 pub mod config;
+pub mod control;
+pub mod destination;
 pub mod directory;
+pub mod drain;
+pub mod flow_log;
 pub mod flow_record;
 pub mod metrics;
 pub mod shard;
+pub mod signals;
+pub mod telemetry;
