@@ -1,5 +1,6 @@
 //! Portcullis, the gateway: the only crate with IO.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod destination;
