@@ -1,9 +1,12 @@
 //! The policy engine of Portcullis.
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod identity;
+pub mod json;
 mod request;
 mod ruleset;
+pub mod schedule;
 mod verdict;
 
 pub use identity::Identity;

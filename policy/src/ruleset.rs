@@ -19,6 +19,10 @@ impl Ruleset {
     /// The verdict on `request` at `now`: the first rule that matches decides, none is a denial.
     pub fn evaluate(&self, request: &Request<'_>, now: Timestamp) -> Verdict {
         let _ = (request, now);
-        Verdict::Deny(Denial { rule: None, revision: self.revision, silent: false })
+        Verdict::Deny(Denial {
+            rule: None,
+            revision: self.revision,
+            silent: false,
+        })
     }
 }
