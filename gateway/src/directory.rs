@@ -66,7 +66,10 @@ impl Directory {
 
     /// The device behind the TUN that `source` belongs to, by longest prefix.
     pub fn device_by_network(&self, source: IpAddr) -> Option<&Arc<Device>> {
-        self.by_network.iter().find(|(net, _)| net.contains(&source)).map(|(_, device)| device)
+        self.by_network
+            .iter()
+            .find(|(net, _)| net.contains(&source))
+            .map(|(_, device)| device)
     }
 
     /// Every device, in no order.

@@ -311,9 +311,11 @@ fn parse_prefix(text: &str) -> Result<IpNet, String> {
 
 /// `host:port`, where an IPv6 address stands in brackets.
 fn parse_endpoint(text: &str) -> Result<String, String> {
-    crate::config::check_endpoint(text)
-        .map(|()| text.to_owned())
-        .map_err(str::to_owned)
+    if crate::config::is_endpoint(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(crate::config::ConfigError::NotAnEndpoint.to_string())
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+/// The most shards a gateway runs.
+pub const MAX_SHARDS: usize = 64;
+
 /// The whole static configuration of one gateway process.
 #[derive(Debug, Clone)]
 pub struct Config {

@@ -1,0 +1,81 @@
+//! Reading files that people edit.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// The largest configuration, directory or policy file that is read.
+pub const MAX_FILE: u64 = 16 << 20;
+
+/// Why a file could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The system said no.
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    /// It is a directory, a pipe or a device.
+    #[error("is not a regular file")]
+    NotRegular,
+    /// More than [`MAX_FILE`].
+    #[error("is larger than 16 MiB")]
+    TooLarge,
+    /// Not UTF-8.
+    #[error("is not UTF-8: byte {0} is not part of a character")]
+    NotUtf8(usize),
+}
+
+/// Reads a whole text file through one descriptor, so that a rename in between cannot mix two versions.
+pub fn read_text(path: &Path) -> Result<String, ReadError> {
+    // Opened without waiting, so that a named pipe in the place of a file is an error and not a hang.
+    let file = {
+        use std::os::unix::fs::OpenOptionsExt;
+        File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?
+    };
+    read_open(&file)
+}
+
+/// Reads what is left of an open regular file as text.
+pub fn read_open(file: &File) -> Result<String, ReadError> {
+    if !file.metadata()?.is_file() {
+        return Err(ReadError::NotRegular);
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(ReadError::TooLarge);
+    }
+    String::from_utf8(bytes).map_err(|error| ReadError::NotUtf8(error.utf8_error().valid_up_to()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_text_and_refuses_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "häuser").unwrap();
+        assert_eq!(read_text(&file).unwrap(), "häuser");
+        std::fs::write(&file, b"ab\xff").unwrap();
+        assert!(matches!(read_text(&file), Err(ReadError::NotUtf8(2))));
+        assert!(matches!(read_text(dir.path()), Err(ReadError::NotRegular)));
+        assert!(matches!(
+            read_text(&dir.path().join("none")),
+            Err(ReadError::Io(_))
+        ));
+        File::create(&file).unwrap().set_len(MAX_FILE + 1).unwrap();
+        assert!(matches!(read_text(&file), Err(ReadError::TooLarge)));
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(read_text(&pipe), Err(ReadError::NotRegular)));
+    }
+}
