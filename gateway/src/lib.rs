@@ -12,7 +12,7 @@ pub mod files;
 pub mod flow_log;
 pub mod flow_record;
 pub mod metrics;
-mod nearest;
+pub mod nearest;
 pub mod prefix;
 pub mod rulesets;
 pub mod shard;

@@ -4,6 +4,7 @@
 //! [`api`], the answers come from [`server`].
 
 pub mod api;
+pub mod changes;
 pub mod listener;
 pub mod peer;
 pub mod server;

@@ -36,7 +36,7 @@ pub enum SocketError {
 }
 
 fn process(pid: Option<i32>) -> String {
-    pid.map_or_else(|| "in another PID namespace".to_owned(), |pid| format!("process {pid}"))
+    pid.map_or_else(|| "process unknown".to_owned(), |pid| format!("process {pid}"))
 }
 
 /// The control socket, listening. Its file goes when it is dropped.
