@@ -1,0 +1,85 @@
+//! The only module with unsafe code: kernel interfaces that no safe wrapper we depend on covers.
+#![expect(
+    unsafe_code,
+    reason = "ioctl, one socket option and the adoption of a descriptor have no safe wrapper"
+)]
+
+use std::fs::File;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+
+use socket2::Socket;
+use tokio::io::unix::AsyncFd;
+
+use crate::host::TunDevice;
+
+/// `IP_LOCAL_PORT_RANGE` of `linux/in.h` (Linux 6.3).
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
+/// A value that owns one open descriptor, keeps it for as long as it lives, and always answers with the same number.
+pub(crate) trait OwnsDescriptor: AsRawFd {}
+
+impl OwnsDescriptor for Socket {}
+impl OwnsDescriptor for TunDevice {}
+
+/// Registers a descriptor with the tokio runtime of the calling thread.
+pub(crate) fn register<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `OwnsDescriptor` says what is asked for, this module alone implements it, and the `AsyncFd` owns `owner`;
+    // neither type lets go of its descriptor through a shared or mutable reference.
+    unsafe { AsyncFd::register(owner) }.map_err(io::Error::from)
+}
+
+/// Takes the descriptor out of a TUN device of the `tun` crate.
+pub(crate) fn into_file(device: tun::Device) -> File {
+    let descriptor = device.into_raw_fd();
+    // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and nobody else has it.
+    unsafe { File::from_raw_fd(descriptor) }
+}
+
+/// `TUNSETOFFLOAD`: which offloads the reader of a TUN device can take (`TUN_F_*`).
+pub(crate) fn set_tun_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the request takes its argument by value and touches no memory of ours; `tun` is open for the call.
+    let result = unsafe {
+        libc::ioctl(
+            tun.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            libc::c_ulong::from(flags),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// `IP_LOCAL_PORT_RANGE`: the ports the kernel may choose a local port from, for IPv4 and IPv6 sockets.
+///
+/// The kernel ignores a bound that lies outside `net.ipv4.ip_local_port_range`.
+pub(crate) fn set_local_port_range(
+    socket: BorrowedFd<'_>,
+    ports: &RangeInclusive<u16>,
+) -> io::Result<()> {
+    let value: u32 = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
+    // SAFETY: the option is a u32; pointer and length describe `value`, which outlives the call and is only read.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            IP_LOCAL_PORT_RANGE,
+            (&raw const value).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether the kernel answered with this error number.
+pub(crate) fn is_errno(error: &io::Error, errno: nix::errno::Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
