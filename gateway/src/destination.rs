@@ -1,9 +1,13 @@
 //! Destinations that no policy can open.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::{fmt, io};
 
 use portcullis_policy::address::hides_ipv4;
+
+use crate::config::Config;
+use crate::host;
 
 /// Instance metadata of Amazon EC2 over IPv6. Its IPv4 twin, 169.254.169.254, is link-local.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
@@ -77,6 +81,16 @@ pub fn check(destination: SocketAddr, own: &[IpAddr], local_services: &[SocketAd
     let is_own = own.binary_search(&destination.ip()).is_ok();
     let is_service = || local_services.iter().any(|s| s.ip() == destination.ip() && s.port() == destination.port());
     if is_own && (destination.port() == 0 || !is_service()) { Err(Forbidden::OwnAddress) } else { Ok(()) }
+}
+
+/// The addresses of this host and those the gateway has inside its on-ramps, sorted as [`check`] wants them.
+pub fn own_addresses(config: &Config) -> io::Result<Arc<[IpAddr]>> {
+    let mut own = host::own_addresses()?;
+    let inside = config.wireguard.iter().flat_map(|w| &w.addresses);
+    own.extend(inside.chain(config.tun.iter().flat_map(|t| &t.addresses)).map(ipnet::IpNet::addr));
+    own.sort_unstable();
+    own.dedup();
+    Ok(own.into())
 }
 
 fn check_v4(address: Ipv4Addr) -> Result<(), Forbidden> {

@@ -232,37 +232,20 @@ pub struct Answer {
     pub device: String,
     /// Its user.
     pub user: String,
-    /// The user's groups.
-    pub groups: Vec<String>,
-    /// The source address it was asked with; `None` when it has none of that family.
-    pub source: Option<IpAddr>,
     /// The destination.
     pub destination: IpAddr,
     /// The service.
     pub service: String,
     /// `allow` or `deny`.
     pub verdict: String,
-    /// The deciding rule.
+    /// The deciding rule; `None` when no rule decides.
     pub rule: Option<String>,
-    /// Why, in a sentence.
-    pub reason: String,
-    /// When the answer may change by itself.
-    pub until: Option<Timestamp>,
-    /// The off-ramp that the rule names.
-    pub offramp: Option<String>,
-    /// Each rule looked at, in order.
-    pub rules: Vec<RuleStep>,
-}
-
-/// What became of one rule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RuleStep {
-    /// Id of the rule.
-    pub rule: String,
-    /// Whether it matched.
-    pub matched: bool,
-    /// Why it did not, or what it does.
-    pub why: String,
+    /// What denies whatever the policy says; `None` when the policy decides.
+    pub barred: Option<String>,
+    /// The policy's own answer, rule by rule: [`portcullis_policy::Explanation`].
+    pub policy: serde_json::Value,
+    /// All of it for people.
+    pub text: String,
 }
 
 /// Something wrong with a file.

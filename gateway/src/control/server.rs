@@ -88,7 +88,7 @@ pub enum ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::BadRequest(_) | Self::Explain(ExplainError::Target(_) | ExplainError::Who) => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::Explain(ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_)) => StatusCode::BAD_REQUEST,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound | Self::Explain(ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_)) => {
                 StatusCode::NOT_FOUND
