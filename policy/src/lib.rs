@@ -1,15 +1,55 @@
-//! The policy engine of Portcullis.
+//! The policy engine of Portcullis: documents in, verdicts out. It has no clock and does no IO; both are arguments.
+//!
+//! ```text
+//!  policy.json ──> json ──────────> compile ─────────> Ruleset ──────────> Verdict
+//!  (bytes)         Document, Node   names resolved,    immutable, shared   Permit or Denial,
+//!                  every problem    selectors made     by every shard      rule, revision, until
+//!                  with its place   into sets, tests   evaluate, explain
+//!                                   of the file run
+//!  directory ─────> Context (the names that exist) ─┘       └─ Request (Identity, source, destination, Service), now
+//! ```
+//!
+//! - [`json`] reads documents strictly: serde_json parses, and every key and value keeps its place, so that all problems of a
+//!   document are reported at once with JSON path, line and column. [`address`] and [`schedule`] read what strings mean; each
+//!   thing has one spelling. The gateway reads `directory.json` with the same modules.
+//! - [`Ruleset::compile`] resolves every name against the [`Context`] and makes selectors into sorted sets that answer without
+//!   allocating. A document with any problem, a failing test of its own included, makes no ruleset.
+//! - [`Ruleset::evaluate`] asks the rules in order; the first that matches decides, and none is a denial. A rule's selectors are
+//!   asked before its clock, so an answer also says until when it holds ([`Verdict::until`]): the first instant at which the
+//!   clock could change what any rule asked so far says. Until then the same question has the same answer, and a flow needs to
+//!   be judged again only then or when the policy or directory changes.
+//! - [`Ruleset::explain`] asks the same rules in the same way and says what each would have needed.
+//! - A [`Permit`] can be made only here, and the gateway dials nothing without one.
+//!
+//! # What selectors mean
+//!
+//! - `from`: any one entry selects; `not_from`: none may. Posture names in `when.posture` must all hold.
+//! - `to`: a prefix holds every service, a resource only its own; the rule's `services` narrow both. In `not_to` a resource
+//!   likewise stands for its addresses with its services.
+//! - `days` and `hours` follow the clock on the wall in `zone`; a window past midnight belongs to the day on which it begins.
+//!   `not_before` is included, `not_after` is not.
+//! - A posture fact is met by an equal boolean, number or string; a string that begins with `<`, `<=`, `==`, `>=` or `>` compares
+//!   versions (numbers with dots between, a missing part being 0); a list is met by any of its entries. A fact that is missing or
+//!   of another kind meets nothing.
 #![forbid(unsafe_code)]
 
 pub mod address;
+mod compile;
+mod explain;
 pub mod identity;
 pub mod json;
+mod posture;
 mod request;
+mod rule;
 mod ruleset;
 pub mod schedule;
+mod set;
 mod verdict;
 
+pub use compile::{Context, KnownDevice, KnownUser};
+pub use explain::{Explanation, Outcome, Step};
 pub use identity::Identity;
-pub use request::{Request, Service};
-pub use ruleset::Ruleset;
+pub use request::{DestinationError, Request, Service, parse_destination};
+pub use rule::{Action, Selector};
+pub use ruleset::{RuleSummary, Ruleset};
 pub use verdict::{Denial, Permit, Revision, Verdict};

@@ -1,28 +1,117 @@
 //! The compiled policy.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
-use crate::{Denial, Request, Revision, Verdict};
+use crate::compile::{self, Context};
+use crate::json::Problem;
+use crate::rule::{Action, Rule};
+use crate::schedule::earliest;
+use crate::{Denial, Explanation, Request, Revision, Verdict};
 
 /// A compiled, immutable policy.
 #[derive(Debug)]
 pub struct Ruleset {
     revision: Revision,
+    rules: Box<[Rule]>,
+}
+
+/// What a listing shows of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuleSummary<'a> {
+    /// Its id.
+    pub id: &'a Arc<str>,
+    /// What it does with what it matches.
+    pub action: Action,
+    /// Whether it only reports.
+    pub audit: bool,
+    /// Free text.
+    pub description: Option<&'a Arc<str>>,
 }
 
 impl Ruleset {
+    /// Compiles `policy.json` against the names that exist and runs its tests, those without a time of their own at `now`.
+    ///
+    /// # Errors
+    ///
+    /// Every problem of the document, in the order of their places. The tests are run only when there is no other.
+    pub fn compile(
+        text: &[u8],
+        context: &Context<'_>,
+        revision: Revision,
+        now: Timestamp,
+    ) -> Result<Self, Vec<Problem>> {
+        compile::compile(text, context, revision, now)
+    }
+
+    pub(crate) fn new(revision: Revision, rules: Vec<Rule>) -> Self {
+        Self {
+            revision,
+            rules: rules.into(),
+        }
+    }
+
     /// The revision it was compiled as.
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
+    /// How many rules there are.
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether there is no rule, which denies everything.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// The rules in order.
+    pub fn rules(&self) -> impl ExactSizeIterator<Item = RuleSummary<'_>> {
+        self.rules.iter().map(|rule| RuleSummary {
+            id: &rule.id,
+            action: rule.action,
+            audit: rule.audit,
+            description: rule.description.as_ref(),
+        })
+    }
+
     /// The verdict on `request` at `now`: the first rule that matches decides, none is a denial.
+    ///
+    /// The same question has the same answer until [`Verdict::until`]. Allocates only when a rule in audit mode matches.
     pub fn evaluate(&self, request: &Request<'_>, now: Timestamp) -> Verdict {
-        let _ = (request, now);
+        let mut until = None;
+        let mut audited = Vec::new();
+        for rule in self.candidates(request) {
+            if rule.mismatch(request).is_some() {
+                continue;
+            }
+            // Only the clock is left to ask, so its next change can change the answer, whatever it says now.
+            let (untimely, change) = rule.times.at(now);
+            until = earliest(until, change);
+            match untimely {
+                Some(_) => {}
+                None if rule.audit => audited.push(Arc::clone(&rule.id)),
+                None => return rule.verdict(self.revision, until, audited),
+            }
+        }
         Verdict::Deny(Denial {
             rule: None,
             revision: self.revision,
             silent: false,
+            until,
+            audited,
         })
+    }
+
+    /// Why the verdict on `request` at `now` is what it is.
+    pub fn explain(&self, request: &Request<'_>, now: Timestamp) -> Explanation {
+        Explanation::new(&self.rules, request, &self.evaluate(request, now), now)
+    }
+
+    /// The rules that may match, in order.
+    fn candidates(&self, _request: &Request<'_>) -> impl Iterator<Item = &Rule> {
+        self.rules.iter()
     }
 }

@@ -24,6 +24,45 @@ pub enum Verdict {
     Deny(Denial),
 }
 
+impl Verdict {
+    /// Whether it may pass.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow(_))
+    }
+
+    /// Id of the deciding rule; `None` when no rule matched.
+    pub fn rule(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Allow(permit) => Some(&permit.rule),
+            Self::Deny(denial) => denial.rule.as_ref(),
+        }
+    }
+
+    /// Revision of the ruleset that decided.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Allow(permit) => permit.revision,
+            Self::Deny(denial) => denial.revision,
+        }
+    }
+
+    /// The instant from which the answer may be another; `None` when time does not matter.
+    pub fn until(&self) -> Option<Timestamp> {
+        match self {
+            Self::Allow(permit) => permit.until,
+            Self::Deny(denial) => denial.until,
+        }
+    }
+
+    /// Ids of the rules in audit mode that matched before the deciding one.
+    pub fn audited(&self) -> &[Arc<str>] {
+        match self {
+            Self::Allow(permit) => &permit.audited,
+            Self::Deny(denial) => &denial.audited,
+        }
+    }
+}
+
 /// Permission to reach one destination. Only [`Ruleset::evaluate`](crate::Ruleset::evaluate) can make one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
@@ -31,6 +70,7 @@ pub struct Permit {
     pub(crate) revision: Revision,
     pub(crate) until: Option<Timestamp>,
     pub(crate) offramp: Option<Arc<str>>,
+    pub(crate) audited: Vec<Arc<str>>,
 }
 
 impl Permit {
@@ -53,6 +93,11 @@ impl Permit {
     pub fn offramp(&self) -> Option<&Arc<str>> {
         self.offramp.as_ref()
     }
+
+    /// Ids of the rules in audit mode that matched before the deciding one.
+    pub fn audited(&self) -> &[Arc<str>] {
+        &self.audited
+    }
 }
 
 /// A refusal.
@@ -61,6 +106,8 @@ pub struct Denial {
     pub(crate) rule: Option<Arc<str>>,
     pub(crate) revision: Revision,
     pub(crate) silent: bool,
+    pub(crate) until: Option<Timestamp>,
+    pub(crate) audited: Vec<Arc<str>>,
 }
 
 impl Denial {
@@ -77,5 +124,15 @@ impl Denial {
     /// Whether the client gets no answer at all.
     pub fn silent(&self) -> bool {
         self.silent
+    }
+
+    /// The instant from which the answer may be another; `None` when time does not matter.
+    pub fn until(&self) -> Option<Timestamp> {
+        self.until
+    }
+
+    /// Ids of the rules in audit mode that matched before the deciding one.
+    pub fn audited(&self) -> &[Arc<str>] {
+        &self.audited
     }
 }

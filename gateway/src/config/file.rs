@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use portcullis_policy::address::{parse_address, parse_net};
 use toml::de::DeTable;
 
 use super::is_endpoint;
@@ -15,7 +16,7 @@ use super::limits::{LimitValue, Limits};
 use super::problem::{ConfigError, Findings};
 use super::reader::{Located, Reader, Table};
 use super::resolved::{MAX_SHARDS, OnStop};
-use crate::prefix::{PrefixError, parse_address, parse_interface_address, parse_network};
+use crate::prefix::parse_interface_address;
 
 const ROOT: &[&str] = &[
     "directory",
@@ -207,7 +208,7 @@ impl<'t> Reader<'t> {
             endpoint: self
                 .value(table, "endpoint")
                 .and_then(|value| self.parsed(&value, endpoint)),
-            client_routes: self.located_list(client_routes, parse_network),
+            client_routes: self.located_list(client_routes, parse_net),
         }
     }
 
@@ -221,8 +222,8 @@ impl<'t> Reader<'t> {
                 .and_then(|value| self.parsed(&value, interface_name)),
             addresses: self.located_list(addresses, parse_interface_address),
             mtu: self.number(table, "mtu", MTU),
-            routes: self.located_list(routes, parse_network),
-            exclude: self.located_list(exclude, parse_network),
+            routes: self.located_list(routes, parse_net),
+            exclude: self.located_list(exclude, parse_net),
             table: self.table_number(table),
             fwmark: self.number(table, "fwmark", 1..=u64::from(u32::MAX)),
             on_stop: self
@@ -256,7 +257,7 @@ impl<'t> Reader<'t> {
     fn route(&mut self, table: &Table<'t>) -> RouteFile {
         let to = self
             .required(table, "to")
-            .and_then(|value| self.located(&value, parse_network));
+            .and_then(|value| self.located(&value, parse_net));
         let offramp = self.required(table, "offramp");
         if let Some(value) = offramp.as_ref().filter(|value| value.is_empty_list()) {
             self.problem::<()>(value, ConfigError::EmptyList);
@@ -369,11 +370,10 @@ fn socket_address(text: &str) -> Result<SocketAddr, ConfigError> {
         return Err(ConfigError::PortZero);
     }
     if address.to_string() != text {
-        return Err(PrefixError::NotCanonical {
+        return Err(ConfigError::NotCanonical {
             found: text.to_owned(),
-            canonical: address.to_string(),
-        }
-        .into());
+            canonical: address,
+        });
     }
     parse_address(&address.ip().to_string())?;
     Ok(address)

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use portcullis_policy::address::AddressError;
 
 use super::duration::format_duration;
 use crate::files::ReadError;
-use crate::prefix::PrefixError;
+use crate::prefix::InterfaceAddressError;
 
 /// A place in a text file, counted from 1, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,7 +120,18 @@ pub enum ConfigError {
     NotADuration(String),
     /// An address or a prefix is wrong.
     #[error(transparent)]
-    Prefix(#[from] PrefixError),
+    Address(#[from] AddressError),
+    /// An interface address is wrong.
+    #[error(transparent)]
+    InterfaceAddress(#[from] InterfaceAddressError),
+    /// A socket address in an unusual spelling.
+    #[error("`{found}` must be written as {canonical}")]
+    NotCanonical {
+        /// What was written.
+        found: String,
+        /// The one spelling accepted.
+        canonical: SocketAddr,
+    },
     /// No socket address.
     #[error("`{0}` is not ADDRESS:PORT, like 192.0.2.1:22 or [::]:51820")]
     NotASocketAddress(String),

@@ -3,12 +3,12 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use portcullis_policy::json::nearest;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::duration::parse_duration;
 use super::problem::{ConfigError, Findings, Place};
-use crate::nearest::nearest;
 
 /// A value with its key path and place, for checks that come later.
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use super::file::{File, OfframpFile, RouteFile, TunFile, WireguardFile};
 use super::problem::{ConfigError, Findings};
 use super::reader::Located;
 use super::resolved::{Config, OfframpConfig, OnStop, RouteConfig, TunConfig, WireguardConfig};
-use crate::prefix::overlap;
+use crate::prefix::{is_network_itself, overlap};
 
 /// Bytes of `sun_path`, without the end mark (unix(7)).
 const SOCKET_PATH: usize = 107;
@@ -272,10 +272,7 @@ fn host_addresses(addresses: &[Located<IpNet>], findings: &mut Findings) {
                 &*address.key,
                 ConfigError::NotAHostAddress(net.addr()),
             );
-        } else if net.max_prefix_len() - net.prefix_len() > 1
-            && (net.addr() == net.network()
-                || (net.addr().is_ipv4() && net.addr() == net.broadcast()))
-        {
+        } else if is_network_itself(&net) {
             findings.add(
                 address.place,
                 &*address.key,

@@ -410,11 +410,11 @@ fn addresses_of_the_tunnel() {
     );
     with(
         "\"FD00::1/64\"",
-        "gateway.toml:2:14: wireguard.addresses[0]: `FD00::1/64` must be written as fd00::1/64",
+        "gateway.toml:2:14: wireguard.addresses[0]: \"FD00::1\" is ambiguous; write fd00::1",
     );
     with(
         "\"2002:a00:1::1/64\"",
-        "gateway.toml:2:14: wireguard.addresses[0]: `2002:a00:1::1/64` hides an IPv4 address in IPv6 (6to4): write the IPv4 address itself",
+        "gateway.toml:2:14: wireguard.addresses[0]: \"2002:a00:1::1\" hides an IPv4 address (6to4); write the IPv4 address itself",
     );
 }
 
@@ -464,7 +464,7 @@ fn wireguard_sockets_and_endpoints() {
 fn prefixes() {
     refused_in_wireguard(
         "client_routes = [\"10.0.0.1/8\"]",
-        "gateway.toml:3:18: wireguard.client_routes[0]: `10.0.0.1/8` has host bits set: the network is 10.0.0.0/8",
+        "gateway.toml:3:18: wireguard.client_routes[0]: \"10.0.0.1/8\" has host bits; write 10.0.0.0/8 for the network or 10.0.0.1/32 for the host",
     );
     refused_in_wireguard(
         "client_routes = [\"10.0.0.0/8\", \"10.0.0.0/8\"]",
@@ -472,7 +472,7 @@ fn prefixes() {
     );
     refused_in_tun(
         "routes = [\"10.0.0.0\"]",
-        "gateway.toml:2:11: tun.routes[0]: `10.0.0.0` is not a prefix, like 10.0.0.0/8 or fd00::/64",
+        "gateway.toml:2:11: tun.routes[0]: \"10.0.0.0\" is not a prefix; expected an IP address, a slash and a length",
     );
     refused_in_tun(
         "routes = [\"10.0.0.0/8\", \"10.0.0.0/8\"]",
@@ -480,7 +480,7 @@ fn prefixes() {
     );
     refused_in_tun(
         "routes = [\"10.0.0.0/08\"]",
-        "gateway.toml:2:11: tun.routes[0]: `10.0.0.0/08` must be written as 10.0.0.0/8",
+        "gateway.toml:2:11: tun.routes[0]: \"10.0.0.0/08\" is ambiguous; write 10.0.0.0/8",
     );
     refused_in_tun(
         "routes = [\"10.0.0.0/8\"]\nexclude = [\"11.0.0.0/16\"]",
@@ -553,7 +553,7 @@ fn offramps() {
     };
     option(
         "source = [\"192.0.2.300\"]",
-        "gateway.toml:5:11: offramp[0].source[0]: `192.0.2.300` is not an IP address",
+        "gateway.toml:5:11: offramp[0].source[0]: \"192.0.2.300\" is not an IP address",
     );
     option(
         "source = [\"192.0.2.1\", \"192.0.2.2\"]",
@@ -614,7 +614,7 @@ fn routes() {
     with(
         "to = \"::ffff:10.0.0.0/104\"\nofframp = [\"direct\"]",
         &[
-            "gateway.toml:3:6: route[0].to: `::ffff:10.0.0.0/104` hides an IPv4 address in IPv6 (IPv4-mapped): write the IPv4 address itself",
+            "gateway.toml:3:6: route[0].to: \"::ffff:10.0.0.0/104\" hides an IPv4 address (IPv4-mapped); write the IPv4 address itself",
         ],
     );
 }
@@ -645,7 +645,7 @@ fn local_services() {
         ("192.0.2.1:0", "port 0 is no port"),
         (
             "[::ffff:192.0.2.1]:22",
-            "`::ffff:192.0.2.1` hides an IPv4 address in IPv6 (IPv4-mapped): write the IPv4 address itself",
+            "\"::ffff:192.0.2.1\" hides an IPv4 address (IPv4-mapped); write the IPv4 address itself",
         ),
     ] {
         refused_at_top(

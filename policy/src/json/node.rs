@@ -128,6 +128,24 @@ impl<'d> Object<'d> {
         self.members.get(key).cloned()
     }
 
+    /// Reads the value of a key that must be there.
+    pub fn read<T>(&self, key: &str, read: impl FnOnce(&Node<'d>) -> Option<T>) -> Option<T> {
+        self.required(key).and_then(|node| read(&node))
+    }
+
+    /// Reads the value of a key that may be left out, which then means `default`. `None` only when it is there and wrong.
+    pub fn read_or<T>(
+        &self,
+        key: &str,
+        default: T,
+        read: impl FnOnce(&Node<'d>) -> Option<T>,
+    ) -> Option<T> {
+        match self.optional(key) {
+            Some(node) => read(&node),
+            None => Some(default),
+        }
+    }
+
     /// The object itself, for problems that are no single member's.
     pub fn node(&self) -> &Node<'d> {
         &self.node

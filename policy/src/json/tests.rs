@@ -12,7 +12,10 @@ fn what_is_not_json_is_refused_with_its_place() {
         (&b""[..], "1:1: $: is empty"),
         (b" \n\t ", "1:1: $: is empty"),
         (b"{", "1:1: $: is not JSON: EOF while parsing an object"),
-        (b"{\n  \"a\": 1,\n}", "3:1: $: is not JSON: key must be a string"),
+        (
+            b"{\n  \"a\": 1,\n}",
+            "3:1: $: is not JSON: key must be a string",
+        ),
         (b"{} x", "1:4: $: is not JSON: trailing characters"),
         (b"{}\n{}", "2:1: $: is not JSON: trailing characters"),
         (

@@ -1,0 +1,231 @@
+//! Who exists: users, groups, devices, from `directory.json`.
+
+pub mod allocate;
+pub mod edit;
+mod networks;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use portcullis_policy::Identity;
+use portcullis_policy::json::Problem;
+
+use crate::config::Config;
+use crate::files::{self, ReadError};
+use networks::Networks;
+
+/// A WireGuard preshared key. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PresharedKey(pub [u8; 32]);
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(..)")
+    }
+}
+
+/// One user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Its groups, sorted, without repetition.
+    pub groups: Arc<[Arc<str>]>,
+    /// None of its devices may do anything.
+    pub disabled: bool,
+}
+
+/// One device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Its name, user, groups and posture, as policy sees them.
+    pub identity: Identity,
+    /// WireGuard public key.
+    pub public_key: Option<[u8; 32]>,
+    /// WireGuard preshared key.
+    pub preshared_key: Option<PresharedKey>,
+    /// Addresses it may send from inside its tunnel.
+    pub addresses: Vec<IpAddr>,
+    /// Networks behind the TUN that it is known by.
+    pub networks: Vec<IpNet>,
+    /// When access ends by itself.
+    pub expires: Option<Timestamp>,
+    /// The device itself is revoked.
+    pub revoked: bool,
+    /// The user is disabled, or the device is disabled or revoked.
+    pub disabled: bool,
+}
+
+impl Device {
+    /// Whether it may do anything at all at `now`.
+    pub fn usable_at(&self, now: Timestamp) -> bool {
+        !self.disabled && self.expires.is_none_or(|end| now < end)
+    }
+
+    /// Addresses that a packet of it could come from: its own, and one of each network behind it.
+    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        let inside = |net: &IpNet| net.hosts().next().unwrap_or_else(|| net.addr());
+        self.addresses.iter().copied().chain(self.networks.iter().map(inside))
+    }
+}
+
+/// What a directory is checked against.
+#[derive(Debug, Clone, Default)]
+pub struct DirectoryContext {
+    /// The gateway's own addresses with the tunnel networks' prefix lengths; `wireguard.addresses`.
+    pub tunnel: Vec<IpNet>,
+    /// The gateway's own public key, which is no device's.
+    pub own_public_key: Option<[u8; 32]>,
+}
+
+impl DirectoryContext {
+    /// The context that `config` gives. `own_public_key` is that of the key file, when it could be read.
+    pub fn new(config: &Config, own_public_key: Option<[u8; 32]>) -> Self {
+        let tunnel = config
+            .wireguard
+            .as_ref()
+            .map(|wireguard| wireguard.addresses.clone())
+            .unwrap_or_default();
+        Self {
+            tunnel,
+            own_public_key,
+        }
+    }
+}
+
+/// Why a directory is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// The file cannot be read.
+    #[error("{path} {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ReadError,
+    },
+    /// What it says is wrong: every problem at once, a line each.
+    #[error("{}", list(.path, .problems))]
+    Problems {
+        /// The file.
+        path: PathBuf,
+        /// In the order of the file; never empty.
+        problems: Vec<Problem>,
+    },
+}
+
+fn list(path: &Path, problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems
+        .iter()
+        .map(|problem| problem.in_file(path.display()).to_string())
+        .collect();
+    lines.join("\n")
+}
+
+/// An immutable snapshot of `directory.json`.
+#[derive(Debug, Default)]
+pub struct Directory {
+    users: BTreeMap<Arc<str>, User>,
+    groups: BTreeSet<Arc<str>>,
+    devices: HashMap<Arc<str>, Arc<Device>>,
+    by_key: HashMap<[u8; 32], Arc<Device>>,
+    by_network: Networks,
+}
+
+impl Directory {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or every problem in it at once.
+    pub fn load(path: &Path, context: &DirectoryContext) -> Result<Self, DirectoryError> {
+        let text = files::read_text(path).map_err(|source| DirectoryError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, context).map_err(|problems| DirectoryError::Problems {
+            path: path.to_owned(),
+            problems,
+        })
+    }
+
+    /// Checks the text of a directory.
+    ///
+    /// # Errors
+    ///
+    /// Every problem at once, in the order of the text.
+    pub fn parse(text: &str, context: &DirectoryContext) -> Result<Self, Vec<Problem>> {
+        let (users, devices) = read::read(text, context)?;
+        let groups = users
+            .values()
+            .flat_map(|user| user.groups.iter().cloned())
+            .collect();
+        let devices: Vec<Arc<Device>> = devices.into_iter().map(Arc::new).collect();
+        let by_key = devices
+            .iter()
+            .filter_map(|device| Some((device.public_key?, Arc::clone(device))))
+            .collect();
+        let by_network = devices.iter().flat_map(|device| {
+            device
+                .networks
+                .iter()
+                .map(move |net| (*net, Arc::clone(device)))
+        });
+        Ok(Self {
+            users,
+            groups,
+            by_key,
+            by_network: by_network.collect(),
+            devices: devices
+                .into_iter()
+                .map(|device| (Arc::clone(&device.identity.device), device))
+                .collect(),
+        })
+    }
+
+    /// The device called `name`.
+    pub fn device(&self, name: &str) -> Option<&Arc<Device>> {
+        self.devices.get(name)
+    }
+
+    /// The device with this WireGuard public key.
+    pub fn device_by_key(&self, key: &[u8; 32]) -> Option<&Arc<Device>> {
+        self.by_key.get(key)
+    }
+
+    /// The device behind the TUN that `source` belongs to, by longest prefix.
+    pub fn device_by_network(&self, source: IpAddr) -> Option<&Arc<Device>> {
+        self.by_network.find(source)
+    }
+
+    /// Every device, in no order.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
+        self.devices.values()
+    }
+
+    /// The user called `name`.
+    pub fn user(&self, name: &str) -> Option<&User> {
+        self.users.get(name)
+    }
+
+    /// Every user with its name, sorted.
+    pub fn users(&self) -> impl Iterator<Item = (&Arc<str>, &User)> {
+        self.users.iter()
+    }
+
+    /// Every group that some user is in, sorted.
+    pub fn groups(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.groups.iter()
+    }
+
+    /// Whether some user is in `group`.
+    pub fn has_group(&self, group: &str) -> bool {
+        self.groups.contains(group)
+    }
+}
