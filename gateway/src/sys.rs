@@ -1,7 +1,7 @@
 //! The only module with unsafe code: kernel interfaces that no safe wrapper we depend on covers.
 #![expect(
     unsafe_code,
-    reason = "ioctl, one socket option and the adoption of a descriptor have no safe wrapper"
+    reason = "an ioctl, three socket options and the adoption of descriptors have no safe wrapper"
 )]
 
 use std::fs::File;
@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 
 use socket2::Socket;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::host::TunDevice;
@@ -25,9 +26,19 @@ impl OwnsDescriptor for TunDevice {}
 
 /// Registers a descriptor with the tokio runtime of the calling thread.
 pub(crate) fn register<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
+    register_with(owner, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// Registers a descriptor with the tokio runtime of the calling thread, to be read only. Urgent conditions count as
+/// readable.
+pub(crate) fn register_for_reading<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
+    register_with(owner, Interest::READABLE | Interest::PRIORITY)
+}
+
+fn register_with<T: OwnsDescriptor>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     // SAFETY: `OwnsDescriptor` says what is asked for, this module alone implements it, and the `AsyncFd` owns `owner`;
     // neither type lets go of its descriptor through a shared or mutable reference.
-    unsafe { AsyncFd::register(owner) }.map_err(io::Error::from)
+    unsafe { AsyncFd::register_with_interest(owner, interest) }.map_err(io::Error::from)
 }
 
 /// Takes the descriptor out of a TUN device of the `tun` crate.
@@ -61,13 +72,54 @@ pub(crate) fn set_local_port_range(
     socket: BorrowedFd<'_>,
     ports: &RangeInclusive<u16>,
 ) -> io::Result<()> {
-    let value: u32 = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
-    // SAFETY: the option is a u32; pointer and length describe `value`, which outlives the call and is only read.
+    let value = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
+    set_option(socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, value)
+}
+
+/// `SO_SELECT_ERR_QUEUE`: an error of the socket is an urgent condition, which wakes a reader as data does.
+pub(crate) fn set_errors_wake_reader(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 1)
+}
+
+/// `IP_MTU` or `IPV6_MTU` of a connected socket.
+pub(crate) fn path_mtu(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<u32> {
+    let (level, name) = if ipv6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU)
+    };
+    let mut value: u32 = 0;
+    let mut length = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: the option is an int; pointer and length describe `value`, to which alone the kernel writes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
+}
+
+/// Sets an option of 32 bits.
+fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: u32,
+) -> io::Result<()> {
+    // SAFETY: pointer and length describe `value`, which outlives the call and is only read.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            IP_LOCAL_PORT_RANGE,
+            level,
+            name,
             (&raw const value).cast(),
             size_of::<u32>() as libc::socklen_t,
         )

@@ -77,7 +77,9 @@ pub struct SteeredRoutes {
 impl SteeredRoutes {
     /// Puts rules and routes of `config` in force towards the device with index `device`.
     ///
-    /// What an earlier process left in the table is taken over. The main table is never touched. Call on a tokio runtime.
+    /// What an earlier process left in the table is taken over. The main table is never touched. After an error
+    /// everything is as it was, unless there was something to take over: then it keeps refusing what it can. Call on a
+    /// tokio runtime.
     pub async fn install(config: &TunConfig, device: u32) -> Result<Self, RouteError> {
         let table = config.table;
         if matches!(table, 0 | 253..=255) {
@@ -98,7 +100,28 @@ impl SteeredRoutes {
                 routes: named.join(", "),
             });
         }
+        let installed = Self { table };
+        match installed.put_in_force(&kernel, config, device, &left).await {
+            Ok(()) => Ok(installed),
+            Err(error) => {
+                if left.is_empty()
+                    && let Err(second) = installed.remove(OnStop::Remove).await
+                {
+                    tracing::warn!(error = %second, "routes of a failed start stay");
+                }
+                Err(error)
+            }
+        }
+    }
 
+    async fn put_in_force(
+        &self,
+        kernel: &Kernel,
+        config: &TunConfig,
+        device: u32,
+        left: &[RouteMessage],
+    ) -> Result<(), RouteError> {
+        let table = self.table;
         let wanted = wanted_routes(config, device);
         for route in &wanted {
             kernel.put_route(table, route).await?;
@@ -109,33 +132,32 @@ impl SteeredRoutes {
         {
             kernel.delete_route(route).await?;
         }
+        let rule = Rule {
+            table,
+            fwmark: config.fwmark,
+        };
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let needed = config.routes.iter().any(|net| family_of(net) == family);
-            let rule = Rule {
-                table,
-                fwmark: config.fwmark,
-            };
             if needed {
                 kernel.add_rule(rule.message(family)).await?;
             }
             for found in kernel.rules(family).await? {
-                if table_of_rule(&found) == table {
-                    if !(needed && rule.is(&found)) {
-                        kernel.delete_rule(found).await?;
-                    }
-                } else {
-                    let other = table_of_rule(&found);
+                let other = table_of_rule(&found);
+                if other != table {
                     tracing::warn!(
                         table = other,
                         "a rule of another gateway, or of this one before its [tun] table changed; `ip rule del lookup {other}` removes it"
                     );
+                } else if !(needed && rule.is(&found)) {
+                    kernel.delete_rule(found).await?;
                 }
             }
         }
-        Ok(Self { table })
+        Ok(())
     }
 
-    /// Takes everything away, or with [`OnStop::Block`] everything but rules, exclusions and backstops.
+    /// Takes everything away, or with [`OnStop::Block`] everything but rules, exclusions and backstops. Call while the
+    /// device still exists, on a tokio runtime.
     pub async fn remove(self, on_stop: OnStop) -> Result<(), RouteError> {
         let kernel = Kernel::connect()?;
         if on_stop == OnStop::Remove {

@@ -3,8 +3,8 @@
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
 //! [`Offramps::select`]; its sockets are the host kernel's, marked so that they do not loop back into our own TUN.
 
+mod datagram;
 mod error;
-mod ping;
 mod socket;
 
 use std::collections::HashMap;
@@ -19,10 +19,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use portcullis_policy::Permit;
 use socket2::SockRef;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::TcpStream;
 
+pub use datagram::DatagramSocket;
 pub use error::DialError;
-pub use ping::PingSocket;
 use socket::{Ports, Transport};
 
 use crate::config::Config;
@@ -166,15 +166,14 @@ impl Offramp {
         self.connect_tcp(to)
     }
 
-    /// Opens a UDP socket connected to `to`: only datagrams from there are received, and a port that is closed is told
-    /// by `ECONNREFUSED` from the next send or receive. Call on a tokio runtime.
-    pub fn open_udp(&self, permit: &Permit, to: SocketAddr) -> Result<UdpSocket, DialError> {
+    /// Opens a UDP socket towards `to`. Call on a tokio runtime.
+    pub fn open_udp(&self, permit: &Permit, to: SocketAddr) -> Result<DatagramSocket, DialError> {
         let _ = permit;
         self.connect_udp(to)
     }
 
-    /// Opens a socket for echo requests to `to`. Call on a tokio runtime.
-    pub fn open_ping(&self, permit: &Permit, to: IpAddr) -> Result<PingSocket, DialError> {
+    /// Opens a socket for echo requests to `to`, ICMP or ICMPv6. Call on a tokio runtime.
+    pub fn open_ping(&self, permit: &Permit, to: IpAddr) -> Result<DatagramSocket, DialError> {
         let _ = permit;
         self.connect_ping(to)
     }
@@ -198,15 +197,15 @@ impl Offramp {
         }
     }
 
-    fn connect_udp(&self, to: SocketAddr) -> Result<UdpSocket, DialError> {
+    fn connect_udp(&self, to: SocketAddr) -> Result<DatagramSocket, DialError> {
         let socket = self.start(Transport::Udp, to)?;
-        socket::forget_received(&socket);
-        Ok(UdpSocket::from_std(socket.into())?)
+        Ok(DatagramSocket::new(socket, to)?)
     }
 
-    fn connect_ping(&self, to: IpAddr) -> Result<PingSocket, DialError> {
-        let socket = self.start(Transport::Ping, SocketAddr::new(to, 0))?;
-        Ok(PingSocket::new(socket, to)?)
+    fn connect_ping(&self, to: IpAddr) -> Result<DatagramSocket, DialError> {
+        let to = SocketAddr::new(to, 0);
+        let socket = self.start(Transport::Ping, to)?;
+        Ok(DatagramSocket::new(socket, to)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Making the kernel's sockets: marked, bound to source, ports and interface, and connecting.
 
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
@@ -17,8 +17,6 @@ use crate::sys::{self, is_errno};
 const MAX_PORT_TRIES: usize = 256;
 /// Receive buffer asked for a UDP socket, in bytes; the kernel caps it at `net.core.rmem_max`.
 const UDP_RECEIVE_BUFFER: usize = 1 << 20;
-/// How many datagrams that came before a socket was connected are looked for.
-const MAX_FORGOTTEN: usize = 64;
 
 /// What a socket carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,13 +203,4 @@ fn bind_error(error: io::Error, source: IpAddr) -> DialError {
         return DialError::SourceUnavailable(source);
     }
     error.into()
-}
-
-/// Discards what a UDP socket received between getting its port and being connected: it may be from anybody.
-pub(super) fn forget_received(mut socket: &Socket) {
-    for _ in 0..MAX_FORGOTTEN {
-        if socket.read(&mut [0]).is_err() {
-            break;
-        }
-    }
 }

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::net::{TcpListener, UdpSocket as StdUdpSocket};
 use std::ops::RangeInclusive;
 
+use nix::errno::Errno;
+
 use super::*;
 use crate::config::resolved::RouteConfig;
 use crate::flow_record::FlowEnd;
@@ -225,7 +227,7 @@ async fn exhaust(range: RangeInclusive<u16>, by_kernel: bool) {
     }
     let server = StdUdpSocket::bind("127.0.0.1:0").unwrap();
     let to = server.local_addr().unwrap();
-    let open: Vec<UdpSocket> = range
+    let open: Vec<DatagramSocket> = range
         .clone()
         .map(|_| offramp.connect_udp(to).unwrap())
         .collect();
@@ -273,7 +275,7 @@ fn udp_hears_its_target_and_the_targets_refusal_only() {
                 .connect_udp(server.local_addr().unwrap())
                 .unwrap();
             assert_eq!(SockRef::from(&socket).mark().unwrap(), 7);
-            socket.send(b"question").await.unwrap();
+            socket.try_send(b"question").unwrap();
             let mut buffer = [0; 64];
             let (length, from) = server.recv_from(&mut buffer).unwrap();
             assert_eq!(
@@ -286,9 +288,75 @@ fn udp_hears_its_target_and_the_targets_refusal_only() {
             assert_eq!(&buffer[..length], b"answer");
 
             drop(server);
-            socket.send(b"question").await.unwrap();
+            socket.try_send(b"question").unwrap();
             let error = socket.recv(&mut buffer).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        }
+    });
+}
+
+#[test]
+fn icmp_errors_wake_a_reader_that_waits_alone() {
+    in_namespace(async || {
+        sysctl("net.ipv4.ping_group_range", "0 2147483647");
+        add_link("eth0");
+        ip("addr add 192.0.2.10/24 dev eth0");
+        ip("-6 addr add 2001:db8::10/64 dev eth0 nodad");
+        // Failed neighbour discovery in short time.
+        for family in ["ipv4", "ipv6"] {
+            sysctl(&format!("net.{family}.neigh.eth0.retrans_time_ms"), "20");
+        }
+        let refused = Errno::ECONNREFUSED;
+        let absent = Errno::EHOSTUNREACH;
+        for (to, errno) in [
+            ("127.0.0.1:9", refused),
+            ("[::1]:9", refused),
+            ("192.0.2.11:9", absent),
+            ("[2001:db8::11]:9", absent),
+        ] {
+            let to = address(to);
+            let mut sockets = vec![(plain().connect_udp(to).unwrap(), b"question".to_vec())];
+            if errno == absent {
+                sockets.push((
+                    plain().connect_ping(to.ip()).unwrap(),
+                    echo_request(to.is_ipv6(), 1),
+                ));
+            }
+            for (socket, message) in sockets {
+                let socket = std::rc::Rc::new(socket);
+                let reader = std::rc::Rc::clone(&socket);
+                let local = tokio::task::LocalSet::new();
+                let reader = local.spawn_local(async move { reader.recv(&mut [0; 64]).await });
+                let told = local.run_until(async {
+                    tokio::task::yield_now().await;
+                    socket.try_send(&message).unwrap();
+                    tokio::time::timeout(Duration::from_secs(20), reader)
+                        .await
+                        .expect("the reader sleeps on")
+                        .unwrap()
+                });
+                let told = told.await.unwrap_err();
+                assert_eq!(
+                    told.raw_os_error().map(Errno::from_raw),
+                    Some(errno),
+                    "{to}: {told}"
+                );
+                // Nothing is left over, and the socket goes on.
+                assert_eq!(
+                    socket.try_recv(&mut [0; 64]).unwrap_err().kind(),
+                    io::ErrorKind::WouldBlock
+                );
+                socket.try_send(&message).unwrap();
+                let mtu = socket.path_mtu().unwrap();
+                assert!(
+                    if errno == absent {
+                        mtu == 1500
+                    } else {
+                        mtu > 60_000
+                    },
+                    "{mtu}"
+                );
+            }
         }
     });
 }

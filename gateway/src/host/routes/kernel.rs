@@ -101,7 +101,8 @@ impl Kernel {
                 .map_err(system_error)
                 .map_err(failed("list routes"))?
             {
-                if table_of_route(&route) == table {
+                // A kernel without IPv6 answers with the routes of other families.
+                if table_of_route(&route) == table && route.header.address_family == family {
                     found.push(route);
                 }
             }
@@ -119,16 +120,17 @@ impl Kernel {
         } else {
             IpVersion::V4
         };
-        let rules: Vec<RuleMessage> = self
+        let rules = self
             .0
             .handle
             .rule()
             .get(version)
             .execute()
-            .try_collect()
-            .await
-            .map_err(system_error)
-            .map_err(failed("list rules"))?;
+            .try_collect::<Vec<_>>();
+        let rules = match rules.await.map_err(system_error) {
+            Err(error) if is_errno(&error, Errno::EAFNOSUPPORT) => Vec::new(),
+            result => result.map_err(failed("list rules"))?,
+        };
         let ours = [
             RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
             RuleAttribute::Priority(RULE_PRIORITY),

@@ -314,6 +314,26 @@ fn a_table_of_somebody_else_is_refused_untouched() {
 }
 
 #[test]
+fn a_start_that_fails_leaves_nothing_new() {
+    in_namespace(async || {
+        default_routes();
+        let rules_before = rules();
+        let config = config(&["10.0.0.0/8"], &["10.0.0.53/32"]);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let absent = tun.index() + 1000;
+        let error = SteeredRoutes::install(&config, absent).await.unwrap_err();
+        assert!(error.to_string().contains("10.0.0.0/8"), "{error}");
+        assert_eq!((table().as_str(), rules()), ("", rules_before));
+
+        // With something to take over, the refusal stays.
+        let _left = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        drop(tun);
+        SteeredRoutes::install(&config, absent).await.unwrap_err();
+        assert_eq!(way("10.1.2.3", 0), "refused");
+    });
+}
+
+#[test]
 fn system_tables_are_refused() {
     in_namespace(async || {
         for table in [0, 253, 254, 255] {
