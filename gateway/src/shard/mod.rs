@@ -42,6 +42,9 @@ pub enum BindError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A data-plane thread.
+    #[error("cannot start a data-plane thread: {0}")]
+    Thread(#[source] io::Error),
 }
 
 /// A running shard.
@@ -51,8 +54,18 @@ pub struct ShardHandle {
     pub commands: mpsc::Sender<Command>,
     /// What it counts.
     pub counters: Arc<ShardCounters>,
-    /// Its thread; ends after [`Command::Stop`].
-    pub thread: JoinHandle<()>,
+    /// Ends after [`Command::Stop`].
+    thread: JoinHandle<()>,
+}
+
+impl ShardHandle {
+    /// Waits for the thread, which ends after [`Command::Stop`].
+    ///
+    /// # Errors
+    /// What the thread panicked with.
+    pub fn join(self) -> std::thread::Result<()> {
+        self.thread.join()
+    }
 }
 
 /// Shards with everything bound, not yet running.
@@ -72,7 +85,7 @@ pub struct BoundShards {
 pub fn bind(
     config: Arc<Config>,
     private_key: Option<[u8; 32]>,
-    tun: Option<TunDevice>,
+    tun: Option<Arc<TunDevice>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     records: mpsc::Sender<FlowRecord>,
 ) -> Result<BoundShards, BindError> {
@@ -85,7 +98,7 @@ pub fn bind(
         }
         _ => None,
     };
-    Ok(BoundShards { config, wireguard, tun: tun.map(Arc::new), snapshots, records })
+    Ok(BoundShards { config, wireguard, tun, snapshots, records })
 }
 
 impl BoundShards {
@@ -93,7 +106,7 @@ impl BoundShards {
     ///
     /// # Errors
     /// What the kernel says about starting a thread.
-    pub fn start(self) -> io::Result<Vec<ShardHandle>> {
+    pub fn start(self) -> Result<Vec<ShardHandle>, BindError> {
         let Self { config, wireguard, tun, snapshots, records } = self;
         let offramps = Arc::new(Offramps::new(&config));
         let (identity, sockets) = match wireguard {
@@ -121,8 +134,10 @@ impl BoundShards {
                 mailbox,
                 neighbours: mailboxes.clone(),
             };
-            let thread =
-                std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || worker::run(parts))?;
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{index}"))
+                .spawn(move || worker::run(parts))
+                .map_err(BindError::Thread)?;
             handles.push(ShardHandle { commands, counters, thread });
         }
         Ok(handles)
