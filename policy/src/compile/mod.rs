@@ -171,3 +171,7 @@ fn expected(node: &Node<'_>) -> Option<Expected> {
     }
 }
 
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod tests;

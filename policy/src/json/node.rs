@@ -346,9 +346,12 @@ impl<'d> Node<'d> {
             .ok()
             .filter(|number| range.contains(number));
         if number.is_none() || self.kind() != Kind::Number {
-            let (from, to) = (range.start(), range.end());
+            let bounds = match (*range.start(), *range.end()) {
+                (0, u64::MAX) => String::new(),
+                (from, to) => format!(" from {from} to {to}"),
+            };
             self.problem(format!(
-                "expected a whole number from {from} to {to}, found {}",
+                "expected a whole number{bounds}, found {}",
                 self.found()
             ));
             return None;

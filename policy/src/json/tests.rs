@@ -139,9 +139,7 @@ fn kinds_are_not_converted() {
         .iter()
         .map(ToString::to_string)
         .collect();
-    assert!(messages.contains(
-        &"1:10: $[2]: expected a whole number from 0 to 18446744073709551615, found 1.0".to_owned()
-    ));
+    assert!(messages.contains(&"1:10: $[2]: expected a whole number, found 1.0".to_owned()));
     assert!(messages.contains(&"1:30: $[6]: expected a string, found null".to_owned()));
     assert!(
         messages
