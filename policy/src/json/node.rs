@@ -169,7 +169,14 @@ impl<'d> Node<'d> {
             });
     }
 
-    /// Where it is.
+    /// Like [`problem`](Self::problem), for a message that is costly to make: it is made only when it will be listed.
+    pub fn problem_with(&self, message: impl FnOnce() -> String) {
+        self.document
+            .note(self.document.offset_in_text(self.text), &self.path, message);
+    }
+
+    /// Where it is. Counting the column takes time in proportion to the length of the line; keep a clone of the node instead
+    /// where the place may never be needed.
     pub fn place(&self) -> Place {
         let (line, column) = self
             .document
@@ -179,6 +186,11 @@ impl<'d> Node<'d> {
             column,
             path: self.path.to_string(),
         }
+    }
+
+    /// The line it is on, from 1.
+    pub fn line(&self) -> usize {
+        self.document.line(self.document.offset_in_text(self.text))
     }
 
     /// What kind of value it is.
@@ -198,11 +210,13 @@ impl<'d> Node<'d> {
         let mut members = HashMap::new();
         for Entry { name, key, value } in self.entries()? {
             if !known.contains(&&*name) {
-                key.problem(format!(
-                    "unknown key {}{}",
-                    quoted(&name),
-                    hint(&name, known.iter().copied())
-                ));
+                key.problem_with(|| {
+                    format!(
+                        "unknown key {}{}",
+                        quoted(&name),
+                        hint(&name, known.iter().copied())
+                    )
+                });
             }
             members.insert(name, value);
         }
@@ -230,7 +244,7 @@ impl<'d> Node<'d> {
                 ..unnamed
             };
             if let Some(earlier) = first.get(&name) {
-                let line = earlier.place().line;
+                let line = earlier.line();
                 key.problem(format!(
                     "the key {} is already used on line {line}",
                     quoted(&name)

@@ -178,3 +178,15 @@ fn entries_are_bounded() {
         "more than 1048576 entries"
     );
 }
+
+#[test]
+fn many_mistakes_on_one_long_line_cost_little() {
+    // Counting a column for each of these would take minutes.
+    let text = format!("{{{}\"b\": 1}}", "\"a\": 1, ".repeat(1 << 19));
+    let document = Document::parse(text.as_bytes()).unwrap();
+    assert_eq!(document.root().entries().unwrap().len(), 2);
+    assert_eq!(
+        document.finish(Some(())).unwrap_err().len(),
+        MAX_PROBLEMS + 1
+    );
+}
