@@ -9,3 +9,4 @@ pub mod keys;
 pub mod metrics;
 pub mod prefix;
 pub mod shard;
+pub mod telemetry;

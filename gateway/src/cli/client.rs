@@ -14,3 +14,12 @@ pub enum ClientError {
 pub fn reload(config: &Config) -> Result<Vec<String>, ClientError> {
     Err(ClientError::NotRunning(config.control.clone()))
 }
+
+impl ClientError {
+    /// Says it on standard error.
+    pub fn report(&self) -> super::ExitStatus {
+        match self {
+            Self::NotRunning(_) => super::ExitStatus::NotRunning,
+        }
+    }
+}

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use portcullis_policy::Identity;
+use portcullis_policy::{Context, Identity, KnownDevice, KnownUser};
 use portcullis_policy::json::Problem;
 
 use crate::config::Config;
@@ -63,6 +63,11 @@ pub struct Device {
 }
 
 impl Device {
+    /// Addresses it may send from: its own, then the first of each of its networks.
+    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().copied().chain(self.networks.iter().map(IpNet::addr))
+    }
+
     /// Whether it may do anything at all at `now`.
     pub fn usable_at(&self, now: Timestamp) -> bool {
         !self.disabled && self.expires.is_none_or(|end| now < end)
@@ -211,6 +216,22 @@ impl Directory {
     /// Every user with its name, sorted.
     pub fn users(&self) -> impl Iterator<Item = (&Arc<str>, &User)> {
         self.users.iter()
+    }
+
+    /// The names a policy may use, those of `config`'s off-ramps included.
+    pub fn policy_context<'a>(&'a self, config: &'a Config) -> Context<'a> {
+        let known_device = |device: &'a Arc<Device>| KnownDevice {
+            identity: &device.identity,
+            disabled: device.disabled,
+            source: device.sources().next(),
+        };
+        let known_user = |user: &'a User| KnownUser { groups: &user.groups, disabled: user.disabled };
+        Context {
+            users: self.users.iter().map(|(name, user)| (&**name, known_user(user))).collect(),
+            devices: self.devices.iter().map(|(name, device)| (&**name, known_device(device))).collect(),
+            groups: self.groups.iter().map(|group| &**group).collect(),
+            offramps: config.offramps.iter().map(|offramp| &*offramp.name).collect(),
+        }
     }
 
     /// Every group that some user is in, sorted.
