@@ -29,10 +29,7 @@ pub fn read_text(path: &Path) -> Result<String, ReadError> {
     // Opened without waiting, so that a named pipe in the place of a file is an error and not a hang.
     let file = {
         use std::os::unix::fs::OpenOptionsExt;
-        File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?
+        File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?
     };
     read_open(&file)
 }
@@ -63,10 +60,7 @@ mod tests {
         std::fs::write(&file, b"ab\xff").unwrap();
         assert!(matches!(read_text(&file), Err(ReadError::NotUtf8(2))));
         assert!(matches!(read_text(dir.path()), Err(ReadError::NotRegular)));
-        assert!(matches!(
-            read_text(&dir.path().join("none")),
-            Err(ReadError::Io(_))
-        ));
+        assert!(matches!(read_text(&dir.path().join("none")), Err(ReadError::Io(_))));
         File::create(&file).unwrap().set_len(MAX_FILE + 1).unwrap();
         assert!(matches!(read_text(&file), Err(ReadError::TooLarge)));
     }

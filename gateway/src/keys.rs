@@ -49,9 +49,7 @@ pub enum KeyFileError {
         source: ReadError,
     },
     /// Group or others have rights on it.
-    #[error(
-        "{path} has mode {mode:04o}: others than its owner may use it; set it with `chmod 600 {path}`"
-    )]
+    #[error("{path} has mode {mode:04o}: others than its owner may use it; set it with `chmod 600 {path}`")]
     Mode {
         /// The file.
         path: PathBuf,
@@ -103,10 +101,7 @@ impl PrivateKey {
     ///
     /// The file cannot be read, is open to others, belongs to a stranger, or holds no key.
     pub fn read_file(path: &Path) -> Result<Self, KeyFileError> {
-        let unreadable = |source| KeyFileError::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let unreadable = |source| KeyFileError::Read { path: path.to_owned(), source };
         let file = File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
@@ -116,24 +111,14 @@ impl PrivateKey {
         let metadata = file.metadata().map_err(|error| unreadable(error.into()))?;
         let (mode, owner, us) = (metadata.mode() & 0o7777, metadata.uid(), geteuid().as_raw());
         if owner != us && owner != 0 {
-            return Err(KeyFileError::Owner {
-                path: path.to_owned(),
-                owner,
-                us,
-            });
+            return Err(KeyFileError::Owner { path: path.to_owned(), owner, us });
         }
         if mode & 0o077 != 0 {
-            return Err(KeyFileError::Mode {
-                path: path.to_owned(),
-                mode,
-            });
+            return Err(KeyFileError::Mode { path: path.to_owned(), mode });
         }
         let text = read_open(&file).map_err(unreadable)?;
         let line = text.strip_suffix('\n').unwrap_or(&text);
-        Self::parse(line).map_err(|error| KeyFileError::Key {
-            path: path.to_owned(),
-            error,
-        })
+        Self::parse(line).map_err(|error| KeyFileError::Key { path: path.to_owned(), error })
     }
 
     /// The public key that belongs to it.
@@ -161,14 +146,7 @@ pub fn parse_public_key(text: &str) -> Result<[u8; 32], KeyError> {
     let key = parse_key(text)?;
     // A clamped scalar is a multiple of the cofactor, so exactly the points of low order give zero.
     let probe = StaticSecret::from([0x42; 32]);
-    if probe
-        .diffie_hellman(&PublicKey::from(key))
-        .was_contributory()
-    {
-        Ok(key)
-    } else {
-        Err(KeyError::LowOrder)
-    }
+    if probe.diffie_hellman(&PublicKey::from(key)).was_contributory() { Ok(key) } else { Err(KeyError::LowOrder) }
 }
 
 /// Parses a preshared key.
@@ -199,11 +177,7 @@ pub fn random() -> io::Result<[u8; 32]> {
 fn parse_key(text: &str) -> Result<[u8; 32], KeyError> {
     let bytes = STANDARD.decode(text).map_err(|_| KeyError::NotAKey)?;
     let key = <[u8; 32]>::try_from(bytes).map_err(|_| KeyError::NotAKey)?;
-    if key == [0; 32] {
-        Err(KeyError::Zero)
-    } else {
-        Ok(key)
-    }
+    if key == [0; 32] { Err(KeyError::Zero) } else { Ok(key) }
 }
 
 #[cfg(test)]
@@ -215,25 +189,18 @@ mod tests {
 
     /// RFC 7748, section 6.1.
     const ALICE: [u8; 32] = [
-        0x77, 0x07, 0x6d, 0x0a, 0x73, 0x18, 0xa5, 0x7d, 0x3c, 0x16, 0xc1, 0x72, 0x51, 0xb2, 0x66,
-        0x45, 0xdf, 0x4c, 0x2f, 0x87, 0xeb, 0xc0, 0x99, 0x2a, 0xb1, 0x77, 0xfb, 0xa5, 0x1d, 0xb9,
-        0x2c, 0x2a,
+        0x77, 0x07, 0x6d, 0x0a, 0x73, 0x18, 0xa5, 0x7d, 0x3c, 0x16, 0xc1, 0x72, 0x51, 0xb2, 0x66, 0x45, 0xdf, 0x4c,
+        0x2f, 0x87, 0xeb, 0xc0, 0x99, 0x2a, 0xb1, 0x77, 0xfb, 0xa5, 0x1d, 0xb9, 0x2c, 0x2a,
     ];
 
     #[test]
     fn public_key_of_the_rfc() {
-        assert_eq!(
-            encode_key(&PrivateKey(ALICE).public()),
-            "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
-        );
+        assert_eq!(encode_key(&PrivateKey(ALICE).public()), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
     }
 
     #[test]
     fn new_keys_differ_and_survive_base64() {
-        let (a, b) = (
-            PrivateKey::generate().unwrap(),
-            PrivateKey::generate().unwrap(),
-        );
+        let (a, b) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
         assert_ne!(a, b);
         assert_eq!(PrivateKey::parse(&a.to_base64()), Ok(a.clone()));
         assert_eq!(parse_public_key(&encode_key(&a.public())), Ok(a.public()));
@@ -254,16 +221,9 @@ mod tests {
             &STANDARD.encode([7; 33]),
             &good.replace('B', "-"),
         ] {
-            assert_eq!(
-                parse_preshared_key(text),
-                Err(KeyError::NotAKey),
-                "{text:?}"
-            );
+            assert_eq!(parse_preshared_key(text), Err(KeyError::NotAKey), "{text:?}");
         }
-        assert_eq!(
-            parse_preshared_key(&encode_key(&[0; 32])),
-            Err(KeyError::Zero)
-        );
+        assert_eq!(parse_preshared_key(&encode_key(&[0; 32])), Err(KeyError::Zero));
     }
 
     #[test]
@@ -275,18 +235,13 @@ mod tests {
         let mut prime = minus_one;
         prime[0] = 0xed;
         let order_8 = [
-            0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f,
-            0xc4, 0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16,
-            0x5f, 0x49, 0xb8, 0x00,
+            0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09,
+            0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
         ];
         let mut high_bit = one;
         high_bit[31] = 0x80;
         for point in [one, minus_one, prime, order_8, high_bit] {
-            assert_eq!(
-                parse_public_key(&encode_key(&point)),
-                Err(KeyError::LowOrder),
-                "{point:x?}"
-            );
+            assert_eq!(parse_public_key(&encode_key(&point)), Err(KeyError::LowOrder), "{point:x?}");
         }
         assert_eq!(parse_public_key(&encode_key(&[0; 32])), Err(KeyError::Zero));
     }
@@ -299,10 +254,7 @@ mod tests {
         for mode in [0o640, 0o604, 0o660, 0o644, 0o610, 0o601] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let error = PrivateKey::read_file(&path).unwrap_err();
-            assert!(
-                matches!(error, KeyFileError::Mode { mode: found, .. } if found == mode),
-                "{mode:o}"
-            );
+            assert!(matches!(error, KeyFileError::Mode { mode: found, .. } if found == mode), "{mode:o}");
         }
         for mode in [0o600, 0o400] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -323,10 +275,7 @@ mod tests {
             let message = PrivateKey::read_file(&path).unwrap_err().to_string();
             assert_eq!(
                 message,
-                format!(
-                    "{} belongs to user 12345, who is neither root nor user 0, as whom this runs",
-                    path.display()
-                )
+                format!("{} belongs to user 12345, who is neither root nor user 0, as whom this runs", path.display())
             );
         }
     }
@@ -336,11 +285,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("wireguard.key");
         let message = || PrivateKey::read_file(&path).unwrap_err().to_string();
-        assert!(
-            message().contains("cannot be read: No such file"),
-            "{}",
-            message()
-        );
+        assert!(message().contains("cannot be read: No such file"), "{}", message());
         for content in ["", "x", &format!("{}\n\n", encode_key(&ALICE))] {
             fs::write(&path, content).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();

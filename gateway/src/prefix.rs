@@ -24,11 +24,7 @@ pub fn parse_interface_address(text: &str) -> Result<IpNet, InterfaceAddressErro
     let (address, length) = text.split_once('/').ok_or_else(wrong)?;
     let number: u8 = length.parse().map_err(|_| wrong())?;
     let net = IpNet::new(parse_address(address)?, number).map_err(|_| wrong())?;
-    if number.to_string() == length {
-        Ok(net)
-    } else {
-        Err(wrong())
-    }
+    if number.to_string() == length { Ok(net) } else { Err(wrong()) }
 }
 
 /// Whether the two networks share an address.

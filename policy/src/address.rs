@@ -94,9 +94,7 @@ fn hidden_net(net: Ipv6Net) -> Option<Hidden> {
     // `::/127` is `::` and `::1`, which are nobody's destinations anyway.
     hidden(net.broadcast()).filter(|kind| match kind {
         Hidden::Compatible => net.prefix_len() >= 96,
-        Hidden::Mapped | Hidden::SixToFour | Hidden::Nat64 | Hidden::Teredo => {
-            hidden(net.network()) == Some(*kind)
-        }
+        Hidden::Mapped | Hidden::SixToFour | Hidden::Nat64 | Hidden::Teredo => hidden(net.network()) == Some(*kind),
     })
 }
 
@@ -110,10 +108,7 @@ pub fn parse_address(text: &str) -> Result<IpAddr, AddressError> {
     if let IpAddr::V6(v6) = address
         && let Some(kind) = hidden(v6)
     {
-        return Err(AddressError::HidesIpv4 {
-            text: text.to_owned(),
-            kind,
-        });
+        return Err(AddressError::HidesIpv4 { text: text.to_owned(), kind });
     }
     canonical(text, address)
 }
@@ -136,18 +131,11 @@ pub fn parse_net(text: &str) -> Result<IpNet, AddressError> {
         IpNet::V6(v6) => hidden_net(v6),
     };
     if let Some(kind) = kind {
-        return Err(AddressError::HidesIpv4 {
-            text: text.to_owned(),
-            kind,
-        });
+        return Err(AddressError::HidesIpv4 { text: text.to_owned(), kind });
     }
     if net.trunc() != net {
         let host = IpNet::from(address);
-        return Err(AddressError::HostBits {
-            text: text.to_owned(),
-            network: net.trunc(),
-            host,
-        });
+        return Err(AddressError::HostBits { text: text.to_owned(), network: net.trunc(), host });
     }
     canonical(text, net)
 }
@@ -158,23 +146,12 @@ pub fn parse_net(text: &str) -> Result<IpNet, AddressError> {
 ///
 /// Why it is refused, with the spelling that would be taken.
 pub fn parse_net_or_address(text: &str) -> Result<IpNet, AddressError> {
-    if text.contains('/') {
-        parse_net(text)
-    } else {
-        parse_address(text).map(IpNet::from)
-    }
+    if text.contains('/') { parse_net(text) } else { parse_address(text).map(IpNet::from) }
 }
 
 fn canonical<T: std::fmt::Display>(text: &str, value: T) -> Result<T, AddressError> {
     let canonical = value.to_string();
-    if canonical == text {
-        Ok(value)
-    } else {
-        Err(AddressError::NotCanonical {
-            text: text.to_owned(),
-            canonical,
-        })
-    }
+    if canonical == text { Ok(value) } else { Err(AddressError::NotCanonical { text: text.to_owned(), canonical }) }
 }
 
 /// Understands leading zeros of an IPv4 address too, so that the canonical text can be shown.
@@ -185,15 +162,10 @@ fn lenient(text: &str) -> Option<IpAddr> {
     let mut octets = [0; 4];
     let mut parts = text.split('.');
     for octet in &mut octets {
-        let part = parts
-            .next()
-            .filter(|part| part.len() <= 8 && part.bytes().all(|byte| byte.is_ascii_digit()))?;
+        let part = parts.next().filter(|part| part.len() <= 8 && part.bytes().all(|byte| byte.is_ascii_digit()))?;
         *octet = part.parse().ok()?;
     }
-    parts
-        .next()
-        .is_none()
-        .then_some(IpAddr::V4(Ipv4Addr::from(octets)))
+    parts.next().is_none().then_some(IpAddr::V4(Ipv4Addr::from(octets)))
 }
 
 #[cfg(test)]
@@ -206,27 +178,12 @@ mod tests {
 
     #[test]
     fn canonical_text_is_taken() {
-        for text in [
-            "0.0.0.0/0",
-            "10.0.0.0/8",
-            "10.0.0.1/32",
-            "::/0",
-            "fd00::/8",
-            "2001:db8::/32",
-            "2000::/3",
-            "::1/128",
-        ] {
+        for text in
+            ["0.0.0.0/0", "10.0.0.0/8", "10.0.0.1/32", "::/0", "fd00::/8", "2001:db8::/32", "2000::/3", "::1/128"]
+        {
             assert_eq!(parse_net(text).unwrap().to_string(), text);
         }
-        for text in [
-            "10.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "fd00::1",
-            "2001:db8::1",
-            "64:ff9b:2::1",
-        ] {
+        for text in ["10.0.0.1", "255.255.255.255", "::", "::1", "fd00::1", "2001:db8::1", "64:ff9b:2::1"] {
             assert_eq!(parse_address(text).unwrap().to_string(), text);
         }
     }
@@ -244,10 +201,7 @@ mod tests {
             ("FD00::/8", "fd00::/8"),
             ("2001:db8:0:0::/32", "2001:db8::/32"),
         ] {
-            assert_eq!(
-                refusal(text),
-                format!("\"{text}\" is ambiguous; write {canonical}")
-            );
+            assert_eq!(refusal(text), format!("\"{text}\" is ambiguous; write {canonical}"));
         }
     }
 
@@ -279,11 +233,7 @@ mod tests {
             "::ffff:0:0/96",
             "::ffff:10.0.0.0/104",
         ] {
-            assert!(
-                refusal(text).contains("hides an IPv4 address"),
-                "{text}: {}",
-                refusal(text)
-            );
+            assert!(refusal(text).contains("hides an IPv4 address"), "{text}: {}", refusal(text));
         }
         assert!(!hides_ipv4(Ipv6Addr::UNSPECIFIED) && !hides_ipv4(Ipv6Addr::LOCALHOST));
         assert!(!hides_ipv4("2001:db8::1".parse().unwrap()));

@@ -74,21 +74,12 @@ pub enum Outcome {
 }
 
 impl Explanation {
-    pub(crate) fn new(
-        rules: &[Rule],
-        request: &Request<'_>,
-        verdict: &Verdict,
-        now: Timestamp,
-    ) -> Self {
+    pub(crate) fn new(rules: &[Rule], request: &Request<'_>, verdict: &Verdict, now: Timestamp) -> Self {
         let mut steps = Vec::new();
         for rule in rules {
             let outcome = rule.outcome(request, now);
             let decided = outcome == Outcome::Decided;
-            steps.push(Step {
-                rule: Arc::clone(&rule.id),
-                action: rule.action,
-                outcome,
-            });
+            steps.push(Step { rule: Arc::clone(&rule.id), action: rule.action, outcome });
             if decided {
                 break;
             }
@@ -119,20 +110,12 @@ impl Rule {
     fn outcome(&self, request: &Request<'_>, now: Timestamp) -> Outcome {
         if let Some(selector) = self.mismatch(request) {
             let (found, needed) = self.sentence(selector, request);
-            return Outcome::Missed {
-                selector,
-                found,
-                needed,
-            };
+            return Outcome::Missed { selector, found, needed };
         }
         match self.times.at(now).0 {
             Some(untimely) => {
                 let (found, needed) = self.times.sentence(untimely, now);
-                Outcome::Missed {
-                    selector: Selector::Time,
-                    found,
-                    needed,
-                }
+                Outcome::Missed { selector: Selector::Time, found, needed }
             }
             None if self.audit => Outcome::Audited,
             None => Outcome::Decided,
@@ -141,64 +124,39 @@ impl Rule {
 
     /// What the request has, and what the selector would have needed.
     fn sentence(&self, selector: Selector, request: &Request<'_>) -> (String, String) {
-        let Request {
-            identity,
-            destination,
-            service,
-            ..
-        } = *request;
+        let Request { identity, destination, service, .. } = *request;
         match selector {
             Selector::From => (describe_source(request), self.from.to_string()),
             Selector::NotFrom => {
-                let excluding = self
-                    .not_from
-                    .selecting(request)
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
+                let excluding = self.not_from.selecting(request).map(ToString::to_string).unwrap_or_default();
                 (excluding.clone(), format!("anything but {excluding}"))
             }
             Selector::To => (destination.to_string(), self.to.to_string()),
             Selector::Services => {
-                let offers = self
-                    .to
-                    .at(destination)
-                    .filter_map(|resource| Some((resource, resource.services.as_ref()?)));
+                let offers =
+                    self.to.at(destination).filter_map(|resource| Some((resource, resource.services.as_ref()?)));
                 let needed: Vec<String> = match &self.services {
                     Some(services) if self.to.reach(destination, service) == Reach::Service => {
                         vec![services.to_string()]
                     }
-                    Some(_) | None => offers
-                        .map(|(resource, services)| format!("{services} of {}", resource.name))
-                        .collect(),
+                    Some(_) | None => {
+                        offers.map(|(resource, services)| format!("{services} of {}", resource.name)).collect()
+                    }
                 };
                 (service.to_string(), needed.join(", or "))
             }
             Selector::NotTo => {
-                let excluding = self
-                    .not_to
-                    .holding(destination, service)
-                    .unwrap_or_default();
-                (
-                    format!("{destination} {service}, which is {excluding}"),
-                    format!("anything but {excluding}"),
-                )
+                let excluding = self.not_to.holding(destination, service).unwrap_or_default();
+                (format!("{destination} {service}, which is {excluding}"), format!("anything but {excluding}"))
             }
             Selector::Posture => {
-                let unmet = self
-                    .postures
-                    .iter()
-                    .find_map(|posture| Some((posture, posture.unmet(&identity.posture)?)));
+                let unmet = self.postures.iter().find_map(|posture| Some((posture, posture.unmet(&identity.posture)?)));
                 let Some((posture, condition)) = unmet else {
                     return (String::new(), String::new());
                 };
-                let fact = identity
-                    .posture
-                    .get(&*condition.fact)
-                    .map_or_else(|| "missing".to_owned(), ToString::to_string);
-                (
-                    format!("{} is {fact}", condition.fact),
-                    format!("{condition} (posture {})", posture.name),
-                )
+                let fact =
+                    identity.posture.get(&*condition.fact).map_or_else(|| "missing".to_owned(), ToString::to_string);
+                (format!("{} is {fact}", condition.fact), format!("{condition} (posture {})", posture.name))
             }
             // The clock is asked after every other selector, with sentences of its own.
             Selector::Time => (String::new(), String::new()),
@@ -221,16 +179,8 @@ fn describe_source(request: &Request<'_>) -> String {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let who = if self.device.is_empty() {
-            &self.user
-        } else {
-            &self.device
-        };
-        write!(
-            f,
-            "{}: {who} to {} {}",
-            self.verdict, self.destination, self.service
-        )?;
+        let who = if self.device.is_empty() { &self.user } else { &self.device };
+        write!(f, "{}: {who} to {} {}", self.verdict, self.destination, self.service)?;
         match &self.rule {
             Some(rule) => write!(f, " by rule {rule}")?,
             None => f.write_str(", because no rule matches")?,
@@ -245,24 +195,12 @@ impl fmt::Display for Explanation {
         if let Some(until) = self.until {
             write!(f, "\n  the clock may change that at {until}")?;
         }
-        for Step {
-            rule,
-            action,
-            outcome,
-        } in &self.steps
-        {
+        for Step { rule, action, outcome } in &self.steps {
             match outcome {
                 Outcome::Decided => write!(f, "\n  {rule} ({action}): matches and decides")?,
                 Outcome::Audited => write!(f, "\n  {rule} ({action}): matches, but only audits")?,
-                Outcome::Missed {
-                    selector,
-                    found,
-                    needed,
-                } => {
-                    write!(
-                        f,
-                        "\n  {rule} ({action}): does not match by {selector}: has {found}; needs {needed}"
-                    )?;
+                Outcome::Missed { selector, found, needed } => {
+                    write!(f, "\n  {rule} ({action}): does not match by {selector}: has {found}; needs {needed}")?;
                 }
             }
         }

@@ -62,13 +62,8 @@ pub(crate) enum Comparison {
 }
 
 impl Comparison {
-    const ALL: [(&'static str, Self); 5] = [
-        ("<=", Self::AtMost),
-        (">=", Self::AtLeast),
-        ("==", Self::Equal),
-        ("<", Self::Less),
-        (">", Self::Greater),
-    ];
+    const ALL: [(&'static str, Self); 5] =
+        [("<=", Self::AtMost), (">=", Self::AtLeast), ("==", Self::Equal), ("<", Self::Less), (">", Self::Greater)];
 
     fn holds(self, ordering: Ordering) -> bool {
         match self {
@@ -81,10 +76,7 @@ impl Comparison {
     }
 
     fn sign(self) -> &'static str {
-        Self::ALL
-            .iter()
-            .find(|(_, comparison)| *comparison == self)
-            .map_or("", |(sign, _)| sign)
+        Self::ALL.iter().find(|(_, comparison)| *comparison == self).map_or("", |(sign, _)| sign)
     }
 }
 
@@ -100,18 +92,13 @@ pub(crate) enum ExpectedError {
 impl Expected {
     /// Reads a text, which may begin with a comparison.
     pub(crate) fn parse(text: &str) -> Result<Self, ExpectedError> {
-        let signed = Comparison::ALL
-            .iter()
-            .find_map(|(sign, comparison)| Some((*comparison, text.strip_prefix(sign)?)));
+        let signed =
+            Comparison::ALL.iter().find_map(|(sign, comparison)| Some((*comparison, text.strip_prefix(sign)?)));
         match signed {
-            Some((comparison, version)) if is_version(version) => {
-                Ok(Self::Version(comparison, version.into()))
-            }
+            Some((comparison, version)) if is_version(version) => Ok(Self::Version(comparison, version.into())),
             Some((Comparison::Equal, text)) => Ok(Self::Text(text.into())),
             Some((_, version)) => Err(ExpectedError::NotAVersion(version.to_owned())),
-            None if text.starts_with(['=', '!', '~']) => {
-                Err(ExpectedError::Comparison(text.to_owned()))
-            }
+            None if text.starts_with(['=', '!', '~']) => Err(ExpectedError::Comparison(text.to_owned())),
             None => Ok(Self::Text(text.into())),
         }
     }
@@ -126,8 +113,7 @@ impl Expected {
                 compare_versions(fact, version).is_some_and(|ordering| comparison.holds(ordering))
             }
             (Self::Version(comparison, version), Value::Number(fact)) => {
-                compare_versions(&fact.to_string(), version)
-                    .is_some_and(|ordering| comparison.holds(ordering))
+                compare_versions(&fact.to_string(), version).is_some_and(|ordering| comparison.holds(ordering))
             }
             _ => false,
         }
@@ -157,9 +143,7 @@ fn same_number(a: &Number, b: &Number) -> bool {
 }
 
 fn is_version(text: &str) -> bool {
-    let number = |part: &str| {
-        (1..=18).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
-    };
+    let number = |part: &str| (1..=18).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
     text.split('.').all(number)
 }
 
@@ -213,24 +197,9 @@ mod tests {
             ("15", json!("15"), true),
             ("15", json!(15), false),
         ] {
-            assert_eq!(
-                Expected::parse(expected).unwrap().is_met_by(&fact),
-                met,
-                "{expected} {fact}"
-            );
+            assert_eq!(Expected::parse(expected).unwrap().is_met_by(&fact), met, "{expected} {fact}");
         }
-        for text in [
-            ">=",
-            ">=x",
-            "<1.",
-            "<.1",
-            ">=1..2",
-            "=14",
-            "!=14",
-            "~14",
-            "> 14",
-            ">=99999999999999999999",
-        ] {
+        for text in [">=", ">=x", "<1.", "<.1", ">=1..2", "=14", "!=14", "~14", "> 14", ">=99999999999999999999"] {
             assert!(Expected::parse(text).is_err(), "{text}");
         }
     }
@@ -242,28 +211,16 @@ mod tests {
         assert!(!number(json!(14)).is_met_by(&json!("14")));
         assert!(!number(json!(u64::MAX)).is_met_by(&json!(u64::MAX - 1)));
         let list = Expected::AnyOf([Expected::Text("linux".into()), Expected::Bool(true)].into());
-        assert!(
-            list.is_met_by(&json!("linux"))
-                && list.is_met_by(&json!(true))
-                && !list.is_met_by(&json!(false))
-        );
+        assert!(list.is_met_by(&json!("linux")) && list.is_met_by(&json!(true)) && !list.is_met_by(&json!(false)));
     }
 
     #[test]
     fn a_missing_fact_is_unmet() {
         let posture = Posture {
             name: "p".into(),
-            conditions: [Condition {
-                fact: "disk".into(),
-                expected: Expected::Bool(false),
-            }]
-            .into(),
+            conditions: [Condition { fact: "disk".into(), expected: Expected::Bool(false) }].into(),
         };
         assert!(posture.unmet(&BTreeMap::new()).is_some());
-        assert!(
-            posture
-                .unmet(&BTreeMap::from([("disk".to_owned(), json!(false))]))
-                .is_none()
-        );
+        assert!(posture.unmet(&BTreeMap::from([("disk".to_owned(), json!(false))])).is_none());
     }
 }

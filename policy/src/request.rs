@@ -74,14 +74,8 @@ pub fn parse_destination(text: &str) -> Result<(IpAddr, Service), DestinationErr
     let (place, protocol) = text.split_once('/').ok_or_else(shape)?;
     if let "tcp" | "udp" = protocol {
         let (host, port) = place.rsplit_once(':').ok_or_else(shape)?;
-        let number = plain(port)
-            .filter(|port| *port != 0)
-            .ok_or_else(|| DestinationError::Port(port.to_owned()))?;
-        let service = if protocol == "tcp" {
-            Service::Tcp(number)
-        } else {
-            Service::Udp(number)
-        };
+        let number = plain(port).filter(|port| *port != 0).ok_or_else(|| DestinationError::Port(port.to_owned()))?;
+        let service = if protocol == "tcp" { Service::Tcp(number) } else { Service::Udp(number) };
         return Ok((parse_host(host).ok_or_else(shape)??, service));
     }
     let service = match protocol.strip_prefix("proto/") {
@@ -97,9 +91,7 @@ pub fn parse_destination(text: &str) -> Result<(IpAddr, Service), DestinationErr
 
 /// An IPv4 address, or an IPv6 address in brackets; `None` when the brackets are wrong.
 fn parse_host(text: &str) -> Option<Result<IpAddr, AddressError>> {
-    let inner = text
-        .strip_prefix('[')
-        .and_then(|text| text.strip_suffix(']'));
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     match inner {
         Some(inner) if inner.parse::<Ipv6Addr>().is_ok() => Some(parse_address(inner)),
         None if !text.contains([':', '[', ']']) => Some(parse_address(text)),
@@ -120,10 +112,7 @@ mod tests {
             ("[fd00::1]/icmp", "fd00::1", Service::Icmp),
             ("10.0.5.12/proto/47", "10.0.5.12", Service::Protocol(47)),
         ] {
-            assert_eq!(
-                parse_destination(text),
-                Ok((address.parse().unwrap(), service))
-            );
+            assert_eq!(parse_destination(text), Ok((address.parse().unwrap(), service)));
         }
         for text in [
             "",

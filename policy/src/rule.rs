@@ -86,12 +86,7 @@ pub(crate) struct Rule {
 impl Rule {
     /// The first selector that does not match, leaving the time aside.
     pub(crate) fn mismatch(&self, request: &Request<'_>) -> Option<Selector> {
-        let Request {
-            identity,
-            destination,
-            service,
-            ..
-        } = *request;
+        let Request { identity, destination, service, .. } = *request;
         if !self.from.contains(request) {
             return Some(Selector::From);
         }
@@ -103,11 +98,7 @@ impl Rule {
             Reach::Address => return Some(Selector::Services),
             Reach::Service => {}
         }
-        if self
-            .services
-            .as_ref()
-            .is_some_and(|services| !services.contains(service))
-        {
+        if self.services.as_ref().is_some_and(|services| !services.contains(service)) {
             return Some(Selector::Services);
         }
         if self.not_to.reach(destination, service) == Reach::Service {
@@ -118,28 +109,11 @@ impl Rule {
     }
 
     /// The verdict when this rule decides.
-    pub(crate) fn verdict(
-        &self,
-        revision: Revision,
-        until: Option<Timestamp>,
-        audited: Vec<Arc<str>>,
-    ) -> Verdict {
+    pub(crate) fn verdict(&self, revision: Revision, until: Option<Timestamp>, audited: Vec<Arc<str>>) -> Verdict {
         let rule = Arc::clone(&self.id);
         match self.action {
-            Action::Allow => Verdict::Allow(Permit {
-                rule,
-                revision,
-                until,
-                offramp: self.offramp.clone(),
-                audited,
-            }),
-            Action::Deny => Verdict::Deny(Denial {
-                rule: Some(rule),
-                revision,
-                silent: self.silent,
-                until,
-                audited,
-            }),
+            Action::Allow => Verdict::Allow(Permit { rule, revision, until, offramp: self.offramp.clone(), audited }),
+            Action::Deny => Verdict::Deny(Denial { rule: Some(rule), revision, silent: self.silent, until, audited }),
         }
     }
 }

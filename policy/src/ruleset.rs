@@ -46,10 +46,7 @@ impl Ruleset {
     }
 
     pub(crate) fn new(revision: Revision, rules: Vec<Rule>) -> Self {
-        Self {
-            revision,
-            rules: rules.into(),
-        }
+        Self { revision, rules: rules.into() }
     }
 
     /// The revision it was compiled as.
@@ -96,13 +93,7 @@ impl Ruleset {
                 None => return rule.verdict(self.revision, until, audited),
             }
         }
-        Verdict::Deny(Denial {
-            rule: None,
-            revision: self.revision,
-            silent: false,
-            until,
-            audited,
-        })
+        Verdict::Deny(Denial { rule: None, revision: self.revision, silent: false, until, audited })
     }
 
     /// Why the verdict on `request` at `now` is what it is.

@@ -24,47 +24,28 @@ pub fn parse_timestamp(text: &str) -> Result<Timestamp, TimestampError> {
     let digits = |part: Option<&str>| {
         part.is_some_and(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
     };
-    let mark = |at: usize, marks: &[u8]| {
-        text.as_bytes()
-            .get(at)
-            .is_some_and(|byte| marks.contains(byte))
-    };
-    let date = digits(text.get(..4))
-        && mark(4, b"-")
-        && digits(text.get(5..7))
-        && mark(7, b"-")
-        && digits(text.get(8..10));
-    let time =
-        mark(10, b"T") && digits(text.get(11..13)) && mark(13, b":") && digits(text.get(14..16));
+    let mark = |at: usize, marks: &[u8]| text.as_bytes().get(at).is_some_and(|byte| marks.contains(byte));
+    let date =
+        digits(text.get(..4)) && mark(4, b"-") && digits(text.get(5..7)) && mark(7, b"-") && digits(text.get(8..10));
+    let time = mark(10, b"T") && digits(text.get(11..13)) && mark(13, b":") && digits(text.get(14..16));
     let seconds = mark(16, b":") && digits(text.get(17..19));
-    let rest = text
-        .get(19..)
-        .filter(|_| date && time && seconds)
-        .ok_or_else(wrong)?;
+    let rest = text.get(19..).filter(|_| date && time && seconds).ok_or_else(wrong)?;
     let offset = match rest.strip_prefix('.') {
         None => rest,
         Some(fraction) => {
-            let end = fraction
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(fraction.len());
+            let end = fraction.find(|c: char| !c.is_ascii_digit()).unwrap_or(fraction.len());
             if !(1..=9).contains(&end) {
                 return Err(wrong());
             }
             fraction.get(end..).unwrap_or_default()
         }
     };
-    let numeric = offset
-        .strip_prefix(['+', '-'])
-        .and_then(|offset| offset.split_once(':'));
+    let numeric = offset.strip_prefix(['+', '-']).and_then(|offset| offset.split_once(':'));
     let good = offset == "Z"
         || numeric.is_some_and(|(hours, minutes)| {
             hours.len() == 2 && minutes.len() == 2 && digits(Some(hours)) && digits(Some(minutes))
         });
-    if good {
-        text.parse().map_err(|_| wrong())
-    } else {
-        Err(wrong())
-    }
+    if good { text.parse().map_err(|_| wrong()) } else { Err(wrong()) }
 }
 
 /// What is wrong with the days, hours or zone of a rule.
@@ -117,12 +98,8 @@ impl Days {
 
 impl fmt::Display for Days {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let chosen: Vec<&str> = DAYS
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| self.0 & 1 << index != 0)
-            .map(|(_, day)| *day)
-            .collect();
+        let chosen: Vec<&str> =
+            DAYS.iter().enumerate().filter(|(index, _)| self.0 & 1 << index != 0).map(|(_, day)| *day).collect();
         f.write_str(&chosen.join(","))
     }
 }
@@ -138,10 +115,7 @@ impl Hours {
     pub(crate) fn parse(text: &str) -> Result<Self, ScheduleError> {
         let wrong = || ScheduleError::Hours(text.to_owned());
         let two = |text: &str| {
-            Some(text)
-                .filter(|text| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit()))?
-                .parse()
-                .ok()
+            Some(text).filter(|text| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
         };
         let minutes = |text: &str| {
             let (hour, minute) = text.split_once(':')?;
@@ -149,10 +123,7 @@ impl Hours {
             Some(hour * 60 + minute).filter(|minutes| minute < 60 && *minutes <= MINUTES_A_DAY)
         };
         let (start, end) = text.split_once('-').ok_or_else(wrong)?;
-        let (start, end) = (
-            minutes(start).ok_or_else(wrong)?,
-            minutes(end).ok_or_else(wrong)?,
-        );
+        let (start, end) = (minutes(start).ok_or_else(wrong)?, minutes(end).ok_or_else(wrong)?);
         if start == end || (start == MINUTES_A_DAY && end == 0) {
             return Err(ScheduleError::NoHours(text.to_owned()));
         }
@@ -160,10 +131,7 @@ impl Hours {
         if start == MINUTES_A_DAY {
             Err(wrong())
         } else {
-            Ok(Self {
-                start,
-                end: if end == 0 { MINUTES_A_DAY } else { end },
-            })
+            Ok(Self { start, end: if end == 0 { MINUTES_A_DAY } else { end } })
         }
     }
 }
@@ -171,27 +139,17 @@ impl Hours {
 impl fmt::Display for Hours {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { start, end } = self;
-        write!(
-            f,
-            "{:02}:{:02}-{:02}:{:02}",
-            start / 60,
-            start % 60,
-            end / 60,
-            end % 60
-        )
+        write!(f, "{:02}:{:02}-{:02}:{:02}", start / 60, start % 60, end / 60, end % 60)
     }
 }
 
 /// A time zone of the database built into the program, and never of the host's.
 pub(crate) fn parse_zone(name: &str) -> Result<TimeZone, ScheduleError> {
-    let zone = TimeZoneDatabase::bundled()
-        .get(name)
-        .map_err(|_| ScheduleError::Zone(name.to_owned()))?;
+    let zone = TimeZoneDatabase::bundled().get(name).map_err(|_| ScheduleError::Zone(name.to_owned()))?;
     match zone.iana_name() {
-        Some(spelling) if spelling != name => Err(ScheduleError::ZoneSpelling {
-            text: name.to_owned(),
-            canonical: spelling.to_owned(),
-        }),
+        Some(spelling) if spelling != name => {
+            Err(ScheduleError::ZoneSpelling { text: name.to_owned(), canonical: spelling.to_owned() })
+        }
         Some(_) | None => Ok(zone),
     }
 }
@@ -215,12 +173,9 @@ impl Schedule {
     fn open_on(&self, day: Weekday, minute: u16) -> bool {
         match self.hours {
             None => self.days.contains(day),
-            Some(Hours { start, end }) if start < end => {
-                self.days.contains(day) && (start..end).contains(&minute)
-            }
+            Some(Hours { start, end }) if start < end => self.days.contains(day) && (start..end).contains(&minute),
             Some(Hours { start, end }) => {
-                (minute >= start && self.days.contains(day))
-                    || (minute < end && self.days.contains(day.previous()))
+                (minute >= start && self.days.contains(day)) || (minute < end && self.days.contains(day.previous()))
             }
         }
     }
@@ -255,30 +210,17 @@ impl Schedule {
         const MINUTE: i64 = 60_000_000_000;
         let local = self.zone.to_datetime(at);
         let minute = i64::from(local.hour()) * 60 + i64::from(local.minute());
-        let beyond =
-            i64::from(local.second()) * 1_000_000_000 + i64::from(local.subsec_nanosecond());
+        let beyond = i64::from(local.second()) * 1_000_000_000 + i64::from(local.subsec_nanosecond());
         let minute_of_day = u16::try_from(minute).unwrap_or_default();
-        let edges = self
-            .hours
-            .map_or([MINUTES_A_DAY; 2], |hours| [hours.start, hours.end]);
-        let next = edges
-            .into_iter()
-            .filter(|edge| *edge > minute_of_day)
-            .min()
-            .unwrap_or(MINUTES_A_DAY);
+        let edges = self.hours.map_or([MINUTES_A_DAY; 2], |hours| [hours.start, hours.end]);
+        let next = edges.into_iter().filter(|edge| *edge > minute_of_day).min().unwrap_or(MINUTES_A_DAY);
         let wait = SignedDuration::from_nanos((i64::from(next) - minute) * MINUTE - beyond);
-        (
-            self.open_on(local.weekday(), minute_of_day),
-            at.checked_add(wait).ok(),
-        )
+        (self.open_on(local.weekday(), minute_of_day), at.checked_add(wait).ok())
     }
 
     /// The next instant at which clocks in the zone are put forward or back.
     fn following_shift(&self, at: Timestamp) -> Option<Timestamp> {
-        self.zone
-            .following(at)
-            .next()
-            .map(|transition| transition.timestamp())
+        self.zone.following(at).next().map(|transition| transition.timestamp())
     }
 }
 
@@ -321,43 +263,27 @@ impl Times {
         if let Some(start) = self.not_before.filter(|start| now < *start) {
             return (Some(Untimely::Early), Some(start));
         }
-        let (open, change) = self
-            .schedule
-            .as_ref()
-            .map_or((true, None), |schedule| schedule.at(now));
-        (
-            (!open).then_some(Untimely::Closed),
-            earliest(change, self.not_after),
-        )
+        let (open, change) = self.schedule.as_ref().map_or((true, None), |schedule| schedule.at(now));
+        ((!open).then_some(Untimely::Closed), earliest(change, self.not_after))
     }
 
     /// What the clock says to the condition, and what it would have to say.
     pub(crate) fn sentence(&self, untimely: Untimely, now: Timestamp) -> (String, String) {
-        let instant =
-            |edge: Option<Timestamp>| edge.map(|edge| edge.to_string()).unwrap_or_default();
+        let instant = |edge: Option<Timestamp>| edge.map(|edge| edge.to_string()).unwrap_or_default();
         match (untimely, &self.schedule) {
             (Untimely::Closed, Some(schedule)) => {
                 let local = schedule.zone.to_datetime(now);
                 let zone = schedule.zone.iana_name().unwrap_or("UTC");
                 let day = DAYS
-                    .get(usize::from(
-                        local.weekday().to_monday_zero_offset().unsigned_abs(),
-                    ))
+                    .get(usize::from(local.weekday().to_monday_zero_offset().unsigned_abs()))
                     .copied()
                     .unwrap_or_default();
-                (
-                    format!("{day} {:02}:{:02} {zone}", local.hour(), local.minute()),
-                    schedule.to_string(),
-                )
+                (format!("{day} {:02}:{:02} {zone}", local.hour(), local.minute()), schedule.to_string())
             }
-            (Untimely::Late, _) => (
-                now.to_string(),
-                format!("before {}", instant(self.not_after)),
-            ),
-            (Untimely::Early | Untimely::Closed, _) => (
-                now.to_string(),
-                format!("{} or later", instant(self.not_before)),
-            ),
+            (Untimely::Late, _) => (now.to_string(), format!("before {}", instant(self.not_after))),
+            (Untimely::Early | Untimely::Closed, _) => {
+                (now.to_string(), format!("{} or later", instant(self.not_before)))
+            }
         }
     }
 }
@@ -376,11 +302,7 @@ mod tests {
 
     #[test]
     fn rfc_3339_and_nothing_else() {
-        for text in [
-            "2027-01-31T00:00:00Z",
-            "2027-01-31T00:00:00.123456Z",
-            "2027-01-31T00:00:00+05:30",
-        ] {
+        for text in ["2027-01-31T00:00:00Z", "2027-01-31T00:00:00.123456Z", "2027-01-31T00:00:00+05:30"] {
             assert!(parse_timestamp(text).is_ok(), "{text}");
         }
         for text in [
@@ -435,26 +357,13 @@ mod tests {
         ] {
             assert_eq!(Days::parse(text).unwrap().to_string(), canonical);
         }
-        for text in [
-            "",
-            "Mon",
-            "monday",
-            "mon-",
-            "mon,",
-            "mon, tue",
-            "mon-fri-sun",
-            "0-4",
-            "*",
-        ] {
+        for text in ["", "Mon", "monday", "mon-", "mon,", "mon, tue", "mon-fri-sun", "0-4", "*"] {
             assert!(Days::parse(text).is_err(), "{text}");
         }
         for text in ["08:00-18:00", "22:00-06:00", "00:00-24:00", "23:59-00:01"] {
             assert_eq!(Hours::parse(text).unwrap().to_string(), text);
         }
-        assert_eq!(
-            Hours::parse("22:00-00:00").unwrap().to_string(),
-            "22:00-24:00"
-        );
+        assert_eq!(Hours::parse("22:00-00:00").unwrap().to_string(), "22:00-24:00");
         for text in [
             "",
             "08:00",
@@ -472,25 +381,9 @@ mod tests {
         ] {
             assert!(Hours::parse(text).is_err(), "{text}");
         }
-        assert!(
-            parse_zone("europe/berlin")
-                .unwrap_err()
-                .to_string()
-                .ends_with("write Europe/Berlin")
-        );
-        assert!(
-            parse_zone("Europe/Atlantis").is_err()
-                && parse_zone("").is_err()
-                && parse_zone("UTC").is_ok()
-        );
-        assert!(
-            Schedule::new(
-                Days::ALL,
-                Some(Hours::parse("00:00-24:00").unwrap()),
-                TimeZone::UTC
-            )
-            .is_none()
-        );
+        assert!(parse_zone("europe/berlin").unwrap_err().to_string().ends_with("write Europe/Berlin"));
+        assert!(parse_zone("Europe/Atlantis").is_err() && parse_zone("").is_err() && parse_zone("UTC").is_ok());
+        assert!(Schedule::new(Days::ALL, Some(Hours::parse("00:00-24:00").unwrap()), TimeZone::UTC).is_none());
     }
 
     #[test]
@@ -501,59 +394,29 @@ mod tests {
         assert!(!open);
         assert_eq!(
             found,
-            [
-                "2027-03-26T07:00:00Z",
-                "2027-03-26T17:00:00Z",
-                "2027-03-29T06:00:00Z",
-                "2027-03-29T16:00:00Z"
-            ]
+            ["2027-03-26T07:00:00Z", "2027-03-26T17:00:00Z", "2027-03-29T06:00:00Z", "2027-03-29T16:00:00Z"]
         );
         // They go back on Sunday 2027-10-31.
         let (open, found) = edges(&office, "2027-10-29T15:00:00Z", 3);
         assert!(open);
-        assert_eq!(
-            found,
-            [
-                "2027-10-29T16:00:00Z",
-                "2027-11-01T07:00:00Z",
-                "2027-11-01T17:00:00Z"
-            ]
-        );
+        assert_eq!(found, ["2027-10-29T16:00:00Z", "2027-11-01T07:00:00Z", "2027-11-01T17:00:00Z"]);
     }
 
     #[test]
     fn a_night_belongs_to_the_day_it_begins_on() {
         let night = schedule("fri", "22:00-06:00", "UTC");
         let (open, found) = edges(&night, "2027-01-01T00:00:00Z", 3);
-        assert!(
-            !open,
-            "2027-01-01 is a Friday; the night before was Thursday's"
-        );
-        assert_eq!(
-            found,
-            [
-                "2027-01-01T22:00:00Z",
-                "2027-01-02T06:00:00Z",
-                "2027-01-08T22:00:00Z"
-            ]
-        );
+        assert!(!open, "2027-01-01 is a Friday; the night before was Thursday's");
+        assert_eq!(found, ["2027-01-01T22:00:00Z", "2027-01-02T06:00:00Z", "2027-01-08T22:00:00Z"]);
     }
 
     #[test]
     fn nights_of_both_clock_changes() {
         let night = schedule("sat", "22:00-06:00", "Europe/Berlin");
         let (_, found) = edges(&night, "2027-03-27T12:00:00Z", 2);
-        assert_eq!(
-            found,
-            ["2027-03-27T21:00:00Z", "2027-03-28T04:00:00Z"],
-            "seven hours long"
-        );
+        assert_eq!(found, ["2027-03-27T21:00:00Z", "2027-03-28T04:00:00Z"], "seven hours long");
         let (_, found) = edges(&night, "2027-10-30T12:00:00Z", 2);
-        assert_eq!(
-            found,
-            ["2027-10-30T20:00:00Z", "2027-10-31T05:00:00Z"],
-            "nine hours long"
-        );
+        assert_eq!(found, ["2027-10-30T20:00:00Z", "2027-10-31T05:00:00Z"], "nine hours long");
     }
 
     #[test]
@@ -570,12 +433,7 @@ mod tests {
         let (_, found) = edges(&early, "2027-10-30T00:00:00Z", 4);
         assert_eq!(
             found,
-            [
-                "2027-10-30T23:30:00Z",
-                "2027-10-31T00:30:00Z",
-                "2027-10-31T01:00:00Z",
-                "2027-10-31T01:30:00Z"
-            ]
+            ["2027-10-30T23:30:00Z", "2027-10-31T00:30:00Z", "2027-10-31T01:00:00Z", "2027-10-31T01:30:00Z"]
         );
         // A window into the skipped hour closes when the clock jumps over its end.
         let (_, found) = edges(&early, "2027-03-27T12:00:00Z", 2);
@@ -585,15 +443,8 @@ mod tests {
     #[test]
     fn bounds_are_half_open() {
         let instant = |text: &str| text.parse::<Timestamp>().unwrap();
-        let (start, end) = (
-            instant("2027-01-01T00:00:00Z"),
-            instant("2027-02-01T00:00:00Z"),
-        );
-        let times = Times {
-            schedule: None,
-            not_before: Some(start),
-            not_after: Some(end),
-        };
+        let (start, end) = (instant("2027-01-01T00:00:00Z"), instant("2027-02-01T00:00:00Z"));
+        let times = Times { schedule: None, not_before: Some(start), not_after: Some(end) };
         let nano = SignedDuration::from_nanos(1);
         assert_eq!(times.at(start - nano), (Some(Untimely::Early), Some(start)));
         assert_eq!(times.at(start), (None, Some(end)));

@@ -15,6 +15,7 @@ use crate::config::{Config, ConfigProblem};
 use crate::directory::{Directory, DirectoryContext, DirectoryError};
 use crate::files;
 use crate::keys::PrivateKey;
+use crate::rulesets::policy_context;
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
@@ -82,12 +83,16 @@ fn defaults(json: bool) -> String {
     let defaults = Limits::defaults();
     if json {
         let values = defaults.iter().map(|limit| {
-            let value = limit.value.parse::<u64>().map_or_else(|_| limit.value.trim_matches('"').into(), serde_json::Value::from);
+            let value = limit
+                .value
+                .parse::<u64>()
+                .map_or_else(|_| limit.value.trim_matches('"').into(), serde_json::Value::from);
             (limit.name.to_owned(), value)
         });
         return serde_json::Value::Object(values.collect()).to_string();
     }
-    let lines = defaults.iter().map(|limit| format!("{:<37} # {}\n", format!("{} = {}", limit.name, limit.value), limit.about));
+    let lines =
+        defaults.iter().map(|limit| format!("{:<37} # {}\n", format!("{} = {}", limit.name, limit.value), limit.about));
     std::iter::once("[limits]\n".to_owned()).chain(lines).collect()
 }
 
@@ -128,7 +133,7 @@ fn check(path: &Path) -> Report {
             return report;
         }
     };
-    let context = directory.policy_context(&config);
+    let context = policy_context(&config, &directory);
     match Ruleset::compile(text.as_bytes(), &context, Revision(1), Timestamp::now()) {
         Ok(ruleset) => {
             if ruleset.is_empty() {
@@ -158,14 +163,18 @@ fn without_policy(mut report: Report) -> Report {
 
 fn warn_about_config(config: &Config, warnings: &mut Vec<String>) {
     if let Some(listen) = config.metrics.filter(|listen| !listen.ip().is_loopback()) {
-        warnings.push(format!("metrics.listen: {listen} is not on loopback, and whoever reaches it can read the metrics"));
+        warnings
+            .push(format!("metrics.listen: {listen} is not on loopback, and whoever reaches it can read the metrics"));
     }
     if let Some(wireguard) = &config.wireguard {
         if wireguard.endpoint.is_none() {
             warnings.push("wireguard.endpoint is not set, so `device add` cannot write a client file".to_owned());
         }
         if wireguard.client_routes.is_empty() {
-            warnings.push("wireguard.client_routes is empty, so clients send nothing to the networks behind the gateway".to_owned());
+            warnings.push(
+                "wireguard.client_routes is empty, so clients send nothing to the networks behind the gateway"
+                    .to_owned(),
+            );
         }
     }
     if config.tun.as_ref().is_some_and(|tun| tun.routes.is_empty()) {
@@ -214,7 +223,14 @@ fn of_json(file: &Path, problem: json::Problem) -> Problem {
 }
 
 fn whole_file(file: &Path, message: String) -> Problem {
-    Problem { file: file.display().to_string(), line: None, column: None, path: String::new(), text: message.clone(), message }
+    Problem {
+        file: file.display().to_string(),
+        line: None,
+        column: None,
+        path: String::new(),
+        text: message.clone(),
+        message,
+    }
 }
 
 #[cfg(test)]
@@ -272,7 +288,11 @@ mod tests {
         fs::write(dir.path().join("directory.json"), "{ \"users\": { \"ann\": {} }, \"devices\": {} }").unwrap();
         let policy = |expect: &str| {
             let test = format!("{{ \"from\": \"ann\", \"to\": \"10.0.0.1:22/tcp\", \"expect\": \"{expect}\" }}");
-            fs::write(dir.path().join("policy.json"), format!("{{ \"version\": 1, \"rules\": [], \"tests\": [ {test} ] }}")).unwrap();
+            fs::write(
+                dir.path().join("policy.json"),
+                format!("{{ \"version\": 1, \"rules\": [], \"tests\": [ {test} ] }}"),
+            )
+            .unwrap();
         };
         policy("allow");
         assert_eq!(problems(&path).len(), 1);

@@ -90,7 +90,8 @@ pub(super) fn create(dir: Option<&Path>, endpoint: Option<&str>) -> Result<(Conf
     make_dir(&config.state_dir, 0o700)?;
     make_parent(&config.flow_log, 0o750)?;
     if let Some(wireguard) = &config.wireguard {
-        let key = PrivateKey::generate().map_err(|source| InitError::Io { path: wireguard.key_file.clone(), source })?;
+        let key =
+            PrivateKey::generate().map_err(|source| InitError::Io { path: wireguard.key_file.clone(), source })?;
         made.push(write_new(&wireguard.key_file, &format!("{}\n", key.to_base64()), 0o600)?);
     }
     // It may come to hold preshared keys.
@@ -101,14 +102,21 @@ pub(super) fn create(dir: Option<&Path>, endpoint: Option<&str>) -> Result<(Conf
 
 fn configuration(in_one_dir: bool, endpoint: Option<&str>) -> String {
     let (places, flows) = if in_one_dir {
-        ("state_dir = \"state\"             # the WireGuard key and what must outlive a restart; mode 0700\ncontrol   = \"control.sock\"      # where `portcullis status` and the other verbs ask\n", "flows.jsonl")
+        (
+            "state_dir = \"state\"             # the WireGuard key and what must outlive a restart; mode 0700\ncontrol   = \"control.sock\"      # where `portcullis status` and the other verbs ask\n",
+            "flows.jsonl",
+        )
     } else {
-        ("state_dir = \"/var/lib/portcullis\"\ncontrol   = \"/run/portcullis/control.sock\"\n", "/var/log/portcullis/flows.jsonl")
+        (
+            "state_dir = \"/var/lib/portcullis\"\ncontrol   = \"/run/portcullis/control.sock\"\n",
+            "/var/log/portcullis/flows.jsonl",
+        )
     };
     let endpoint = match endpoint {
         // An endpoint holds no character that TOML would read otherwise: `--endpoint` is checked.
         Some(endpoint) => format!("endpoint      = \"{endpoint}\" # goes into client files"),
-        None => "#endpoint     = \"vpn.example.com:51820\" # public address of this gateway; goes into client files".to_owned(),
+        None => "#endpoint     = \"vpn.example.com:51820\" # public address of this gateway; goes into client files"
+            .to_owned(),
     };
     TEMPLATE.replace("@PLACES@\n", places).replace("@ENDPOINT@", &endpoint).replace("@FLOWS@", flows)
 }
@@ -147,7 +155,7 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<Made, InitError> {
     if fs::symlink_metadata(path).is_ok() {
         return Ok(Made { path: path.to_owned(), created: false });
     }
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let mut file = tempfile::Builder::new()
         .prefix(".portcullis-")
         .permissions(Permissions::from_mode(0o600))
@@ -158,7 +166,9 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<Made, InitError> {
     file.as_file().sync_all().map_err(failed)?;
     match file.persist_noclobber(path) {
         Ok(_) => Ok(Made { path: path.to_owned(), created: true }),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(Made { path: path.to_owned(), created: false }),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            Ok(Made { path: path.to_owned(), created: false })
+        }
         Err(error) => Err(failed(error.error)),
     }
 }

@@ -28,12 +28,7 @@ pub const DEFAULT_CONFIG: &str = "/etc/portcullis/gateway.toml";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
-#[command(
-    name = "portcullis",
-    version,
-    about = "A self-hosted Zero Trust gateway",
-    disable_help_subcommand = true
-)]
+#[command(name = "portcullis", version, about = "A self-hosted Zero Trust gateway", disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -280,11 +275,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitStatus {
         Err(error) => {
             // Help and version are "errors" of clap that belong on standard output. A closed pipe is nobody's fault.
             let _ = error.print();
-            if error.use_stderr() {
-                ExitStatus::Usage
-            } else {
-                ExitStatus::Done
-            }
+            if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Done }
         }
     }
 }

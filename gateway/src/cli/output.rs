@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn a_table_is_aligned_and_harmless() {
-        let text = table(["ID", "DEVICE"], [["1".to_owned(), "a\x1b[2J\nb".to_owned()], ["1234".to_owned(), String::new()]]);
+        let text =
+            table(["ID", "DEVICE"], [["1".to_owned(), "a\x1b[2J\nb".to_owned()], ["1234".to_owned(), String::new()]]);
         assert_eq!(text, "ID    DEVICE\n1     a\\u{1b}[2J\\nb\n1234\n");
     }
 

@@ -2,13 +2,7 @@
 
 use std::time::Duration;
 
-const UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-];
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Parses whole numbers with units `d h m s ms`, each unit once, from large to small.
 pub fn parse_duration(text: &str) -> Option<Duration> {
@@ -18,10 +12,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let (number, tail) = rest.split_at(digits);
-        let letters = tail.len()
-            - tail
-                .trim_start_matches(|c: char| c.is_ascii_alphabetic())
-                .len();
+        let letters = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
         let (unit, tail) = tail.split_at(letters);
         let (_, milliseconds) = units.find(|(name, _)| *name == unit)?;
         total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(*milliseconds)?)?;
@@ -40,11 +31,7 @@ pub fn format_duration(duration: Duration) -> String {
             rest %= milliseconds;
         }
     }
-    if text.is_empty() {
-        "0s".to_owned()
-    } else {
-        text
-    }
+    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 #[cfg(test)]
@@ -53,24 +40,11 @@ mod tests {
 
     #[test]
     fn reads_durations() {
-        for (text, seconds) in [
-            ("10s", 10),
-            ("5m", 300),
-            ("2h4m", 7_440),
-            ("1d", 86_400),
-            ("0s", 0),
-            ("1d1s", 86_401),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Some(Duration::from_secs(seconds)),
-                "{text}"
-            );
+        for (text, seconds) in [("10s", 10), ("5m", 300), ("2h4m", 7_440), ("1d", 86_400), ("0s", 0), ("1d1s", 86_401)]
+        {
+            assert_eq!(parse_duration(text), Some(Duration::from_secs(seconds)), "{text}");
         }
-        assert_eq!(
-            parse_duration("1s500ms"),
-            Some(Duration::from_millis(1_500))
-        );
+        assert_eq!(parse_duration("1s500ms"), Some(Duration::from_millis(1_500)));
     }
 
     #[test]

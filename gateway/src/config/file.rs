@@ -34,24 +34,8 @@ const ROOT: &[&str] = &[
     "log",
     "metrics",
 ];
-const WIREGUARD: &[&str] = &[
-    "listen",
-    "key_file",
-    "addresses",
-    "mtu",
-    "endpoint",
-    "client_routes",
-];
-const TUN: &[&str] = &[
-    "name",
-    "addresses",
-    "mtu",
-    "routes",
-    "exclude",
-    "table",
-    "fwmark",
-    "on_stop",
-];
+const WIREGUARD: &[&str] = &["listen", "key_file", "addresses", "mtu", "endpoint", "client_routes"];
+const TUN: &[&str] = &["name", "addresses", "mtu", "routes", "exclude", "table", "fwmark", "on_stop"];
 const OFFRAMP: &[&str] = &["name", "kind", "source", "ports", "interface"];
 const ROUTE: &[&str] = &["to", "offramp"];
 
@@ -126,18 +110,10 @@ pub(super) fn read(text: &str) -> (File, Findings) {
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let place = error.span().map(|span| reader.place(span.start));
-        reader.findings.add(
-            place,
-            "",
-            ConfigError::Syntax(error.message().trim_end().replace('\n', ", ")),
-        );
+        reader.findings.add(place, "", ConfigError::Syntax(error.message().trim_end().replace('\n', ", ")));
     }
     // What a broken document seems to say is not worth a second list of complaints.
-    let file = if errors.is_empty() {
-        reader.file(document.get_ref())
-    } else {
-        File::default()
-    };
+    let file = if errors.is_empty() { reader.file(document.get_ref()) } else { File::default() };
     (file, reader.findings)
 }
 
@@ -150,35 +126,17 @@ impl<'t> Reader<'t> {
             state_dir: self.path(&root, "state_dir"),
             ..File::default()
         };
-        file.control = self
-            .value(&root, "control")
-            .and_then(|value| self.located(&value, path));
+        file.control = self.value(&root, "control").and_then(|value| self.located(&value, path));
         file.local_services = {
             let value = self.value(&root, "local_services");
             self.located_list(value, socket_address)
         };
-        file.drain = self
-            .value(&root, "drain")
-            .and_then(|value| self.duration(&value, Duration::ZERO..=LONGEST_DRAIN));
-        file.has_onramp = ["wireguard", "tun"]
-            .iter()
-            .any(|key| self.value(&root, key).is_some());
-        file.wireguard = self
-            .section(&root, "wireguard", WIREGUARD)
-            .map(|table| self.wireguard(&table));
-        file.tun = self
-            .section(&root, "tun", TUN)
-            .map(|table| self.tun(&table));
-        file.offramps = self
-            .tables(&root, "offramp", OFFRAMP)
-            .iter()
-            .filter_map(|table| self.offramp(table))
-            .collect();
-        file.routes = self
-            .tables(&root, "route", ROUTE)
-            .iter()
-            .map(|table| self.route(table))
-            .collect();
+        file.drain = self.value(&root, "drain").and_then(|value| self.duration(&value, Duration::ZERO..=LONGEST_DRAIN));
+        file.has_onramp = ["wireguard", "tun"].iter().any(|key| self.value(&root, key).is_some());
+        file.wireguard = self.section(&root, "wireguard", WIREGUARD).map(|table| self.wireguard(&table));
+        file.tun = self.section(&root, "tun", TUN).map(|table| self.tun(&table));
+        file.offramps = self.tables(&root, "offramp", OFFRAMP).iter().filter_map(|table| self.offramp(table)).collect();
+        file.routes = self.tables(&root, "route", ROUTE).iter().map(|table| self.route(table)).collect();
         if let Some(runtime) = self.section(&root, "runtime", &["shards"]) {
             file.shards = self.number(&runtime, "shards", 1..=MAX_SHARDS as u64);
         }
@@ -188,9 +146,7 @@ impl<'t> Reader<'t> {
         if let Some(log) = self.section(&root, "log", &["flows"]) {
             file.flow_log = self.path(&log, "flows");
         }
-        file.metrics = self
-            .section(&root, "metrics", &["listen"])
-            .map(|metrics| self.socket(&metrics, "listen"));
+        file.metrics = self.section(&root, "metrics", &["listen"]).map(|metrics| self.socket(&metrics, "listen"));
         file
     }
 
@@ -205,9 +161,7 @@ impl<'t> Reader<'t> {
             key_file: self.path(table, "key_file"),
             addresses: self.located_list(addresses, parse_interface_address),
             mtu: self.number(table, "mtu", MTU),
-            endpoint: self
-                .value(table, "endpoint")
-                .and_then(|value| self.parsed(&value, endpoint)),
+            endpoint: self.value(table, "endpoint").and_then(|value| self.parsed(&value, endpoint)),
             client_routes: self.located_list(client_routes, parse_net),
         }
     }
@@ -217,55 +171,34 @@ impl<'t> Reader<'t> {
         let routes = self.value(table, "routes");
         let exclude = self.value(table, "exclude");
         TunFile {
-            name: self
-                .value(table, "name")
-                .and_then(|value| self.parsed(&value, interface_name)),
+            name: self.value(table, "name").and_then(|value| self.parsed(&value, interface_name)),
             addresses: self.located_list(addresses, parse_interface_address),
             mtu: self.number(table, "mtu", MTU),
             routes: self.located_list(routes, parse_net),
             exclude: self.located_list(exclude, parse_net),
             table: self.table_number(table),
             fwmark: self.number(table, "fwmark", 1..=u64::from(u32::MAX)),
-            on_stop: self
-                .value(table, "on_stop")
-                .and_then(|value| self.parsed(&value, on_stop)),
+            on_stop: self.value(table, "on_stop").and_then(|value| self.parsed(&value, on_stop)),
         }
     }
 
     fn offramp(&mut self, table: &Table<'t>) -> Option<OfframpFile> {
-        let name = self
-            .required(table, "name")
-            .and_then(|value| self.located(&value, offramp_name));
-        self.required(table, "kind")
-            .and_then(|value| self.parsed(&value, offramp_kind));
+        let name = self.required(table, "name").and_then(|value| self.located(&value, offramp_name));
+        self.required(table, "kind").and_then(|value| self.parsed(&value, offramp_kind));
         let source = self.value(table, "source");
         let source = self.located_list(source, parse_address);
-        let ports = self
-            .value(table, "ports")
-            .and_then(|value| self.parsed(&value, port_range));
-        let interface = self
-            .value(table, "interface")
-            .and_then(|value| self.parsed(&value, interface_name));
-        Some(OfframpFile {
-            name: name?,
-            source,
-            ports,
-            interface,
-        })
+        let ports = self.value(table, "ports").and_then(|value| self.parsed(&value, port_range));
+        let interface = self.value(table, "interface").and_then(|value| self.parsed(&value, interface_name));
+        Some(OfframpFile { name: name?, source, ports, interface })
     }
 
     fn route(&mut self, table: &Table<'t>) -> RouteFile {
-        let to = self
-            .required(table, "to")
-            .and_then(|value| self.located(&value, parse_net));
+        let to = self.required(table, "to").and_then(|value| self.located(&value, parse_net));
         let offramp = self.required(table, "offramp");
         if let Some(value) = offramp.as_ref().filter(|value| value.is_empty_list()) {
             self.problem::<()>(value, ConfigError::EmptyList);
         }
-        RouteFile {
-            to,
-            offramp: self.located_list(offramp, |name| Ok::<_, ConfigError>(name.to_owned())),
-        }
+        RouteFile { to, offramp: self.located_list(offramp, |name| Ok::<_, ConfigError>(name.to_owned())) }
     }
 
     fn limits(&mut self, table: &Table<'t>, limits: &mut Limits) {
@@ -274,21 +207,13 @@ impl<'t> Reader<'t> {
                 continue;
             };
             match entry.value {
-                LimitValue::Count {
-                    value: limit,
-                    range,
-                } => {
-                    if let Some(number) =
-                        self.integer(&value, *range.start() as u64..=*range.end() as u64)
-                    {
+                LimitValue::Count { value: limit, range } => {
+                    if let Some(number) = self.integer(&value, *range.start() as u64..=*range.end() as u64) {
                         // The range ends below what a usize holds.
-                        *limit = usize::try_from(number).unwrap_or(*range.end());
+                        *limit = usize::try_from(number).unwrap_or_else(|_| *range.end());
                     }
                 }
-                LimitValue::Time {
-                    value: limit,
-                    range,
-                } => {
+                LimitValue::Time { value: limit, range } => {
                     if let Some(duration) = self.duration(&value, range) {
                         *limit = duration;
                     }
@@ -297,30 +222,17 @@ impl<'t> Reader<'t> {
         }
     }
 
-    fn section(
-        &mut self,
-        root: &Table<'t>,
-        key: &str,
-        known: &'static [&'static str],
-    ) -> Option<Table<'t>> {
+    fn section(&mut self, root: &Table<'t>, key: &str, known: &'static [&'static str]) -> Option<Table<'t>> {
         let value = self.value(root, key)?;
         self.table(&value, known)
     }
 
-    fn tables(
-        &mut self,
-        root: &Table<'t>,
-        key: &str,
-        known: &'static [&'static str],
-    ) -> Vec<Table<'t>> {
+    fn tables(&mut self, root: &Table<'t>, key: &str, known: &'static [&'static str]) -> Vec<Table<'t>> {
         let Some(value) = self.value(root, key) else {
             return Vec::new();
         };
         let items = self.list(&value);
-        items
-            .iter()
-            .filter_map(|item| self.table(item, known))
-            .collect()
+        items.iter().filter_map(|item| self.table(item, known)).collect()
     }
 
     fn path(&mut self, table: &Table<'t>, key: &str) -> Option<PathBuf> {
@@ -333,15 +245,9 @@ impl<'t> Reader<'t> {
         self.parsed(&value, socket_address)
     }
 
-    fn number<T: TryFrom<u64>>(
-        &mut self,
-        table: &Table<'t>,
-        key: &str,
-        range: RangeInclusive<u64>,
-    ) -> Option<T> {
+    fn number<T: TryFrom<u64>>(&mut self, table: &Table<'t>, key: &str, range: RangeInclusive<u64>) -> Option<T> {
         let value = self.value(table, key)?;
-        self.integer(&value, range)
-            .and_then(|number| T::try_from(number).ok())
+        self.integer(&value, range).and_then(|number| T::try_from(number).ok())
     }
 
     fn table_number(&mut self, table: &Table<'t>) -> Option<u32> {
@@ -355,82 +261,51 @@ impl<'t> Reader<'t> {
 }
 
 fn path(text: &str) -> Result<PathBuf, ConfigError> {
-    if text.is_empty() {
-        Err(ConfigError::EmptyPath)
-    } else {
-        Ok(PathBuf::from(text))
-    }
+    if text.is_empty() { Err(ConfigError::EmptyPath) } else { Ok(PathBuf::from(text)) }
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, ConfigError> {
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| ConfigError::NotASocketAddress(text.to_owned()))?;
+    let address: SocketAddr = text.parse().map_err(|_| ConfigError::NotASocketAddress(text.to_owned()))?;
     if address.port() == 0 {
         return Err(ConfigError::PortZero);
     }
     if address.to_string() != text {
-        return Err(ConfigError::NotCanonical {
-            found: text.to_owned(),
-            canonical: address,
-        });
+        return Err(ConfigError::NotCanonical { found: text.to_owned(), canonical: address });
     }
     parse_address(&address.ip().to_string())?;
     Ok(address)
 }
 
 fn endpoint(text: &str) -> Result<String, ConfigError> {
-    if is_endpoint(text) {
-        Ok(text.to_owned())
-    } else {
-        Err(ConfigError::NotAnEndpoint)
-    }
+    if is_endpoint(text) { Ok(text.to_owned()) } else { Err(ConfigError::NotAnEndpoint) }
 }
 
 fn interface_name(text: &str) -> Result<String, ConfigError> {
     let sound = (1..=15).contains(&text.len())
         && text != "."
         && text != ".."
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'));
-    if sound {
-        Ok(text.to_owned())
-    } else {
-        Err(ConfigError::NotAnInterfaceName(text.to_owned()))
-    }
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'));
+    if sound { Ok(text.to_owned()) } else { Err(ConfigError::NotAnInterfaceName(text.to_owned())) }
 }
 
 fn on_stop(text: &str) -> Result<OnStop, ConfigError> {
     match text {
         "remove" => Ok(OnStop::Remove),
         "block" => Ok(OnStop::Block),
-        _ => Err(ConfigError::UnknownWord {
-            found: text.to_owned(),
-            known: "remove, block",
-        }),
+        _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: "remove, block" }),
     }
 }
 
 fn offramp_name(text: &str) -> Result<String, ConfigError> {
     let sound = (1..=63).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-    if sound {
-        Ok(text.to_owned())
-    } else {
-        Err(ConfigError::NotAName(text.to_owned()))
-    }
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
+    if sound { Ok(text.to_owned()) } else { Err(ConfigError::NotAName(text.to_owned())) }
 }
 
 fn offramp_kind(text: &str) -> Result<(), ConfigError> {
     match text {
         "direct" => Ok(()),
-        _ => Err(ConfigError::UnknownWord {
-            found: text.to_owned(),
-            known: "direct",
-        }),
+        _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: "direct" }),
     }
 }
 

@@ -15,14 +15,8 @@ pub(super) struct Limit<'l> {
 
 /// What a limit bounds.
 pub(super) enum LimitValue<'l> {
-    Count {
-        value: &'l mut usize,
-        range: RangeInclusive<usize>,
-    },
-    Time {
-        value: &'l mut Duration,
-        range: RangeInclusive<Duration>,
-    },
+    Count { value: &'l mut usize, range: RangeInclusive<usize> },
+    Time { value: &'l mut Duration, range: RangeInclusive<Duration> },
 }
 
 /// What `portcullis check --defaults` prints about one limit.
@@ -42,22 +36,11 @@ const BUFFER: RangeInclusive<usize> = 4_096..=1 << 30;
 const TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
 
 fn count<'l>(name: &'static str, about: &'static str, value: &'l mut usize) -> Limit<'l> {
-    Limit {
-        name,
-        about,
-        value: LimitValue::Count {
-            value,
-            range: COUNT,
-        },
-    }
+    Limit { name, about, value: LimitValue::Count { value, range: COUNT } }
 }
 
 fn time<'l>(name: &'static str, about: &'static str, value: &'l mut Duration) -> Limit<'l> {
-    Limit {
-        name,
-        about,
-        value: LimitValue::Time { value, range: TIME },
-    }
+    Limit { name, about, value: LimitValue::Time { value, range: TIME } }
 }
 
 impl Limits {
@@ -93,31 +76,16 @@ impl Limits {
         } = self;
         vec![
             count("flows", "open flows of any kind", flows),
-            count(
-                "flows_per_device",
-                "open flows of one device",
-                flows_per_device,
-            ),
-            count(
-                "half_open_per_device",
-                "TCP flows held or dialling, of one device",
-                half_open_per_device,
-            ),
+            count("flows_per_device", "open flows of one device", flows_per_device),
+            count("half_open_per_device", "TCP flows held or dialling, of one device", half_open_per_device),
             count("half_open", "TCP flows held or dialling", half_open),
             Limit {
                 name: "tcp_buffer",
                 about: "bytes of each of a TCP flow's two buffers",
-                value: LimitValue::Count {
-                    value: tcp_buffer,
-                    range: BUFFER,
-                },
+                value: LimitValue::Count { value: tcp_buffer, range: BUFFER },
             },
             time("dial_timeout", "how long a dial may take", dial_timeout),
-            time(
-                "tcp_idle",
-                "a TCP flow without a byte either way ends after this",
-                tcp_idle,
-            ),
+            time("tcp_idle", "a TCP flow without a byte either way ends after this", tcp_idle),
             time(
                 "tcp_user_timeout",
                 "a TCP client that acknowledges nothing for this long is given up",
@@ -128,16 +96,8 @@ impl Limits {
                 "end of a UDP association where only the client spoke, or to port 53",
                 udp_idle_one_way,
             ),
-            time(
-                "udp_idle",
-                "end of a UDP association where both sides spoke",
-                udp_idle,
-            ),
-            time(
-                "icmp_idle",
-                "end of an echo exchange without a packet",
-                icmp_idle,
-            ),
+            time("udp_idle", "end of a UDP association where both sides spoke", udp_idle),
+            time("icmp_idle", "end of an echo exchange without a packet", icmp_idle),
         ]
     }
 

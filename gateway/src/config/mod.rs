@@ -28,19 +28,12 @@ impl Config {
     /// Every problem at once, in the order of the file.
     pub fn load(path: &Path) -> Result<Self, Vec<ConfigProblem>> {
         let unreadable = |error: files::ReadError| {
-            vec![ConfigProblem {
-                file: path.to_owned(),
-                place: None,
-                key: String::new(),
-                error: error.into(),
-            }]
+            vec![ConfigProblem { file: path.to_owned(), place: None, key: String::new(), error: error.into() }]
         };
         let text = files::read_text(path).map_err(unreadable)?;
         // Later changes of the working directory must not change what the paths mean.
         let source = std::path::absolute(path).map_err(|error| unreadable(error.into()))?;
-        let cores = available_parallelism()
-            .map_or(1, usize::from)
-            .min(resolved::MAX_SHARDS);
+        let cores = available_parallelism().map_or(1, usize::from).min(resolved::MAX_SHARDS);
         Self::resolve(&text, &source, cores).map_err(|mut problems| {
             for problem in &mut problems {
                 path.clone_into(&mut problem.file);
@@ -57,11 +50,7 @@ impl Config {
     pub fn resolve(text: &str, source: &Path, cores: usize) -> Result<Self, Vec<ConfigProblem>> {
         let (file, mut findings) = file::read(text);
         let config = resolve::resolve(file, source, cores, &mut findings);
-        if findings.is_empty() {
-            Ok(config)
-        } else {
-            Err(findings.into_problems(source))
-        }
+        if findings.is_empty() { Ok(config) } else { Err(findings.into_problems(source)) }
     }
 }
 
@@ -70,23 +59,14 @@ pub(crate) fn is_endpoint(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else {
         return false;
     };
-    if port
-        .parse()
-        .is_ok_and(|number: u16| number == 0 || number.to_string() != port)
-        || port.parse::<u16>().is_err()
-    {
+    if port.parse().is_ok_and(|number: u16| number == 0 || number.to_string() != port) || port.parse::<u16>().is_err() {
         return false;
     }
-    match host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
+    match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {
             (1..=253).contains(&host.len())
-                && host
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
         }
     }
 }

@@ -27,10 +27,7 @@ impl Place {
         let before = text.get(..offset).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        let column = before
-            .get(line_start..)
-            .map_or(0, |line| line.chars().count())
-            + 1;
+        let column = before.get(line_start..).map_or(0, |line| line.chars().count()) + 1;
         Self { line, column }
     }
 }
@@ -198,9 +195,7 @@ pub enum ConfigError {
         first: Place,
     },
     /// Two addresses of one family where one is the most.
-    #[error(
-        "is a second {family} address, the first is at {first}; one of each family is the most"
-    )]
+    #[error("is a second {family} address, the first is at {first}; one of each family is the most")]
     SecondOfFamily {
         /// `IPv4` or `IPv6`.
         family: &'static str,
@@ -259,14 +254,8 @@ impl Findings {
 
     /// In the order of the file; those without a place come last.
     pub(super) fn into_problems(mut self, file: &std::path::Path) -> Vec<ConfigProblem> {
-        self.0
-            .sort_by_key(|(place, _, _)| (place.is_none(), *place));
-        let problem = |(place, key, error)| ConfigProblem {
-            file: file.to_owned(),
-            place,
-            key,
-            error,
-        };
+        self.0.sort_by_key(|(place, _, _)| (place.is_none(), *place));
+        let problem = |(place, key, error)| ConfigProblem { file: file.to_owned(), place, key, error };
         self.0.into_iter().map(problem).collect()
     }
 }

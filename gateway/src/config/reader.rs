@@ -46,10 +46,7 @@ pub(super) struct Table<'t> {
 
 impl<'t> Reader<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self {
-            text,
-            findings: Findings::default(),
-        }
+        Self { text, findings: Findings::default() }
     }
 
     pub(super) fn place(&self, offset: usize) -> Place {
@@ -75,11 +72,7 @@ impl<'t> Reader<'t> {
             let key = join(path, name.get_ref());
             self.findings.add(self.place(name.span().start), key, error);
         }
-        Table {
-            path: path.to_owned(),
-            place,
-            table,
-        }
+        Table { path: path.to_owned(), place, table }
     }
 
     /// The value of `key`, if it is there.
@@ -92,40 +85,31 @@ impl<'t> Reader<'t> {
     pub(super) fn required(&mut self, table: &Table<'t>, key: &str) -> Option<Value<'t>> {
         let value = self.value(table, key);
         if value.is_none() {
-            self.findings
-                .add(table.place, join(&table.path, key), ConfigError::Missing);
+            self.findings.add(table.place, join(&table.path, key), ConfigError::Missing);
         }
         value
     }
 
-    pub(super) fn table(
-        &mut self,
-        value: &Value<'t>,
-        known: &'static [&'static str],
-    ) -> Option<Table<'t>> {
-        match value.value {
-            DeValue::Table(table) => Some(self.open(&value.key, value.place, table, known)),
-            other => self.wrong_type(value, "a table", other),
+    pub(super) fn table(&mut self, value: &Value<'t>, known: &'static [&'static str]) -> Option<Table<'t>> {
+        if let DeValue::Table(table) = value.value {
+            Some(self.open(&value.key, value.place, table, known))
+        } else {
+            self.wrong_type(value, "a table", value.value)
         }
     }
 
     pub(super) fn list(&mut self, value: &Value<'t>) -> Vec<Value<'t>> {
         let DeValue::Array(array) = value.value else {
-            return self
-                .wrong_type(value, "a list", value.value)
-                .unwrap_or_default();
+            return self.wrong_type(value, "a list", value.value).unwrap_or_default();
         };
-        array
-            .iter()
-            .enumerate()
-            .map(|(i, item)| self.locate(format!("{}[{i}]", value.key), item))
-            .collect()
+        array.iter().enumerate().map(|(i, item)| self.locate(format!("{}[{i}]", value.key), item)).collect()
     }
 
     pub(super) fn string(&mut self, value: &Value<'t>) -> Option<&'t str> {
-        match value.value {
-            DeValue::String(text) => Some(text),
-            other => self.wrong_type(value, "a string", other),
+        if let DeValue::String(text) = value.value {
+            Some(text)
+        } else {
+            self.wrong_type(value, "a string", value.value)
         }
     }
 
@@ -133,39 +117,20 @@ impl<'t> Reader<'t> {
         let DeValue::Integer(integer) = value.value else {
             return self.wrong_type(value, "an integer", value.value);
         };
-        let number = u64::from_str_radix(integer.as_str(), integer.radix())
-            .ok()
-            .filter(|n| range.contains(n));
+        let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|n| range.contains(n));
         if number.is_none() {
-            return self.problem(
-                value,
-                ConfigError::OutOfRange {
-                    min: *range.start(),
-                    max: *range.end(),
-                },
-            );
+            return self.problem(value, ConfigError::OutOfRange { min: *range.start(), max: *range.end() });
         }
         number
     }
 
-    pub(super) fn duration(
-        &mut self,
-        value: &Value<'t>,
-        range: RangeInclusive<Duration>,
-    ) -> Option<Duration> {
-        let duration = self.parsed(value, |text| {
-            parse_duration(text).ok_or_else(|| ConfigError::NotADuration(text.to_owned()))
-        })?;
+    pub(super) fn duration(&mut self, value: &Value<'t>, range: RangeInclusive<Duration>) -> Option<Duration> {
+        let duration =
+            self.parsed(value, |text| parse_duration(text).ok_or_else(|| ConfigError::NotADuration(text.to_owned())))?;
         if range.contains(&duration) {
             return Some(duration);
         }
-        self.problem(
-            value,
-            ConfigError::DurationOutOfRange {
-                min: *range.start(),
-                max: *range.end(),
-            },
-        )
+        self.problem(value, ConfigError::DurationOutOfRange { min: *range.start(), max: *range.end() })
     }
 
     /// A string that `parse` understands.
@@ -187,11 +152,7 @@ impl<'t> Reader<'t> {
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<Located<T>> {
         let parsed = self.parsed(value, parse)?;
-        Some(Located {
-            value: parsed,
-            key: value.key.clone(),
-            place: value.place,
-        })
+        Some(Located { value: parsed, key: value.key.clone(), place: value.place })
     }
 
     /// The strings of a list that `parse` understands, each with its place.
@@ -204,10 +165,7 @@ impl<'t> Reader<'t> {
             return Vec::new();
         };
         let items = self.list(&value);
-        items
-            .iter()
-            .filter_map(|item| self.located(item, &parse))
-            .collect()
+        items.iter().filter_map(|item| self.located(item, &parse)).collect()
     }
 
     pub(super) fn problem<T>(&mut self, value: &Value<'t>, error: ConfigError) -> Option<T> {
@@ -216,19 +174,10 @@ impl<'t> Reader<'t> {
     }
 
     fn locate(&self, key: String, value: &'t Spanned<DeValue<'t>>) -> Value<'t> {
-        Value {
-            key,
-            place: self.place(value.span().start),
-            value: value.get_ref(),
-        }
+        Value { key, place: self.place(value.span().start), value: value.get_ref() }
     }
 
-    fn wrong_type<T>(
-        &mut self,
-        value: &Value<'t>,
-        expected: &'static str,
-        found: &DeValue<'_>,
-    ) -> Option<T> {
+    fn wrong_type<T>(&mut self, value: &Value<'t>, expected: &'static str, found: &DeValue<'_>) -> Option<T> {
         let found = match found {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "an integer",
@@ -243,9 +192,5 @@ impl<'t> Reader<'t> {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }

@@ -21,11 +21,8 @@ const SOCKET_PATH: usize = 107;
 
 /// Settles `file`, which was read from `source`. What is wrong goes to `findings`; the result counts only when they are empty.
 pub(super) fn resolve(file: File, source: &Path, cores: usize, findings: &mut Findings) -> Config {
-    let base = source.parent().unwrap_or(Path::new(""));
-    let state_dir = base.join(
-        file.state_dir
-            .unwrap_or_else(|| PathBuf::from("/var/lib/portcullis")),
-    );
+    let base = source.parent().unwrap_or_else(|| Path::new(""));
+    let state_dir = base.join(file.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/portcullis")));
     if findings.is_empty() && !file.has_onramp {
         findings.add(None, "", ConfigError::NoOnramp);
     }
@@ -35,27 +32,17 @@ pub(super) fn resolve(file: File, source: &Path, cores: usize, findings: &mut Fi
     let offramps = offramps(file.offramps, findings);
     Config {
         source: source.to_owned(),
-        directory: base.join(
-            file.directory
-                .unwrap_or_else(|| PathBuf::from("directory.json")),
-        ),
+        directory: base.join(file.directory.unwrap_or_else(|| PathBuf::from("directory.json"))),
         policy: base.join(file.policy.unwrap_or_else(|| PathBuf::from("policy.json"))),
         control: control(file.control, base, findings),
         local_services: local_services(file.local_services, findings),
-        wireguard: file
-            .wireguard
-            .map(|wireguard| self::wireguard(wireguard, &state_dir, findings)),
+        wireguard: file.wireguard.map(|wireguard| self::wireguard(wireguard, &state_dir, findings)),
         tun: file.tun.map(|tun| self::tun(tun, findings)),
         routes: routes(file.routes, &offramps, findings),
         offramps,
         limits: file.limits,
-        flow_log: base.join(
-            file.flow_log
-                .unwrap_or_else(|| PathBuf::from("/var/log/portcullis/flows.jsonl")),
-        ),
-        metrics: file
-            .metrics
-            .map(|listen| listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464)))),
+        flow_log: base.join(file.flow_log.unwrap_or_else(|| PathBuf::from("/var/log/portcullis/flows.jsonl"))),
+        metrics: file.metrics.map(|listen| listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9464)))),
         shards: file.shards.unwrap_or(cores),
         drain: file.drain.unwrap_or(Duration::from_secs(10)),
         state_dir,
@@ -77,11 +64,7 @@ fn control(path: Option<Located<PathBuf>>, base: &Path, findings: &mut Findings)
 fn local_services(services: Vec<Located<SocketAddr>>, findings: &mut Findings) -> Vec<SocketAddr> {
     for service in &services {
         if !is_unicast_host(service.value.ip()) || is_link_local_or_loopback(service.value.ip()) {
-            findings.add(
-                service.place,
-                &*service.key,
-                ConfigError::NeverADestination(service.value),
-            );
+            findings.add(service.place, &*service.key, ConfigError::NeverADestination(service.value));
         }
     }
     distinct(services, findings)
@@ -91,44 +74,18 @@ fn wireguard(file: WireguardFile, state_dir: &Path, findings: &mut Findings) -> 
     host_addresses(&file.addresses, findings);
     for (i, address) in file.addresses.iter().enumerate() {
         let mut before = file.addresses.iter().take(i);
-        if let Some(first) =
-            before.find(|other| other.value.addr().is_ipv4() == address.value.addr().is_ipv4())
-        {
-            let family = if address.value.addr().is_ipv4() {
-                "IPv4"
-            } else {
-                "IPv6"
-            };
-            findings.add(
-                address.place,
-                &*address.key,
-                ConfigError::SecondOfFamily {
-                    family,
-                    first: first.place,
-                },
-            );
+        if let Some(first) = before.find(|other| other.value.addr().is_ipv4() == address.value.addr().is_ipv4()) {
+            let family = if address.value.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+            findings.add(address.place, &*address.key, ConfigError::SecondOfFamily { family, first: first.place });
         }
         if address.value.prefix_len() + 1 >= address.value.max_prefix_len() {
-            findings.add(
-                address.place,
-                &*address.key,
-                ConfigError::NoRoom(address.value),
-            );
+            findings.add(address.place, &*address.key, ConfigError::NoRoom(address.value));
         }
     }
     WireguardConfig {
-        listen: file
-            .listen
-            .unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 51_820))),
-        key_file: state_dir.join(
-            file.key_file
-                .unwrap_or_else(|| PathBuf::from("wireguard.key")),
-        ),
-        addresses: file
-            .addresses
-            .into_iter()
-            .map(|address| address.value)
-            .collect(),
+        listen: file.listen.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, 51_820))),
+        key_file: state_dir.join(file.key_file.unwrap_or_else(|| PathBuf::from("wireguard.key"))),
+        addresses: file.addresses.into_iter().map(|address| address.value).collect(),
         mtu: file.mtu.unwrap_or(1280),
         endpoint: file.endpoint,
         client_routes: distinct(file.client_routes, findings),
@@ -138,16 +95,8 @@ fn wireguard(file: WireguardFile, state_dir: &Path, findings: &mut Findings) -> 
 fn tun(file: TunFile, findings: &mut Findings) -> TunConfig {
     host_addresses(&file.addresses, findings);
     for exclude in &file.exclude {
-        if !file
-            .routes
-            .iter()
-            .any(|route| route.value.contains(&exclude.value))
-        {
-            findings.add(
-                exclude.place,
-                &*exclude.key,
-                ConfigError::NothingToExclude(exclude.value),
-            );
+        if !file.routes.iter().any(|route| route.value.contains(&exclude.value)) {
+            findings.add(exclude.place, &*exclude.key, ConfigError::NothingToExclude(exclude.value));
         }
     }
     TunConfig {
@@ -164,47 +113,23 @@ fn tun(file: TunFile, findings: &mut Findings) -> TunConfig {
 
 /// `direct` is always there and first; an entry of that name changes its settings.
 fn offramps(files: Vec<OfframpFile>, findings: &mut Findings) -> Vec<OfframpConfig> {
-    let direct = OfframpConfig {
-        name: Arc::from("direct"),
-        source: Vec::new(),
-        ports: None,
-        interface: None,
-    };
+    let direct = OfframpConfig { name: Arc::from("direct"), source: Vec::new(), ports: None, interface: None };
     let mut offramps = vec![direct];
     let mut seen = HashMap::new();
     for file in files {
         if let Some(first) = seen.insert(file.name.value.clone(), file.name.place) {
-            let error = ConfigError::DuplicateOfframp {
-                name: file.name.value,
-                first,
-            };
+            let error = ConfigError::DuplicateOfframp { name: file.name.value, first };
             findings.add(file.name.place, file.name.key, error);
             continue;
         }
         for (i, source) in file.source.iter().enumerate() {
-            let same_family =
-                |other: &&Located<IpAddr>| other.value.is_ipv4() == source.value.is_ipv4();
+            let same_family = |other: &&Located<IpAddr>| other.value.is_ipv4() == source.value.is_ipv4();
             if let Some(first) = file.source.iter().take(i).find(same_family) {
-                let family = if source.value.is_ipv4() {
-                    "IPv4"
-                } else {
-                    "IPv6"
-                };
-                findings.add(
-                    source.place,
-                    &*source.key,
-                    ConfigError::SecondOfFamily {
-                        family,
-                        first: first.place,
-                    },
-                );
+                let family = if source.value.is_ipv4() { "IPv4" } else { "IPv6" };
+                findings.add(source.place, &*source.key, ConfigError::SecondOfFamily { family, first: first.place });
             }
             if !is_unicast_host(source.value) {
-                findings.add(
-                    source.place,
-                    &*source.key,
-                    ConfigError::NotAHostAddress(source.value),
-                );
+                findings.add(source.place, &*source.key, ConfigError::NotAHostAddress(source.value));
             }
         }
         let offramp = OfframpConfig {
@@ -221,43 +146,23 @@ fn offramps(files: Vec<OfframpFile>, findings: &mut Findings) -> Vec<OfframpConf
     offramps
 }
 
-fn routes(
-    files: Vec<RouteFile>,
-    offramps: &[OfframpConfig],
-    findings: &mut Findings,
-) -> Vec<RouteConfig> {
+fn routes(files: Vec<RouteFile>, offramps: &[OfframpConfig], findings: &mut Findings) -> Vec<RouteConfig> {
     let mut routes = Vec::new();
     let mut seen = HashMap::new();
     for file in files {
         for name in &file.offramp {
             if !offramps.iter().any(|offramp| *offramp.name == *name.value) {
                 let known: Vec<&str> = offramps.iter().map(|offramp| &*offramp.name).collect();
-                let error = ConfigError::UnknownOfframp {
-                    name: name.value.clone(),
-                    known: known.join(", "),
-                };
+                let error = ConfigError::UnknownOfframp { name: name.value.clone(), known: known.join(", ") };
                 findings.add(name.place, &*name.key, error);
             }
         }
-        let offramp = distinct(file.offramp, findings)
-            .into_iter()
-            .map(Arc::from)
-            .collect();
+        let offramp = distinct(file.offramp, findings).into_iter().map(Arc::from).collect();
         let Some(to) = file.to else { continue };
         if let Some(first) = seen.insert(to.value, to.place) {
-            findings.add(
-                to.place,
-                &*to.key,
-                ConfigError::Repeated {
-                    value: to.value.to_string(),
-                    first,
-                },
-            );
+            findings.add(to.place, &*to.key, ConfigError::Repeated { value: to.value.to_string(), first });
         }
-        routes.push(RouteConfig {
-            to: to.value,
-            offramp,
-        });
+        routes.push(RouteConfig { to: to.value, offramp });
     }
     routes
 }
@@ -267,17 +172,9 @@ fn host_addresses(addresses: &[Located<IpNet>], findings: &mut Findings) {
     for address in addresses {
         let net = address.value;
         if !is_unicast_host(net.addr()) || net.addr().is_loopback() {
-            findings.add(
-                address.place,
-                &*address.key,
-                ConfigError::NotAHostAddress(net.addr()),
-            );
+            findings.add(address.place, &*address.key, ConfigError::NotAHostAddress(net.addr()));
         } else if is_network_itself(&net) {
-            findings.add(
-                address.place,
-                &*address.key,
-                ConfigError::NetworkItself(net),
-            );
+            findings.add(address.place, &*address.key, ConfigError::NetworkItself(net));
         }
     }
 }
@@ -285,29 +182,18 @@ fn host_addresses(addresses: &[Located<IpNet>], findings: &mut Findings) {
 fn apart(first: &[Located<IpNet>], second: &[Located<IpNet>], findings: &mut Findings) {
     for b in second {
         for a in first.iter().filter(|a| overlap(&a.value, &b.value)) {
-            let error = ConfigError::Overlap {
-                net: b.value,
-                other: a.value,
-                key: a.key.clone(),
-                first: a.place,
-            };
+            let error = ConfigError::Overlap { net: b.value, other: a.value, key: a.key.clone(), first: a.place };
             findings.add(b.place, &*b.key, error);
         }
     }
 }
 
 /// The values, after a complaint about each that came before.
-fn distinct<T: Eq + Hash + Clone + Display>(
-    items: Vec<Located<T>>,
-    findings: &mut Findings,
-) -> Vec<T> {
+fn distinct<T: Eq + Hash + Clone + Display>(items: Vec<Located<T>>, findings: &mut Findings) -> Vec<T> {
     let mut seen = HashMap::new();
     for item in &items {
         if let Some(first) = seen.get(&item.value) {
-            let error = ConfigError::Repeated {
-                value: item.value.to_string(),
-                first: *first,
-            };
+            let error = ConfigError::Repeated { value: item.value.to_string(), first: *first };
             findings.add(item.place, &*item.key, error);
         } else {
             seen.insert(item.value.clone(), item.place);
@@ -317,9 +203,7 @@ fn distinct<T: Eq + Hash + Clone + Display>(
 }
 
 fn is_unicast_host(address: IpAddr) -> bool {
-    !address.is_unspecified()
-        && !address.is_multicast()
-        && address != IpAddr::V4(Ipv4Addr::BROADCAST)
+    !address.is_unspecified() && !address.is_multicast() && address != IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
 fn is_link_local_or_loopback(address: IpAddr) -> bool {

@@ -13,15 +13,8 @@ use super::{Directory, DirectoryContext};
 ///
 /// The network without a free address.
 pub fn allocate(directory: &Directory, context: &DirectoryContext) -> Result<Vec<IpAddr>, IpNet> {
-    let taken: HashSet<IpAddr> = directory
-        .devices()
-        .flat_map(|device| device.addresses.iter().copied())
-        .collect();
-    context
-        .tunnel
-        .iter()
-        .map(|net| lowest_free(net, &taken).ok_or_else(|| net.trunc()))
-        .collect()
+    let taken: HashSet<IpAddr> = directory.devices().flat_map(|device| device.addresses.iter().copied()).collect();
+    context.tunnel.iter().map(|net| lowest_free(net, &taken).ok_or_else(|| net.trunc())).collect()
 }
 
 /// The lowest host of `net` that is neither taken nor the gateway's own. At most one more is tried than there are taken ones.
@@ -30,15 +23,11 @@ fn lowest_free(net: &IpNet, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
     match net {
         IpNet::V4(v4) => {
             let (first, last) = (u32::from(v4.network()), u32::from(v4.broadcast()));
-            (first.checked_add(1)?..last)
-                .map(|bits| IpAddr::V4(Ipv4Addr::from(bits)))
-                .find(free)
+            (first.checked_add(1)?..last).map(|bits| IpAddr::V4(Ipv4Addr::from(bits))).find(free)
         }
         IpNet::V6(v6) => {
             let (first, last) = (u128::from(v6.network()), u128::from(v6.broadcast()));
-            (first.checked_add(1)?..=last)
-                .map(|bits| IpAddr::V6(Ipv6Addr::from(bits)))
-                .find(free)
+            (first.checked_add(1)?..=last).map(|bits| IpAddr::V6(Ipv6Addr::from(bits))).find(free)
         }
     }
 }
@@ -58,10 +47,7 @@ mod tests {
             taken.insert(address);
             order.push(address.to_string());
         }
-        assert_eq!(
-            order,
-            ["10.0.0.1", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]
-        );
+        assert_eq!(order, ["10.0.0.1", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
     }
 
     proptest! {

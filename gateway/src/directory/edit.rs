@@ -34,15 +34,9 @@ pub fn add(text: &str, section: &str, name: &str, value: &str) -> Result<String,
 pub fn remove(text: &str, section: &str, name: &str) -> Result<String, EditError> {
     let object = object_at(text, &[section])?;
     let missing = || EditError::Missing(name.to_owned());
-    let index = object
-        .members
-        .iter()
-        .position(|member| member.name == name)
-        .ok_or_else(missing)?;
+    let index = object.members.iter().position(|member| member.name == name).ok_or_else(missing)?;
     let member = object.members.get(index).ok_or_else(missing)?;
-    let previous = index
-        .checked_sub(1)
-        .and_then(|index| object.members.get(index));
+    let previous = index.checked_sub(1).and_then(|index| object.members.get(index));
     let (from, to) = match (previous, object.members.get(index + 1)) {
         (Some(previous), _) => (previous.end, member.end),
         (None, Some(next)) => (member.key, next.key),
@@ -56,13 +50,7 @@ pub fn remove(text: &str, section: &str, name: &str) -> Result<String, EditError
 /// # Errors
 ///
 /// `text` has no such member.
-pub fn set(
-    text: &str,
-    section: &str,
-    name: &str,
-    key: &str,
-    value: &str,
-) -> Result<String, EditError> {
+pub fn set(text: &str, section: &str, name: &str, key: &str, value: &str) -> Result<String, EditError> {
     let object = object_at(text, &[section, name])?;
     match object.members.iter().find(|member| member.name == key) {
         Some(member) => Ok(splice(text, member.value, member.end, value)),
@@ -89,11 +77,7 @@ fn object_at(text: &str, path: &[&str]) -> Result<Object, EditError> {
     let mut object = locate(text, start, text.trim_end().len())?;
     for name in path {
         let missing = || EditError::Missing((*name).to_owned());
-        let member = object
-            .members
-            .iter()
-            .find(|member| member.name == *name)
-            .ok_or_else(missing)?;
+        let member = object.members.iter().find(|member| member.name == *name).ok_or_else(missing)?;
         object = locate(text, member.value, member.end)?;
     }
     Ok(object)
@@ -113,27 +97,15 @@ fn locate(text: &str, start: usize, end: usize) -> Result<Object, EditError> {
             end: from + value.get().len(),
         });
     }
-    Ok(Object {
-        open: start,
-        close: end.saturating_sub(1),
-        members,
-    })
+    Ok(Object { open: start, close: end.saturating_sub(1), members })
 }
 
 fn insert(text: &str, object: &Object, name: &str, value: &str) -> String {
     let name = serde_json::Value::from(name);
     let Some(last) = object.members.last() else {
         // An empty object opens up, one step deeper than the line it stands on.
-        let line = text
-            .get(..object.open)
-            .unwrap_or_default()
-            .rsplit('\n')
-            .next()
-            .unwrap_or_default();
-        let indent: String = line
-            .chars()
-            .take_while(|c| matches!(c, ' ' | '\t'))
-            .collect();
+        let line = text.get(..object.open).unwrap_or_default().rsplit('\n').next().unwrap_or_default();
+        let indent: String = line.chars().take_while(|c| matches!(c, ' ' | '\t')).collect();
         let new = format!("{{\n{indent}  {name}: {value}\n{indent}}}");
         return splice(text, object.open, object.close + 1, &new);
     };
@@ -146,10 +118,7 @@ fn insert(text: &str, object: &Object, name: &str, value: &str) -> String {
 }
 
 fn splice(text: &str, from: usize, to: usize, new: &str) -> String {
-    let (head, tail) = (
-        text.get(..from).unwrap_or_default(),
-        text.get(to..).unwrap_or_default(),
-    );
+    let (head, tail) = (text.get(..from).unwrap_or_default(), text.get(to..).unwrap_or_default());
     format!("{head}{new}{tail}")
 }
 
@@ -193,48 +162,25 @@ mod tests {
             add(FILE, "users", "u", "{}").unwrap(),
             FILE.replace("\"users\": {}", "\"users\": {\n    \"u\": {}\n  }")
         );
-        assert_eq!(
-            add("{\"d\":{\"a\":1}}", "d", "b", "2").unwrap(),
-            "{\"d\":{\"a\":1, \"b\": 2}}"
-        );
+        assert_eq!(add("{\"d\":{\"a\":1}}", "d", "b", "2").unwrap(), "{\"d\":{\"a\":1, \"b\": 2}}");
     }
 
     #[test]
     fn removing_takes_one_comma() {
-        assert_eq!(
-            remove(FILE, "devices", "a").unwrap(),
-            FILE.replace("\"a\": { \"x\": 15.10 },\n\n    ", "")
-        );
-        assert_eq!(
-            remove(FILE, "devices", "b").unwrap(),
-            FILE.replace(",\n\n    \"b\": {}", "")
-        );
-        assert_eq!(
-            remove("{\"d\": { \"a\" : 1 } }", "d", "a").unwrap(),
-            "{\"d\": {} }"
-        );
-        assert!(
-            matches!(remove(FILE, "devices", "c"), Err(EditError::Missing(name)) if name == "c")
-        );
+        assert_eq!(remove(FILE, "devices", "a").unwrap(), FILE.replace("\"a\": { \"x\": 15.10 },\n\n    ", ""));
+        assert_eq!(remove(FILE, "devices", "b").unwrap(), FILE.replace(",\n\n    \"b\": {}", ""));
+        assert_eq!(remove("{\"d\": { \"a\" : 1 } }", "d", "a").unwrap(), "{\"d\": {} }");
+        assert!(matches!(remove(FILE, "devices", "c"), Err(EditError::Missing(name)) if name == "c"));
     }
 
     #[test]
     fn setting_replaces_or_adds() {
-        assert_eq!(
-            set(FILE, "devices", "a", "x", "true").unwrap(),
-            FILE.replace("15.10", "true")
-        );
+        assert_eq!(set(FILE, "devices", "a", "x", "true").unwrap(), FILE.replace("15.10", "true"));
         assert_eq!(
             set(FILE, "devices", "a", "revoked", "true").unwrap(),
             FILE.replace("15.10", "15.10, \"revoked\": true")
         );
-        assert!(matches!(
-            set(FILE, "devices", "c", "x", "1"),
-            Err(EditError::Missing(_))
-        ));
-        assert!(matches!(
-            add("[]", "devices", "c", "1"),
-            Err(EditError::NotJson(_))
-        ));
+        assert!(matches!(set(FILE, "devices", "c", "x", "1"), Err(EditError::Missing(_))));
+        assert!(matches!(add("[]", "devices", "c", "1"), Err(EditError::NotJson(_))));
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use portcullis_policy::{Context, Identity, KnownDevice, KnownUser};
+use portcullis_policy::Identity;
 use portcullis_policy::json::Problem;
 
 use crate::config::Config;
@@ -63,14 +63,15 @@ pub struct Device {
 }
 
 impl Device {
-    /// Addresses it may send from: its own, then the first of each of its networks.
-    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
-        self.addresses.iter().copied().chain(self.networks.iter().map(IpNet::addr))
-    }
-
     /// Whether it may do anything at all at `now`.
     pub fn usable_at(&self, now: Timestamp) -> bool {
         !self.disabled && self.expires.is_none_or(|end| now < end)
+    }
+
+    /// Addresses that a packet of it could come from: its own, and one of each network behind it.
+    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        let inside = |net: &IpNet| net.hosts().next().unwrap_or_else(|| net.addr());
+        self.addresses.iter().copied().chain(self.networks.iter().map(inside))
     }
 }
 
@@ -86,15 +87,8 @@ pub struct DirectoryContext {
 impl DirectoryContext {
     /// The context that `config` gives. `own_public_key` is that of the key file, when it could be read.
     pub fn new(config: &Config, own_public_key: Option<[u8; 32]>) -> Self {
-        let tunnel = config
-            .wireguard
-            .as_ref()
-            .map(|wireguard| wireguard.addresses.clone())
-            .unwrap_or_default();
-        Self {
-            tunnel,
-            own_public_key,
-        }
+        let tunnel = config.wireguard.as_ref().map(|wireguard| wireguard.addresses.clone()).unwrap_or_default();
+        Self { tunnel, own_public_key }
     }
 }
 
@@ -120,10 +114,7 @@ pub enum DirectoryError {
 }
 
 fn list(path: &Path, problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems
-        .iter()
-        .map(|problem| problem.in_file(path.display()).to_string())
-        .collect();
+    let lines: Vec<String> = problems.iter().map(|problem| problem.in_file(path.display()).to_string()).collect();
     lines.join("\n")
 }
 
@@ -144,14 +135,8 @@ impl Directory {
     ///
     /// It cannot be read, or every problem in it at once.
     pub fn load(path: &Path, context: &DirectoryContext) -> Result<Self, DirectoryError> {
-        let text = files::read_text(path).map_err(|source| DirectoryError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text, context).map_err(|problems| DirectoryError::Problems {
-            path: path.to_owned(),
-            problems,
-        })
+        let text = files::read_text(path).map_err(|source| DirectoryError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, context).map_err(|problems| DirectoryError::Problems { path: path.to_owned(), problems })
     }
 
     /// Checks the text of a directory.
@@ -161,30 +146,17 @@ impl Directory {
     /// Every problem at once, in the order of the text.
     pub fn parse(text: &str, context: &DirectoryContext) -> Result<Self, Vec<Problem>> {
         let (users, devices) = read::read(text, context)?;
-        let groups = users
-            .values()
-            .flat_map(|user| user.groups.iter().cloned())
-            .collect();
+        let groups = users.values().flat_map(|user| user.groups.iter().cloned()).collect();
         let devices: Vec<Arc<Device>> = devices.into_iter().map(Arc::new).collect();
-        let by_key = devices
-            .iter()
-            .filter_map(|device| Some((device.public_key?, Arc::clone(device))))
-            .collect();
-        let by_network = devices.iter().flat_map(|device| {
-            device
-                .networks
-                .iter()
-                .map(move |net| (*net, Arc::clone(device)))
-        });
+        let by_key = devices.iter().filter_map(|device| Some((device.public_key?, Arc::clone(device)))).collect();
+        let by_network =
+            devices.iter().flat_map(|device| device.networks.iter().map(move |net| (*net, Arc::clone(device))));
         Ok(Self {
             users,
             groups,
             by_key,
             by_network: by_network.collect(),
-            devices: devices
-                .into_iter()
-                .map(|device| (Arc::clone(&device.identity.device), device))
-                .collect(),
+            devices: devices.into_iter().map(|device| (Arc::clone(&device.identity.device), device)).collect(),
         })
     }
 
@@ -216,22 +188,6 @@ impl Directory {
     /// Every user with its name, sorted.
     pub fn users(&self) -> impl Iterator<Item = (&Arc<str>, &User)> {
         self.users.iter()
-    }
-
-    /// The names a policy may use, those of `config`'s off-ramps included.
-    pub fn policy_context<'a>(&'a self, config: &'a Config) -> Context<'a> {
-        let known_device = |device: &'a Arc<Device>| KnownDevice {
-            identity: &device.identity,
-            disabled: device.disabled,
-            source: device.sources().next(),
-        };
-        let known_user = |user: &'a User| KnownUser { groups: &user.groups, disabled: user.disabled };
-        Context {
-            users: self.users.iter().map(|(name, user)| (&**name, known_user(user))).collect(),
-            devices: self.devices.iter().map(|(name, device)| (&**name, known_device(device))).collect(),
-            groups: self.groups.iter().map(|group| &**group).collect(),
-            offramps: config.offramps.iter().map(|offramp| &*offramp.name).collect(),
-        }
     }
 
     /// Every group that some user is in, sorted.

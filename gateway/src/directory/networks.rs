@@ -19,23 +19,15 @@ pub(super) struct Networks {
 impl fmt::Debug for Networks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let networks = self.v4.iter().chain(&self.v6).flat_map(|(_, nets)| nets);
-        f.debug_map()
-            .entries(networks.map(|(net, device)| (net, &device.identity.device)))
-            .finish()
+        f.debug_map().entries(networks.map(|(net, device)| (net, &device.identity.device))).finish()
     }
 }
 
 impl Networks {
     /// The device of the longest network that holds `address`.
     pub(super) fn find(&self, address: IpAddr) -> Option<&Arc<Device>> {
-        let lengths = if address.is_ipv4() {
-            &self.v4
-        } else {
-            &self.v6
-        };
-        lengths
-            .iter()
-            .find_map(|(length, nets)| nets.get(&IpNet::new(address, *length).ok()?.trunc()))
+        let lengths = if address.is_ipv4() { &self.v4 } else { &self.v6 };
+        lengths.iter().find_map(|(length, nets)| nets.get(&IpNet::new(address, *length).ok()?.trunc()))
     }
 }
 
@@ -44,15 +36,8 @@ impl FromIterator<(IpNet, Arc<Device>)> for Networks {
         let mut by_length: [BTreeMap<u8, HashMap<IpNet, Arc<Device>>>; 2] = Default::default();
         let [v4, v6] = &mut by_length;
         for (net, device) in networks {
-            let family = if net.addr().is_ipv4() {
-                &mut *v4
-            } else {
-                &mut *v6
-            };
-            family
-                .entry(net.prefix_len())
-                .or_default()
-                .insert(net, device);
+            let family = if net.addr().is_ipv4() { &mut *v4 } else { &mut *v6 };
+            family.entry(net.prefix_len()).or_default().insert(net, device);
         }
         let [v4, v6] = by_length.map(|lengths| lengths.into_iter().rev().collect());
         Self { v4, v6 }

@@ -14,39 +14,21 @@ use super::{Device, DirectoryContext, PresharedKey, User};
 use crate::keys::{parse_preshared_key, parse_public_key};
 use crate::prefix::{is_network_itself, overlap};
 
-const DEVICE: &[&str] = &[
-    "user",
-    "public_key",
-    "preshared_key",
-    "addresses",
-    "networks",
-    "expires",
-    "posture",
-    "disabled",
-    "revoked",
-];
+const DEVICE: &[&str] =
+    &["user", "public_key", "preshared_key", "addresses", "networks", "expires", "posture", "disabled", "revoked"];
 /// Longest name of a user, group or device, in bytes.
 const LONGEST_NAME: usize = 253;
 
 type Users = BTreeMap<Arc<str>, User>;
 
 /// Users and devices of a text.
-pub(super) fn read(
-    text: &str,
-    context: &DirectoryContext,
-) -> Result<(Users, Vec<Device>), Vec<Problem>> {
+pub(super) fn read(text: &str, context: &DirectoryContext) -> Result<(Users, Vec<Device>), Vec<Problem>> {
     let document = Document::parse(text.as_bytes())?;
     let read = || {
         let root = document.root().object(&["users", "devices"])?;
         let users = root.required("users").and_then(|node| users(&node));
-        let mut reader = DeviceReader {
-            users: users.as_ref(),
-            context,
-            seen: Seen::default(),
-        };
-        let devices = root
-            .required("devices")
-            .and_then(|node| reader.devices(&node));
+        let mut reader = DeviceReader { users: users.as_ref(), context, seen: Seen::default() };
+        let devices = root.required("devices").and_then(|node| reader.devices(&node));
         reader.seen.refuse_overlaps();
         Some((users?, devices?))
     };
@@ -57,10 +39,7 @@ fn users(node: &Node<'_>) -> Option<Users> {
     let mut users = BTreeMap::new();
     for entry in node.entries()? {
         // A user with a bad entry still exists: its devices need no second complaint.
-        let user = user(&entry).unwrap_or(User {
-            groups: Arc::default(),
-            disabled: true,
-        });
+        let user = user(&entry).unwrap_or_else(|| User { groups: Arc::default(), disabled: true });
         name(&entry.key, &entry.name, "user");
         users.insert(Arc::from(&*entry.name), user);
     }
@@ -73,10 +52,7 @@ fn user(entry: &Entry<'_>) -> Option<User> {
         None => Vec::new(),
         Some(node) => groups(&node)?,
     };
-    Some(User {
-        groups: groups.into(),
-        disabled: flag(&object, "disabled")?,
-    })
+    Some(User { groups: groups.into(), disabled: flag(&object, "disabled")? })
 }
 
 fn groups(node: &Node<'_>) -> Option<Vec<Arc<str>>> {
@@ -107,11 +83,7 @@ struct DeviceReader<'a, 'd> {
 
 impl<'d> DeviceReader<'_, 'd> {
     fn devices(&mut self, node: &Node<'d>) -> Option<Vec<Device>> {
-        let devices: Vec<Option<Device>> = node
-            .entries()?
-            .iter()
-            .map(|entry| self.device(entry))
-            .collect();
+        let devices: Vec<Option<Device>> = node.entries()?.iter().map(|entry| self.device(entry)).collect();
         devices.into_iter().collect()
     }
 
@@ -120,15 +92,10 @@ impl<'d> DeviceReader<'_, 'd> {
         let object = entry.value.object(DEVICE)?;
         let user = object.required("user").and_then(|node| self.user(&node));
         let public_key = optional(&object, "public_key", |node| self.public_key(node));
-        let preshared_key = optional(&object, "preshared_key", |node| {
-            node.parsed(parse_preshared_key).map(PresharedKey)
-        });
-        let addresses = optional(&object, "addresses", |node| {
-            node.list(|item| self.address(item))
-        });
-        let networks = optional(&object, "networks", |node| {
-            node.list(|item| self.network(item))
-        });
+        let preshared_key =
+            optional(&object, "preshared_key", |node| node.parsed(parse_preshared_key).map(PresharedKey));
+        let addresses = optional(&object, "addresses", |node| node.list(|item| self.address(item)));
+        let networks = optional(&object, "networks", |node| node.list(|item| self.network(item)));
         let expires = optional(&object, "expires", Node::timestamp);
         let posture = optional(&object, "posture", posture);
         let disabled = flag(&object, "disabled");
@@ -181,24 +148,12 @@ impl<'d> DeviceReader<'_, 'd> {
 
     fn address(&mut self, node: &Node<'d>) -> Option<IpAddr> {
         let address = node.parsed(parse_address)?;
-        let problem = match self
-            .context
-            .tunnel
-            .iter()
-            .find(|net| net.contains(&address))
-        {
+        let problem = match self.context.tunnel.iter().find(|net| net.contains(&address)) {
             None => Some(self.outside(address)),
-            Some(net) if net.addr() == address => {
-                Some(format!("{address} is the gateway's own address"))
-            }
+            Some(net) if net.addr() == address => Some(format!("{address} is the gateway's own address")),
             Some(net) => IpNet::new(address, net.prefix_len())
                 .is_ok_and(|interface| is_network_itself(&interface))
-                .then(|| {
-                    format!(
-                        "{address} stands for the network {} or for all its hosts",
-                        net.trunc()
-                    )
-                }),
+                .then(|| format!("{address} stands for the network {} or for all its hosts", net.trunc())),
         };
         if let Some(problem) = problem {
             node.problem(problem);
@@ -215,20 +170,10 @@ impl<'d> DeviceReader<'_, 'd> {
 
     fn outside(&self, address: IpAddr) -> String {
         if self.context.tunnel.is_empty() {
-            return format!(
-                "{address} is in no tunnel network, because gateway.toml has no [wireguard] table"
-            );
+            return format!("{address} is in no tunnel network, because gateway.toml has no [wireguard] table");
         }
-        let nets: Vec<String> = self
-            .context
-            .tunnel
-            .iter()
-            .map(|net| net.trunc().to_string())
-            .collect();
-        format!(
-            "{address} is outside the tunnel networks {}",
-            nets.join(" and ")
-        )
+        let nets: Vec<String> = self.context.tunnel.iter().map(|net| net.trunc().to_string()).collect();
+        format!("{address} is outside the tunnel networks {}", nets.join(" and "))
     }
 
     fn network(&mut self, node: &Node<'d>) -> Option<IpNet> {
@@ -237,16 +182,8 @@ impl<'d> DeviceReader<'_, 'd> {
             node.problem(format!("{net} is nowhere a host could be"));
             return None;
         }
-        if let Some(tunnel) = self
-            .context
-            .tunnel
-            .iter()
-            .find(|tunnel| overlap(tunnel, &net))
-        {
-            node.problem(format!(
-                "{net} overlaps the tunnel network {}",
-                tunnel.trunc()
-            ));
+        if let Some(tunnel) = self.context.tunnel.iter().find(|tunnel| overlap(tunnel, &net)) {
+            node.problem(format!("{net} overlaps the tunnel network {}", tunnel.trunc()));
             return None;
         }
         self.seen.networks.push((net, node.clone()));
@@ -257,21 +194,15 @@ impl<'d> DeviceReader<'_, 'd> {
 impl Seen<'_> {
     /// Networks are nested or apart, so in this order an overlap is with the one before that is not itself inside another.
     fn refuse_overlaps(&mut self) {
-        self.networks
-            .sort_by_key(|(net, _)| (net.addr(), net.prefix_len()));
+        self.networks.sort_by_key(|(net, _)| (net.addr(), net.prefix_len()));
         let mut widest: Option<&(IpNet, Node<'_>)> = None;
         for entry in &self.networks {
             match widest {
                 Some(outer) if outer.0.contains(&entry.0) => {
-                    let (first, second) = if outer.1.place() < entry.1.place() {
-                        (outer, entry)
-                    } else {
-                        (entry, outer)
-                    };
+                    let (first, second) =
+                        if outer.1.place() < entry.1.place() { (outer, entry) } else { (entry, outer) };
                     let place = first.1.place();
-                    second
-                        .1
-                        .problem(format!("{} overlaps {} at {place}", second.0, first.0));
+                    second.1.problem(format!("{} overlaps {} at {place}", second.0, first.0));
                 }
                 _ => widest = Some(entry),
             }
@@ -281,18 +212,10 @@ impl Seen<'_> {
 
 /// A device must be recognisable, and what is written about a key needs one.
 fn known_by_something(object: &Object<'_>) {
-    let listed = |key: &str| {
-        object
-            .optional(key)
-            .and_then(|node| node.items())
-            .is_some_and(|items| !items.is_empty())
-    };
+    let listed = |key: &str| object.optional(key).and_then(|node| node.items()).is_some_and(|items| !items.is_empty());
     let key = object.optional("public_key");
     if key.is_none() {
-        for (name, what) in [
-            ("addresses", "addresses"),
-            ("preshared_key", "a preshared key"),
-        ] {
+        for (name, what) in [("addresses", "addresses"), ("preshared_key", "a preshared key")] {
             if let Some(node) = object.optional(name) {
                 node.problem(format!("{what} without a \"public_key\""));
             }
@@ -300,9 +223,7 @@ fn known_by_something(object: &Object<'_>) {
     }
     match key {
         Some(key)
-            if object
-                .optional("addresses")
-                .is_none_or(|node| node.items().is_some_and(|items| items.is_empty())) =>
+            if object.optional("addresses").is_none_or(|node| node.items().is_some_and(|items| items.is_empty())) =>
         {
             key.problem("a \"public_key\" without \"addresses\": the device could send nothing");
         }
@@ -310,29 +231,20 @@ fn known_by_something(object: &Object<'_>) {
             && object.optional("addresses").is_none()
             && object.optional("preshared_key").is_none() =>
         {
-            object
-                .node()
-                .problem("a device needs a \"public_key\" with \"addresses\", or \"networks\"");
+            object.node().problem("a device needs a \"public_key\" with \"addresses\", or \"networks\"");
         }
         Some(_) | None => {}
     }
 }
 
 fn posture(node: &Node<'_>) -> Option<BTreeMap<String, serde_json::Value>> {
-    let facts: Vec<Option<_>> = node
-        .entries()?
-        .into_iter()
-        .map(|fact| Some((fact.name.to_string(), fact.value.scalar()?)))
-        .collect();
+    let facts: Vec<Option<_>> =
+        node.entries()?.into_iter().map(|fact| Some((fact.name.to_string(), fact.value.scalar()?))).collect();
     facts.into_iter().collect()
 }
 
 /// Reads a key that may be left out: outer `None` is a problem, inner `None` is absence.
-fn optional<'d, T>(
-    object: &Object<'d>,
-    key: &str,
-    read: impl FnOnce(&Node<'d>) -> Option<T>,
-) -> Option<Option<T>> {
+fn optional<'d, T>(object: &Object<'d>, key: &str, read: impl FnOnce(&Node<'d>) -> Option<T>) -> Option<Option<T>> {
     match object.optional(key) {
         None => Some(None),
         Some(node) => read(&node).map(Some),
@@ -347,10 +259,7 @@ fn name(node: &Node<'_>, name: &str, what: &str) -> Option<()> {
     let problem = if name.is_empty() {
         format!("the name of a {what} is empty")
     } else if name.len() > LONGEST_NAME {
-        format!(
-            "the name of a {what} is {} bytes long; {LONGEST_NAME} is the most",
-            name.len()
-        )
+        format!("the name of a {what} is {} bytes long; {LONGEST_NAME} is the most", name.len())
     } else if name.chars().any(char::is_control) {
         format!("the name of a {what} holds a control character")
     } else if name.trim() != name {
@@ -362,11 +271,7 @@ fn name(node: &Node<'_>, name: &str, what: &str) -> Option<()> {
     None
 }
 
-fn once<'d, K: Eq + Hash>(
-    first: &mut HashMap<K, Node<'d>>,
-    value: K,
-    node: &Node<'d>,
-) -> Option<()> {
+fn once<'d, K: Eq + Hash>(first: &mut HashMap<K, Node<'d>>, value: K, node: &Node<'d>) -> Option<()> {
     if let Some(earlier) = first.get(&value) {
         let place = earlier.place();
         node.problem(format!("is already given at {place}"));

@@ -7,10 +7,7 @@ use crate::keys::encode_key;
 
 fn context() -> DirectoryContext {
     DirectoryContext {
-        tunnel: vec![
-            "100.96.0.1/16".parse().unwrap(),
-            "fd00:96::1/64".parse().unwrap(),
-        ],
+        tunnel: vec!["100.96.0.1/16".parse().unwrap(), "fd00:96::1/64".parse().unwrap()],
         own_public_key: Some([9; 32]),
     }
 }
@@ -20,12 +17,8 @@ fn key(number: u8) -> String {
 }
 
 fn parse(text: &str) -> Result<Directory, Vec<String>> {
-    Directory::parse(text, &context()).map_err(|problems| {
-        problems
-            .iter()
-            .map(|problem| problem.in_file("directory.json").to_string())
-            .collect()
-    })
+    Directory::parse(text, &context())
+        .map_err(|problems| problems.iter().map(|problem| problem.in_file("directory.json").to_string()).collect())
 }
 
 #[track_caller]
@@ -80,44 +73,24 @@ fn the_example_of_the_specification_loads() {
     .unwrap();
     let laptop = directory.device("ann-laptop").unwrap();
     assert_eq!(&*laptop.identity.user, "ann@example.com");
-    assert_eq!(
-        laptop
-            .identity
-            .groups
-            .iter()
-            .map(|group| &**group)
-            .collect::<Vec<_>>(),
-        ["dba", "eng"]
-    );
+    assert_eq!(laptop.identity.groups.iter().map(|group| &**group).collect::<Vec<_>>(), ["dba", "eng"]);
     assert_eq!(laptop.identity.posture["os_version"], "15.1");
     assert_eq!(laptop.preshared_key, Some(PresharedKey([2; 32])));
     assert_eq!(laptop.addresses.len(), 2);
     assert!(laptop.usable_at("2026-12-31T23:59:59Z".parse().unwrap()));
     assert!(!laptop.usable_at("2027-01-01T00:00:00Z".parse().unwrap()));
-    assert!(Arc::ptr_eq(
-        directory.device_by_key(&[1; 32]).unwrap(),
-        laptop
-    ));
+    assert!(Arc::ptr_eq(directory.device_by_key(&[1; 32]).unwrap(), laptop));
     assert!(directory.device_by_key(&[2; 32]).is_none());
-    let found = |address: &str| {
-        directory
-            .device_by_network(address.parse().unwrap())
-            .map(|device| &*device.identity.device)
-    };
+    let found =
+        |address: &str| directory.device_by_network(address.parse().unwrap()).map(|device| &*device.identity.device);
     assert_eq!(found("192.168.7.9"), Some("branch-berlin"));
     assert_eq!(found("fd01:0:0:5::1"), Some("branch-berlin"));
     assert_eq!(found("192.168.8.9"), None);
     assert_eq!(found("100.96.0.2"), None);
-    assert_eq!(
-        directory.groups().map(|group| &**group).collect::<Vec<_>>(),
-        ["dba", "eng"]
-    );
+    assert_eq!(directory.groups().map(|group| &**group).collect::<Vec<_>>(), ["dba", "eng"]);
     assert!(directory.has_group("dba") && !directory.has_group("ops"));
     assert_eq!(directory.users().count(), 3);
-    assert!(
-        !format!("{directory:?}").contains("[2, 2"),
-        "a preshared key is printed"
-    );
+    assert!(!format!("{directory:?}").contains("[2, 2"), "a preshared key is printed");
 }
 
 #[test]
@@ -125,16 +98,8 @@ fn a_default_network_takes_what_is_left_over() {
     let context = DirectoryContext::default();
     let text = with_devices("\"d\": { \"user\": \"ann\", \"networks\": [\"0.0.0.0/0\"] }");
     let directory = Directory::parse(&text, &context).unwrap();
-    assert!(
-        directory
-            .device_by_network("198.51.100.1".parse().unwrap())
-            .is_some()
-    );
-    assert!(
-        directory
-            .device_by_network("fd00::1".parse().unwrap())
-            .is_none()
-    );
+    assert!(directory.device_by_network("198.51.100.1".parse().unwrap()).is_some());
+    assert!(directory.device_by_network("fd00::1".parse().unwrap()).is_none());
 }
 
 #[test]
@@ -149,20 +114,14 @@ fn disabled_users_and_devices_and_revoked_devices_may_nothing() {
     )
     .unwrap();
     let usable = |name: &str| directory.device(name).unwrap().usable_at(now);
-    assert_eq!(
-        ["a", "b", "c", "d"].map(usable),
-        [true, false, false, false]
-    );
+    assert_eq!(["a", "b", "c", "d"].map(usable), [true, false, false, false]);
     assert!(directory.device("c").unwrap().revoked && !directory.device("b").unwrap().revoked);
 }
 
 #[test]
 fn documents_that_are_not_sound() {
     refused("", &["directory.json:1:1: $: is empty"]);
-    refused(
-        "[]",
-        &["directory.json:1:1: $: expected an object, found an array"],
-    );
+    refused("[]", &["directory.json:1:1: $: expected an object, found an array"]);
     refused(
         "{}",
         &[
@@ -178,27 +137,16 @@ fn documents_that_are_not_sound() {
         "{ \"users\": {}, \"users\": {}, \"devices\": {} }",
         &["directory.json:1:16: users: the key \"users\" is already used on line 1"],
     );
-    refused(
-        "{ \"users\": [], \"devices\": {} }",
-        &["directory.json:1:12: users: expected an object, found an array"],
-    );
-    assert!(
-        parse("{ \"users\": {}, \"devices\": {}").unwrap_err()[0].starts_with("directory.json:1:")
-    );
+    refused("{ \"users\": [], \"devices\": {} }", &["directory.json:1:12: users: expected an object, found an array"]);
+    assert!(parse("{ \"users\": {}, \"devices\": {}").unwrap_err()[0].starts_with("directory.json:1:"));
 }
 
 #[test]
 fn users() {
     let with = |users: &str, expected: &str| {
-        refused(
-            &format!("{{ \"devices\": {{}}, \"users\": {{\n{users}\n}} }}"),
-            &[expected],
-        )
+        refused(&format!("{{ \"devices\": {{}}, \"users\": {{\n{users}\n}} }}"), &[expected])
     };
-    with(
-        "\"ann\": 1",
-        "directory.json:2:8: users.ann: expected an object, found 1",
-    );
+    with("\"ann\": 1", "directory.json:2:8: users.ann: expected an object, found 1");
     with(
         "\"ann\": { \"group\": [] }",
         "directory.json:2:10: users.ann.group: unknown key \"group\"; did you mean \"groups\"?",
@@ -207,68 +155,33 @@ fn users() {
         "\"ann\": { \"groups\": \"eng\" }",
         "directory.json:2:20: users.ann.groups: expected an array, found a string",
     );
-    with(
-        "\"ann\": { \"groups\": [1] }",
-        "directory.json:2:21: users.ann.groups[0]: expected a string, found 1",
-    );
-    with(
-        "\"ann\": { \"groups\": [\"\"] }",
-        "directory.json:2:21: users.ann.groups[0]: the name of a group is empty",
-    );
+    with("\"ann\": { \"groups\": [1] }", "directory.json:2:21: users.ann.groups[0]: expected a string, found 1");
+    with("\"ann\": { \"groups\": [\"\"] }", "directory.json:2:21: users.ann.groups[0]: the name of a group is empty");
     with(
         "\"ann\": { \"groups\": [\"eng\", \"eng\"] }",
         "directory.json:2:28: users.ann.groups[1]: is already given at 2:21: users.ann.groups[0]",
     );
-    with(
-        "\"ann\": { \"disabled\": 1 }",
-        "directory.json:2:22: users.ann.disabled: expected true or false, found 1",
-    );
-    with(
-        "\"\": {}",
-        "directory.json:2:1: users[\"\"]: the name of a user is empty",
-    );
-    with(
-        "\"a\\nb\": {}",
-        "directory.json:2:1: users[\"a\\nb\"]: the name of a user holds a control character",
-    );
-    with(
-        "\" a\": {}",
-        "directory.json:2:1: users[\" a\"]: the name of a user begins or ends with space",
-    );
-    with(
-        "\"ann\": {}, \"ann\": {}",
-        "directory.json:2:12: users.ann: the key \"ann\" is already used on line 2",
-    );
+    with("\"ann\": { \"disabled\": 1 }", "directory.json:2:22: users.ann.disabled: expected true or false, found 1");
+    with("\"\": {}", "directory.json:2:1: users[\"\"]: the name of a user is empty");
+    with("\"a\\nb\": {}", "directory.json:2:1: users[\"a\\nb\"]: the name of a user holds a control character");
+    with("\" a\": {}", "directory.json:2:1: users[\" a\"]: the name of a user begins or ends with space");
+    with("\"ann\": {}, \"ann\": {}", "directory.json:2:12: users.ann: the key \"ann\" is already used on line 2");
     let long = "x".repeat(254);
-    let message = parse(&format!(
-        "{{ \"devices\": {{}}, \"users\": {{ \"{long}\": {{}} }} }}"
-    ))
-    .unwrap_err()
-    .remove(0);
-    assert!(
-        message.ends_with("the name of a user is 254 bytes long; 253 is the most"),
-        "{message}"
-    );
+    let message = parse(&format!("{{ \"devices\": {{}}, \"users\": {{ \"{long}\": {{}} }} }}")).unwrap_err().remove(0);
+    assert!(message.ends_with("the name of a user is 254 bytes long; 253 is the most"), "{message}");
 }
 
 #[test]
 fn devices_must_be_recognisable() {
     refused_devices(
         "\"d\": { \"user\": \"ann\" }",
-        &[
-            "directory.json:3:6: devices.d: a device needs a \"public_key\" with \"addresses\", or \"networks\"",
-        ],
+        &["directory.json:3:6: devices.d: a device needs a \"public_key\" with \"addresses\", or \"networks\""],
     );
     refused_devices(
         "\"d\": { \"user\": \"ann\", \"networks\": [] }",
-        &[
-            "directory.json:3:6: devices.d: a device needs a \"public_key\" with \"addresses\", or \"networks\"",
-        ],
+        &["directory.json:3:6: devices.d: a device needs a \"public_key\" with \"addresses\", or \"networks\""],
     );
-    let bare = format!(
-        "\"d\": {{ \"user\": \"ann\", \"public_key\": \"{}\" }}",
-        key(1)
-    );
+    let bare = format!("\"d\": {{ \"user\": \"ann\", \"public_key\": \"{}\" }}", key(1));
     let message = "directory.json:3:37: devices.d.public_key: a \"public_key\" without \"addresses\": the device could send nothing";
     refused_devices(&bare, &[message]);
     refused_devices(&bare.replace(" }", ", \"addresses\": [] }"), &[message]);
@@ -277,10 +190,7 @@ fn devices_must_be_recognisable() {
         &["directory.json:3:36: devices.d.addresses: addresses without a \"public_key\""],
     );
     refused_devices(
-        &format!(
-            "\"d\": {{ \"user\": \"ann\", \"networks\": [\"10.0.0.0/8\"], \"preshared_key\": \"{}\" }}",
-            key(1)
-        ),
+        &format!("\"d\": {{ \"user\": \"ann\", \"networks\": [\"10.0.0.0/8\"], \"preshared_key\": \"{}\" }}", key(1)),
         &["directory.json:3:68: devices.d.preshared_key: a preshared key without a \"public_key\""],
     );
 }
@@ -305,9 +215,7 @@ fn users_of_devices() {
     );
     refused_devices(
         "\"d\\u007f\": { \"user\": \"ann\", \"networks\": [\"10.0.0.0/8\"] }",
-        &[
-            "directory.json:3:1: devices[\"d\u{7f}\"]: the name of a device holds a control character",
-        ],
+        &["directory.json:3:1: devices[\"d\u{7f}\"]: the name of a device holds a control character"],
     );
 }
 
@@ -315,12 +223,8 @@ fn users_of_devices() {
 fn keys_of_devices() {
     let with = |key: &str, expected: &str| {
         refused_devices(
-            &format!(
-                "\"d\": {{ \"user\": \"ann\", \"addresses\": [\"100.96.0.2\"], \"public_key\": \"{key}\" }}"
-            ),
-            &[&format!(
-                "directory.json:3:66: devices.d.public_key: {expected}"
-            )],
+            &format!("\"d\": {{ \"user\": \"ann\", \"addresses\": [\"100.96.0.2\"], \"public_key\": \"{key}\" }}"),
+            &[&format!("directory.json:3:66: devices.d.public_key: {expected}")],
         );
     };
     let not_a_key = "is not a key: 32 bytes in base64, 44 characters as `wg genkey` prints them";
@@ -328,30 +232,16 @@ fn keys_of_devices() {
     with("AQEB", not_a_key);
     with(key(1).trim_end_matches('='), not_a_key);
     with(&key(1).replace("AQE=", "AQF="), not_a_key);
-    with(
-        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
-        "is all zeros, which is no key",
-    );
-    with(
-        "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
-        "is a point of low order, which keeps nothing secret",
-    );
-    with(
-        &key(9),
-        "is the gateway's own key, which no device can have",
-    );
-    refused_member(
-        "\"preshared_key\": \"x\"",
-        &format!("directory.json:4:18: devices.d.preshared_key: {not_a_key}"),
-    );
+    with("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "is all zeros, which is no key");
+    with("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "is a point of low order, which keeps nothing secret");
+    with(&key(9), "is the gateway's own key, which no device can have");
+    refused_member("\"preshared_key\": \"x\"", &format!("directory.json:4:18: devices.d.preshared_key: {not_a_key}"));
     refused_devices(
         &format!(
             "\"d\": {{ \"user\": \"ann\", \"public_key\": \"{0}\", \"addresses\": [\"100.96.0.2\"] }},\n\"e\": {{ \"user\": \"bob\", \"public_key\": \"{0}\", \"addresses\": [\"100.96.0.3\"] }}",
             key(1)
         ),
-        &[
-            "directory.json:4:37: devices.e.public_key: is already the key at 3:37: devices.d.public_key",
-        ],
+        &["directory.json:4:37: devices.e.public_key: is already the key at 3:37: devices.d.public_key"],
     );
 }
 
@@ -359,41 +249,21 @@ fn keys_of_devices() {
 fn addresses_of_devices() {
     let with = |address: &str, expected: &str| {
         refused_devices(
-            &format!(
-                "\"d\": {{ \"user\": \"ann\", \"public_key\": \"{}\",\n\"addresses\": [\"{address}\"] }}",
-                key(1)
-            ),
-            &[&format!(
-                "directory.json:4:15: devices.d.addresses[0]: {expected}"
-            )],
+            &format!("\"d\": {{ \"user\": \"ann\", \"public_key\": \"{}\",\n\"addresses\": [\"{address}\"] }}", key(1)),
+            &[&format!("directory.json:4:15: devices.d.addresses[0]: {expected}")],
         );
     };
-    with(
-        "10.0.0.1",
-        "10.0.0.1 is outside the tunnel networks 100.96.0.0/16 and fd00:96::/64",
-    );
+    with("10.0.0.1", "10.0.0.1 is outside the tunnel networks 100.96.0.0/16 and fd00:96::/64");
     with("100.96.0.1", "100.96.0.1 is the gateway's own address");
     with("fd00:96::1", "fd00:96::1 is the gateway's own address");
-    with(
-        "100.96.0.0",
-        "100.96.0.0 stands for the network 100.96.0.0/16 or for all its hosts",
-    );
-    with(
-        "100.96.255.255",
-        "100.96.255.255 stands for the network 100.96.0.0/16 or for all its hosts",
-    );
-    with(
-        "fd00:96::",
-        "fd00:96:: stands for the network fd00:96::/64 or for all its hosts",
-    );
+    with("100.96.0.0", "100.96.0.0 stands for the network 100.96.0.0/16 or for all its hosts");
+    with("100.96.255.255", "100.96.255.255 stands for the network 100.96.0.0/16 or for all its hosts");
+    with("fd00:96::", "fd00:96:: stands for the network fd00:96::/64 or for all its hosts");
     with(
         "::ffff:100.96.0.2",
         "\"::ffff:100.96.0.2\" hides an IPv4 address (IPv4-mapped); write the IPv4 address itself",
     );
-    with(
-        "100.96.0.02",
-        "\"100.96.0.02\" is ambiguous; write 100.96.0.2",
-    );
+    with("100.96.0.02", "\"100.96.0.02\" is ambiguous; write 100.96.0.2");
     with("100.96.0.2/32", "\"100.96.0.2/32\" is not an IP address");
     refused_devices(
         &format!(
@@ -401,9 +271,7 @@ fn addresses_of_devices() {
             key(1),
             key(2)
         ),
-        &[
-            "directory.json:5:15: devices.e.addresses[0]: 100.96.0.2 is already given at 3:99: devices.d.addresses[0]",
-        ],
+        &["directory.json:5:15: devices.e.addresses[0]: 100.96.0.2 is already given at 3:99: devices.d.addresses[0]"],
     );
     let text = with_devices(&format!(
         "\"d\": {{ \"user\": \"ann\", \"public_key\": \"{}\", \"addresses\": [\"100.96.0.2\"] }}",
@@ -421,31 +289,14 @@ fn networks_of_devices() {
     let with = |network: &str, expected: &str| {
         refused_devices(
             &format!("\"d\": {{ \"user\": \"ann\",\n\"networks\": [\"{network}\"] }}"),
-            &[&format!(
-                "directory.json:4:14: devices.d.networks[0]: {expected}"
-            )],
+            &[&format!("directory.json:4:14: devices.d.networks[0]: {expected}")],
         );
     };
-    with(
-        "10.0.0.1/8",
-        "\"10.0.0.1/8\" has host bits; write 10.0.0.0/8 for the network or 10.0.0.1/32 for the host",
-    );
-    with(
-        "10.0.0.1",
-        "\"10.0.0.1\" is not a prefix; expected an IP address, a slash and a length",
-    );
-    with(
-        "100.96.7.0/24",
-        "100.96.7.0/24 overlaps the tunnel network 100.96.0.0/16",
-    );
-    with(
-        "100.0.0.0/8",
-        "100.0.0.0/8 overlaps the tunnel network 100.96.0.0/16",
-    );
-    with(
-        "2002::/16",
-        "\"2002::/16\" hides an IPv4 address (6to4); write the IPv4 address itself",
-    );
+    with("10.0.0.1/8", "\"10.0.0.1/8\" has host bits; write 10.0.0.0/8 for the network or 10.0.0.1/32 for the host");
+    with("10.0.0.1", "\"10.0.0.1\" is not a prefix; expected an IP address, a slash and a length");
+    with("100.96.7.0/24", "100.96.7.0/24 overlaps the tunnel network 100.96.0.0/16");
+    with("100.0.0.0/8", "100.0.0.0/8 overlaps the tunnel network 100.96.0.0/16");
+    with("2002::/16", "\"2002::/16\" hides an IPv4 address (6to4); write the IPv4 address itself");
     with("224.0.0.0/4", "224.0.0.0/4 is nowhere a host could be");
     with("127.0.0.0/8", "127.0.0.0/8 is nowhere a host could be");
     refused_devices(
@@ -471,10 +322,7 @@ fn other_members_of_devices() {
         "\"expires\": \"2027-01-01\"",
         "directory.json:4:12: devices.d.expires: \"2027-01-01\" is not an instant; write it as RFC 3339 says, such as 2027-01-31T00:00:00Z",
     );
-    refused_member(
-        "\"posture\": []",
-        "directory.json:4:12: devices.d.posture: expected an object, found an array",
-    );
+    refused_member("\"posture\": []", "directory.json:4:12: devices.d.posture: expected an object, found an array");
     refused_member(
         "\"posture\": { \"os\": null }",
         "directory.json:4:20: devices.d.posture.os: expected true, false, a number or a string, found null",
@@ -483,10 +331,7 @@ fn other_members_of_devices() {
         "\"disabled\": \"no\"",
         "directory.json:4:13: devices.d.disabled: expected true or false, found a string",
     );
-    refused_member(
-        "\"revoked\": null",
-        "directory.json:4:12: devices.d.revoked: expected true or false, found null",
-    );
+    refused_member("\"revoked\": null", "directory.json:4:12: devices.d.revoked: expected true or false, found null");
 }
 
 #[test]
@@ -523,16 +368,8 @@ fn ten_thousand_devices_are_found() {
         .collect();
     let directory = parse(&with_devices(&devices.join(",\n"))).unwrap();
     assert_eq!(directory.devices().count(), 10_000);
-    let device = directory
-        .device_by_network("10.39.15.77".parse().unwrap())
-        .unwrap();
+    let device = directory.device_by_network("10.39.15.77".parse().unwrap()).unwrap();
     assert_eq!(&*device.identity.device, "d9999");
     let allocated = allocate::allocate(&directory, &context()).unwrap();
-    assert_eq!(
-        allocated,
-        [
-            "100.96.39.18".parse::<IpAddr>().unwrap(),
-            "fd00:96::2".parse().unwrap()
-        ]
-    );
+    assert_eq!(allocated, ["100.96.39.18".parse::<IpAddr>().unwrap(), "fd00:96::2".parse().unwrap()]);
 }

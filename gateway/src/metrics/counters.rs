@@ -31,8 +31,7 @@ impl Counter {
 }
 
 /// Upper bounds in seconds of the dial time histogram.
-pub const DIAL_BUCKETS: [f64; 12] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+pub const DIAL_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// A histogram with one writer.
 #[derive(Debug, Default)]

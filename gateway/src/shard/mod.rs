@@ -1,3 +1,145 @@
-//! The data-plane thread.
+//! The data-plane threads. Each shard owns its socket, its peers, its flows and their off-ramp sockets, and shares
+//! nothing with the others but the mail of packets that arrived at the wrong one.
 
+mod flow;
+mod flows;
+mod judge;
 pub mod link;
+mod mail;
+mod ready;
+mod splice;
+mod worker;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::flow_record::FlowRecord;
+use crate::host::TunDevice;
+use crate::metrics::counters::ShardCounters;
+use crate::offramp::Offramps;
+use crate::onramp::wireguard::peers::WireguardIdentity;
+use crate::onramp::wireguard::socket;
+use link::{Command, Snapshot};
+use mail::{MAILBOX, Mail};
+
+/// Commands that may wait for a shard.
+const COMMANDS: usize = 64;
+
+/// Why the data plane could not be set up.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// The WireGuard socket.
+    #[error("wireguard.listen: cannot bind UDP {address}: {source}")]
+    Wireguard {
+        /// What was to be bound.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A data-plane thread.
+    #[error("cannot start a data-plane thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// A running shard.
+#[derive(Debug)]
+pub struct ShardHandle {
+    /// Where requests go.
+    pub commands: mpsc::Sender<Command>,
+    /// What it counts.
+    pub counters: Arc<ShardCounters>,
+    /// Ends after [`Command::Stop`].
+    thread: JoinHandle<()>,
+}
+
+impl ShardHandle {
+    /// Waits for the thread, which ends after [`Command::Stop`].
+    ///
+    /// # Errors
+    /// What the thread panicked with.
+    pub fn join(self) -> std::thread::Result<()> {
+        self.thread.join()
+    }
+}
+
+/// Shards with everything bound, not yet running.
+#[derive(Debug)]
+pub struct BoundShards {
+    config: Arc<Config>,
+    wireguard: Option<(Arc<WireguardIdentity>, Vec<std::net::UdpSocket>)>,
+    tun: Option<Arc<TunDevice>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    records: mpsc::Sender<FlowRecord>,
+}
+
+/// Binds what the shards need. `private_key` is the gateway's WireGuard key.
+///
+/// # Errors
+/// What could not be bound.
+pub fn bind(
+    config: Arc<Config>,
+    private_key: Option<[u8; 32]>,
+    tun: Option<Arc<TunDevice>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    records: mpsc::Sender<FlowRecord>,
+) -> Result<BoundShards, BindError> {
+    let wireguard = match (&config.wireguard, private_key) {
+        (Some(wireguard), Some(key)) => {
+            let mark = config.tun.as_ref().map(|tun| tun.fwmark);
+            let sockets = socket::bind(wireguard.listen, config.shards, mark)
+                .map_err(|source| BindError::Wireguard { address: wireguard.listen, source })?;
+            Some((Arc::new(WireguardIdentity::new(key)), sockets))
+        }
+        _ => None,
+    };
+    Ok(BoundShards { config, wireguard, tun, snapshots, records })
+}
+
+impl BoundShards {
+    /// Starts a thread for each shard.
+    ///
+    /// # Errors
+    /// What the kernel says about starting a thread.
+    pub fn start(self) -> Result<Vec<ShardHandle>, BindError> {
+        let Self { config, wireguard, tun, snapshots, records } = self;
+        let offramps = Arc::new(Offramps::new(&config));
+        let (identity, sockets) = match wireguard {
+            Some((identity, sockets)) => (Some(identity), sockets),
+            None => (None, Vec::new()),
+        };
+        let mut sockets = sockets.into_iter();
+        let (mailboxes, letters): (Vec<_>, Vec<_>) =
+            (0..config.shards).map(|_| mpsc::channel::<Vec<Mail>>(MAILBOX)).unzip();
+        let mut handles = Vec::with_capacity(config.shards);
+        for (index, mailbox) in letters.into_iter().enumerate() {
+            let (commands, requests) = mpsc::channel(COMMANDS);
+            let counters = Arc::new(ShardCounters::default());
+            let parts = worker::Parts {
+                index,
+                config: Arc::clone(&config),
+                identity: identity.clone(),
+                socket: sockets.next(),
+                tun: tun.clone(),
+                offramps: Arc::clone(&offramps),
+                snapshots: snapshots.clone(),
+                commands: requests,
+                records: records.clone(),
+                counters: Arc::clone(&counters),
+                mailbox,
+                neighbours: mailboxes.clone(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{index}"))
+                .spawn(move || worker::run(parts))
+                .map_err(BindError::Thread)?;
+            handles.push(ShardHandle { commands, counters, thread });
+        }
+        Ok(handles)
+    }
+}

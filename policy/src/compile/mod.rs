@@ -38,26 +38,14 @@ pub(crate) fn compile(
 ) -> Result<Ruleset, Vec<Problem>> {
     let document = Document::parse(text)?;
     let read = || {
-        let object =
-            document
-                .root()
-                .object(&["version", "resources", "postures", "rules", "tests"])?;
+        let object = document.root().object(&["version", "resources", "postures", "rules", "tests"])?;
         let version = object.read("version", version);
-        let resources = object.read_or("resources", BTreeMap::new(), |node| {
-            definitions(node, check_resource_name, resource)
-        });
-        let postures = object.read_or("postures", BTreeMap::new(), |node| {
-            definitions(node, check_label, posture)
-        });
-        let names = Names {
-            context,
-            resources: resources.unwrap_or_default(),
-            postures: postures.unwrap_or_default(),
-        };
+        let resources =
+            object.read_or("resources", BTreeMap::new(), |node| definitions(node, check_resource_name, resource));
+        let postures = object.read_or("postures", BTreeMap::new(), |node| definitions(node, check_label, posture));
+        let names = Names { context, resources: resources.unwrap_or_default(), postures: postures.unwrap_or_default() };
         let rules = object.read("rules", |node| rule::rules(node, &names));
-        let tests = object.read_or("tests", Vec::new(), |node| {
-            node.list(|node| testcase::read(node, context))
-        });
+        let tests = object.read_or("tests", Vec::new(), |node| node.list(|node| testcase::read(node, context)));
         version?;
         let ruleset = Ruleset::new(revision, rules?);
         for test in tests? {
@@ -74,9 +62,7 @@ pub(crate) fn compile(
 fn version(node: &Node<'_>) -> Option<()> {
     let version = node.integer(0..=u64::MAX)?;
     if version != VERSION {
-        node.problem(format!(
-            "version {version} is not supported; this program reads version {VERSION}"
-        ));
+        node.problem(format!("version {version} is not supported; this program reads version {VERSION}"));
         return None;
     }
     Some(())
@@ -103,17 +89,11 @@ fn definitions<T>(
 fn resource(name: &Arc<str>, node: &Node<'_>) -> Option<Resource> {
     let object = node.object(&["addresses", "services", "description"])?;
     let addresses = object.read("addresses", |node| {
-        node.non_empty_list("is empty, so the resource is nowhere", |node| {
-            node.parsed(parse_net_or_address)
-        })
+        node.non_empty_list("is empty, so the resource is nowhere", |node| node.parsed(parse_net_or_address))
     });
     let services = services(&object);
     object.read_or("description", None, |node| node.string().map(Some))?;
-    Some(Resource {
-        name: Arc::clone(name),
-        addresses: NetSet::new(addresses?),
-        services: services?,
-    })
+    Some(Resource { name: Arc::clone(name), addresses: NetSet::new(addresses?), services: services? })
 }
 
 /// The `services` of a rule or resource; absent means every one.
@@ -137,37 +117,21 @@ fn posture(name: &Arc<str>, node: &Node<'_>) -> Option<Posture> {
             let expected = match entry.value.kind() {
                 Kind::Array => {
                     let empty = "is empty, so no device would have it";
-                    entry
-                        .value
-                        .non_empty_list(empty, expected)
-                        .map(|choices| Expected::AnyOf(choices.into()))
+                    entry.value.non_empty_list(empty, expected).map(|choices| Expected::AnyOf(choices.into()))
                 }
-                Kind::Object | Kind::String | Kind::Number | Kind::Bool | Kind::Null => {
-                    expected(&entry.value)
-                }
+                Kind::Object | Kind::String | Kind::Number | Kind::Bool | Kind::Null => expected(&entry.value),
             };
-            Some(Condition {
-                fact: Arc::from(&*entry.name),
-                expected: expected?,
-            })
+            Some(Condition { fact: Arc::from(&*entry.name), expected: expected? })
         })
         .collect();
-    Some(Posture {
-        name: Arc::clone(name),
-        conditions: conditions.into_iter().collect::<Option<Vec<_>>>()?.into(),
-    })
+    Some(Posture { name: Arc::clone(name), conditions: conditions.into_iter().collect::<Option<Vec<_>>>()?.into() })
 }
 
 fn expected(node: &Node<'_>) -> Option<Expected> {
     match node.scalar()? {
         serde_json::Value::Bool(expected) => Some(Expected::Bool(expected)),
         serde_json::Value::Number(expected) => Some(Expected::Number(expected)),
-        serde_json::Value::String(text) => Expected::parse(&text)
-            .map_err(|error| node.problem(error.to_string()))
-            .ok(),
-        serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => {
-            None
-        }
+        serde_json::Value::String(text) => Expected::parse(&text).map_err(|error| node.problem(error.to_string())).ok(),
+        serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => None,
     }
 }
-

@@ -36,11 +36,7 @@ pub(super) fn check_label(name: &str) -> Result<(), NameError> {
 /// A name that can stand beside addresses in `to`.
 pub(super) fn check_resource_name(name: &str) -> Result<(), NameError> {
     check_label(name)?;
-    if is_like_address(name) || name.contains('*') {
-        Err(NameError::LikeAddress(name.to_owned()))
-    } else {
-        Ok(())
-    }
+    if is_like_address(name) || name.contains('*') { Err(NameError::LikeAddress(name.to_owned())) } else { Ok(()) }
 }
 
 /// Whether an entry of `to` is read as an address rather than as a resource name.

@@ -40,10 +40,7 @@ pub(super) fn rules(node: &Node<'_>, names: &Names<'_>) -> Option<Vec<Rule>> {
             }
             let id: Arc<str> = id.into();
             if let Some(earlier) = ids.insert(Arc::clone(&id), node.place().line) {
-                node.problem(format!(
-                    "the rule id {} is already used on line {earlier}",
-                    quoted(&id)
-                ));
+                node.problem(format!("the rule id {} is already used on line {earlier}", quoted(&id)));
             }
             Some(id)
         });
@@ -52,12 +49,8 @@ pub(super) fn rules(node: &Node<'_>, names: &Names<'_>) -> Option<Vec<Rule>> {
 }
 
 fn rule(object: &Object<'_>, id: Option<Arc<str>>, names: &Names<'_>) -> Option<Rule> {
-    let action = object.read("action", |node| {
-        node.word(&[("allow", Action::Allow), ("deny", Action::Deny)])
-    });
-    let audit = object.read_or("mode", false, |node| {
-        node.word(&[("audit", true), ("enforce", false)])
-    });
+    let action = object.read("action", |node| node.word(&[("allow", Action::Allow), ("deny", Action::Deny)]));
+    let audit = object.read_or("mode", false, |node| node.word(&[("audit", true), ("enforce", false)]));
     let silent = object.read_or("silent", false, |node| {
         let silent = node.bool()?;
         if silent && action == Some(Action::Allow) {
@@ -71,46 +64,22 @@ fn rule(object: &Object<'_>, id: Option<Arc<str>>, names: &Names<'_>) -> Option<
             node.problem("a deny rule has no use for an off-ramp");
         }
         let known = &names.context.offramps;
-        require(
-            known.contains(name.as_str()),
-            node,
-            "off-ramp",
-            &name,
-            known.iter().copied(),
-        )?;
+        require(known.contains(name.as_str()), node, "off-ramp", &name, known.iter().copied())?;
         Some(Some(name.into()))
     });
-    let description = object.read_or("description", None, |node| {
-        node.string().map(|text| Some(text.into()))
-    });
-    let from = object.read("from", |node| {
-        node.non_empty_list("is empty, so the rule selects nobody", |node| {
-            source(node, names)
-        })
-    });
+    let description = object.read_or("description", None, |node| node.string().map(|text| Some(text.into())));
+    let from = object
+        .read("from", |node| node.non_empty_list("is empty, so the rule selects nobody", |node| source(node, names)));
     let not_from = object.read_or("not_from", Vec::new(), |node| {
-        excluded(
-            node,
-            |node| source(node, names),
-            |selector| *selector == SourceSelector::Any,
-        )
+        excluded(node, |node| source(node, names), |selector| *selector == SourceSelector::Any)
     });
-    let to = object.read("to", |node| {
-        node.non_empty_list("is empty, so the rule leads nowhere", |node| {
-            target(node, names)
-        })
-    });
+    let to = object
+        .read("to", |node| node.non_empty_list("is empty, so the rule leads nowhere", |node| target(node, names)));
     let not_to = object.read_or("not_to", Vec::new(), |node| {
-        excluded(
-            node,
-            |node| target(node, names),
-            |target| matches!(target, Target::Any),
-        )
+        excluded(node, |node| target(node, names), |target| matches!(target, Target::Any))
     });
     let services = services(object);
-    let when = object.read_or("when", (Vec::new(), Times::default()), |node| {
-        when(node, names)
-    });
+    let when = object.read_or("when", (Vec::new(), Times::default()), |node| when(node, names));
     let (postures, times) = when?;
     Some(Rule {
         id: id?,
@@ -150,33 +119,15 @@ fn source(node: &Node<'_>, names: &Names<'_>) -> Option<SourceSelector> {
     match text.split_once(':') {
         None if text == "*" => Some(SourceSelector::Any),
         Some(("user", name)) => {
-            require(
-                context.users.contains_key(name),
-                node,
-                "user",
-                name,
-                context.users.keys().copied(),
-            )?;
+            require(context.users.contains_key(name), node, "user", name, context.users.keys().copied())?;
             Some(SourceSelector::User(name.into()))
         }
         Some(("group", name)) => {
-            require(
-                context.groups.contains(name),
-                node,
-                "group",
-                name,
-                context.groups.iter().copied(),
-            )?;
+            require(context.groups.contains(name), node, "group", name, context.groups.iter().copied())?;
             Some(SourceSelector::Group(name.into()))
         }
         Some(("device", name)) => {
-            require(
-                context.devices.contains_key(name),
-                node,
-                "device",
-                name,
-                context.devices.keys().copied(),
-            )?;
+            require(context.devices.contains_key(name), node, "device", name, context.devices.keys().copied())?;
             Some(SourceSelector::Device(name.into()))
         }
         Some(("net", net)) => match parse_net(net) {
@@ -194,14 +145,9 @@ fn source(node: &Node<'_>, names: &Names<'_>) -> Option<SourceSelector> {
                 ("net", parse_net(&text).is_ok()),
             ];
             let kind = of_kind.iter().find(|(_, exists)| *exists);
-            let hint = kind
-                .map(|(kind, _)| format!("; did you mean {}?", quoted(&format!("{kind}:{text}"))));
+            let hint = kind.map(|(kind, _)| format!("; did you mean {}?", quoted(&format!("{kind}:{text}"))));
             let expected = "expected *, user:NAME, group:NAME, device:NAME or net:PREFIX";
-            node.problem(format!(
-                "{} selects nobody; {expected}{}",
-                quoted(&text),
-                hint.unwrap_or_default()
-            ));
+            node.problem(format!("{} selects nobody; {expected}{}", quoted(&text), hint.unwrap_or_default()));
             None
         }
     }
@@ -216,18 +162,8 @@ fn target(node: &Node<'_>, names: &Names<'_>) -> Option<Target> {
         return node.parsed(parse_net_or_address).map(Target::Net);
     }
     let exists = names.resources.contains_key(text.as_str());
-    require(
-        exists,
-        node,
-        "resource",
-        &text,
-        names.resources.keys().map(|name| &**name),
-    )?;
-    names
-        .resources
-        .get(text.as_str())?
-        .clone()
-        .map(Target::Resource)
+    require(exists, node, "resource", &text, names.resources.keys().map(|name| &**name))?;
+    names.resources.get(text.as_str())?.clone().map(Target::Resource)
 }
 
 /// Notes that a name does not exist, with the one that was probably meant.
@@ -239,35 +175,18 @@ fn require<'a>(
     known: impl Iterator<Item = &'a str>,
 ) -> Option<()> {
     if !exists {
-        node.problem(format!(
-            "there is no {kind} {}{}",
-            quoted(name),
-            hint(name, known)
-        ));
+        node.problem(format!("there is no {kind} {}{}", quoted(name), hint(name, known)));
     }
     exists.then_some(())
 }
 
 fn when(node: &Node<'_>, names: &Names<'_>) -> Option<(Vec<Arc<Posture>>, Times)> {
-    let object = node.object(&[
-        "posture",
-        "days",
-        "hours",
-        "zone",
-        "not_before",
-        "not_after",
-    ])?;
+    let object = node.object(&["posture", "days", "hours", "zone", "not_before", "not_after"])?;
     let postures = object.read_or("posture", Vec::new(), |node| {
         node.non_empty_list("is empty; leave it out to mean any posture", |node| {
             let name = node.string()?;
             let exists = names.postures.contains_key(name.as_str());
-            require(
-                exists,
-                node,
-                "posture",
-                &name,
-                names.postures.keys().map(|name| &**name),
-            )?;
+            require(exists, node, "posture", &name, names.postures.keys().map(|name| &**name))?;
             names.postures.get(name.as_str())?.clone()
         })
     });
@@ -283,14 +202,7 @@ fn when(node: &Node<'_>, names: &Names<'_>) -> Option<(Vec<Arc<Posture>>, Times)
         Some(Some(end))
     });
     let schedule = Schedule::new(days?, hours?, zone?);
-    Some((
-        postures?,
-        Times {
-            schedule,
-            not_before: not_before?,
-            not_after: not_after?,
-        },
-    ))
+    Some((postures?, Times { schedule, not_before: not_before?, not_after: not_after? }))
 }
 
 /// Days as one string or as a list of such.
@@ -298,8 +210,6 @@ fn days(node: &Node<'_>) -> Option<Days> {
     if node.kind() != Kind::Array {
         return node.parsed(Days::parse);
     }
-    let list = node.non_empty_list("is empty, so the rule would never match", |node| {
-        node.parsed(Days::parse)
-    })?;
+    let list = node.non_empty_list("is empty, so the rule would never match", |node| node.parsed(Days::parse))?;
     list.into_iter().reduce(Days::union)
 }

@@ -32,26 +32,13 @@ struct Asker {
 }
 
 pub(super) fn read<'d>(node: &Node<'d>, context: &Context<'_>) -> Option<TestCase<'d>> {
-    let object = node.object(&[
-        "from",
-        "source",
-        "posture",
-        "to",
-        "expect",
-        "rule",
-        "at",
-        "description",
-    ])?;
+    let object = node.object(&["from", "source", "posture", "to", "expect", "rule", "at", "description"])?;
     let asker = object.read("from", |node| asker(node, context));
     let posture = posture(&object);
     let source = object.read_or("source", None, |node| node.parsed(parse_address).map(Some));
     let to = object.read("to", |node| node.parsed(parse_destination));
-    let expect = object.read("expect", |node| {
-        node.word(&[("allow", Action::Allow), ("deny", Action::Deny)])
-    });
-    let rule = object.read_or("rule", None, |node| {
-        Some(Some((node.clone(), node.string()?)))
-    });
+    let expect = object.read("expect", |node| node.word(&[("allow", Action::Allow), ("deny", Action::Deny)]));
+    let rule = object.read_or("rule", None, |node| Some(Some((node.clone(), node.string()?))));
     let at = object.read_or("at", None, |node| node.timestamp().map(Some));
     object.read_or("description", None, |node| node.string().map(Some))?;
     let (destination, service) = to?;
@@ -72,10 +59,7 @@ pub(super) fn read<'d>(node: &Node<'d>, context: &Context<'_>) -> Option<TestCas
 /// Facts the test assumes, over those of the device.
 fn posture(object: &Object<'_>) -> Option<BTreeMap<String, serde_json::Value>> {
     object.read_or("posture", BTreeMap::new(), |node| {
-        node.entries()?
-            .iter()
-            .map(|entry| Some((entry.name.to_string(), entry.value.scalar()?)))
-            .collect()
+        node.entries()?.iter().map(|entry| Some((entry.name.to_string(), entry.value.scalar()?))).collect()
     })
 }
 
@@ -83,42 +67,22 @@ fn asker(node: &Node<'_>, context: &Context<'_>) -> Option<Asker> {
     let text = node.string()?;
     if let Some(name) = text.strip_prefix("device:") {
         let Some(device) = context.devices.get(name) else {
-            node.problem(format!(
-                "there is no device {}{}",
-                quoted(name),
-                hint(name, context.devices.keys().copied())
-            ));
+            node.problem(format!("there is no device {}{}", quoted(name), hint(name, context.devices.keys().copied())));
             return None;
         };
-        return Some(Asker {
-            identity: device.identity.clone(),
-            disabled: device.disabled,
-            source: device.source,
-        });
+        return Some(Asker { identity: device.identity.clone(), disabled: device.disabled, source: device.source });
     }
     let name = text.strip_prefix("user:").unwrap_or(&text);
     let Some(user) = context.users.get(name) else {
-        node.problem(format!(
-            "there is no user {}{}",
-            quoted(name),
-            hint(name, context.users.keys().copied())
-        ));
+        node.problem(format!("there is no user {}{}", quoted(name), hint(name, context.users.keys().copied())));
         return None;
     };
     let mut groups = user.groups.to_vec();
     groups.sort_unstable();
     groups.dedup();
-    let identity = Identity {
-        device: Arc::from(""),
-        user: name.into(),
-        groups: groups.into(),
-        posture: BTreeMap::new(),
-    };
-    Some(Asker {
-        identity,
-        disabled: user.disabled,
-        source: None,
-    })
+    let identity =
+        Identity { device: Arc::from(""), user: name.into(), groups: groups.into(), posture: BTreeMap::new() };
+    Some(Asker { identity, disabled: user.disabled, source: None })
 }
 
 impl TestCase<'_> {
@@ -129,26 +93,16 @@ impl TestCase<'_> {
         };
         let ids = || ruleset.rules().map(|known| known.id.as_ref());
         if !ids().any(|id| id == rule) {
-            node.problem(format!(
-                "there is no rule {}{}",
-                quoted(rule),
-                hint(rule, ids())
-            ));
+            node.problem(format!("there is no rule {}{}", quoted(rule), hint(rule, ids())));
         }
     }
 
     /// Notes when the ruleset answers otherwise than expected.
     pub(super) fn run(&self, ruleset: &Ruleset, now: Timestamp) {
         let expected_rule = self.rule.as_ref().map(|(_, rule)| rule.as_str());
-        let by = expected_rule
-            .map(|rule| format!(" by rule {}", quoted(rule)))
-            .unwrap_or_default();
-        let failed = |instead: &str| {
-            self.node.problem(format!(
-                "test failed: expected {}{by}, but {instead}",
-                self.expect
-            ))
-        };
+        let by = expected_rule.map(|rule| format!(" by rule {}", quoted(rule))).unwrap_or_default();
+        let failed =
+            |instead: &str| self.node.problem(format!("test failed: expected {}{by}, but {instead}", self.expect));
         if self.asker.disabled {
             if self.expect != Action::Deny || expected_rule.is_some() {
                 failed("the device or its user is disabled, which denies everything");

@@ -39,10 +39,7 @@ impl<'de: 't, 't> Visitor<'de> for MembersVisitor<'t> {
         let mut entries = Vec::new();
         while entries.len() < MAX_ENTRIES {
             let Some(entry) = map.next_entry()? else {
-                return Ok(Members(Bounded {
-                    entries,
-                    overflow: false,
-                }));
+                return Ok(Members(Bounded { entries, overflow: false }));
             };
             entries.push(entry);
         }
@@ -73,10 +70,7 @@ impl<'de: 't, 't> Visitor<'de> for ItemsVisitor<'t> {
         let mut entries = Vec::new();
         while entries.len() < MAX_ENTRIES {
             let Some(entry) = items.next_element()? else {
-                return Ok(Items(Bounded {
-                    entries,
-                    overflow: false,
-                }));
+                return Ok(Items(Bounded { entries, overflow: false }));
             };
             entries.push(entry);
         }
@@ -92,7 +86,5 @@ impl<'de: 't, 't> Visitor<'de> for ItemsVisitor<'t> {
 pub(super) fn message(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());
-    text.strip_suffix(position.as_str())
-        .map(str::to_owned)
-        .unwrap_or(text)
+    text.strip_suffix(position.as_str()).map(str::to_owned).unwrap_or(text)
 }

@@ -62,40 +62,19 @@ impl<'t> Document<'t> {
     /// The one problem that stops any further reading.
     pub fn parse(bytes: &'t [u8]) -> Result<Self, Vec<Problem>> {
         let whole = |line, column, message: String| {
-            vec![Problem {
-                place: Place {
-                    line,
-                    column,
-                    path: "$".to_owned(),
-                },
-                message,
-            }]
+            vec![Problem { place: Place { line, column, path: "$".to_owned() }, message }]
         };
         if bytes.len() > MAX_BYTES {
-            return Err(whole(
-                1,
-                1,
-                format!(
-                    "{} bytes are more than the {MAX_BYTES} that are read",
-                    bytes.len()
-                ),
-            ));
+            return Err(whole(1, 1, format!("{} bytes are more than the {MAX_BYTES} that are read", bytes.len())));
         }
         let (text, broken) = match std::str::from_utf8(bytes) {
             Ok(text) => (text, None),
             Err(error) => {
                 let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
-                (
-                    std::str::from_utf8(good).unwrap_or_default(),
-                    Some("is not UTF-8"),
-                )
+                (std::str::from_utf8(good).unwrap_or_default(), Some("is not UTF-8"))
             }
         };
-        let document = Self {
-            text,
-            lines: OnceCell::new(),
-            problems: RefCell::default(),
-        };
+        let document = Self { text, lines: OnceCell::new(), problems: RefCell::default() };
         let stop = |offset, message: &str| {
             let (line, column) = document.position(offset);
             Err(whole(line, column, message.to_owned()))
@@ -121,11 +100,7 @@ impl<'t> Document<'t> {
 
     /// The outermost value.
     pub fn root(&self) -> Node<'_> {
-        Node::new(
-            self,
-            self.text.trim_matches([' ', '\t', '\n', '\r']),
-            Path::default(),
-        )
+        Node::new(self, self.text.trim_matches([' ', '\t', '\n', '\r']), Path::default())
     }
 
     /// Whether nothing was found wrong so far.
@@ -152,22 +127,12 @@ impl<'t> Document<'t> {
     }
 
     fn take_problems(&self) -> Vec<Problem> {
-        let Problems {
-            mut listed,
-            unlisted,
-        } = self.problems.take();
+        let Problems { mut listed, unlisted } = self.problems.take();
         listed.sort();
         listed.dedup();
         if unlisted > 0 {
-            let place = Place {
-                line: 1,
-                column: 1,
-                path: "$".to_owned(),
-            };
-            listed.push(Problem {
-                place,
-                message: format!("{unlisted} more problems are not listed"),
-            });
+            let place = Place { line: 1, column: 1, path: "$".to_owned() };
+            listed.push(Problem { place, message: format!("{unlisted} more problems are not listed") });
         }
         listed
     }
@@ -179,50 +144,28 @@ impl<'t> Document<'t> {
             return;
         }
         let (line, column) = self.position(offset);
-        let problem = Problem {
-            place: Place {
-                line,
-                column,
-                path: path.to_string(),
-            },
-            message: message(),
-        };
+        let problem = Problem { place: Place { line, column, path: path.to_string() }, message: message() };
         self.problems.borrow_mut().listed.push(problem);
     }
 
     fn lines(&self) -> &[usize] {
         self.lines.get_or_init(|| {
-            let breaks = self
-                .text
-                .bytes()
-                .enumerate()
-                .filter(|(_, byte)| *byte == b'\n')
-                .map(|(at, _)| at + 1);
+            let breaks = self.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
             std::iter::once(0).chain(breaks).collect()
         })
     }
 
     /// Line and column of a byte offset, both from 1.
     fn position(&self, offset: usize) -> (usize, usize) {
-        let line = self
-            .lines()
-            .partition_point(|start| *start <= offset)
-            .max(1);
+        let line = self.lines().partition_point(|start| *start <= offset).max(1);
         let start = self.lines().get(line - 1).copied().unwrap_or_default();
-        let column = self
-            .text
-            .get(start..offset)
-            .map_or(0, |before| before.chars().count());
+        let column = self.text.get(start..offset).map_or(0, |before| before.chars().count());
         (line, column + 1)
     }
 
     /// Byte offset of the line and byte column serde_json reports.
     fn offset_of(&self, line: usize, column: usize) -> usize {
-        let start = self
-            .lines()
-            .get(line.saturating_sub(1))
-            .copied()
-            .unwrap_or_default();
+        let start = self.lines().get(line.saturating_sub(1)).copied().unwrap_or_default();
         let mut offset = (start + column.saturating_sub(1)).min(self.text.len());
         while !self.text.is_char_boundary(offset) {
             offset -= 1;

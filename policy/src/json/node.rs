@@ -29,10 +29,7 @@ enum Segment {
 
 impl Path {
     fn join(&self, segment: Segment) -> Self {
-        Self(Some(Rc::new(Step {
-            parent: self.clone(),
-            segment,
-        })))
+        Self(Some(Rc::new(Step { parent: self.clone(), segment })))
     }
 }
 
@@ -47,9 +44,7 @@ impl fmt::Display for Path {
         let bare = |key: &str| {
             key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
                 && key.len() <= 80
-                && key
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+                && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
         };
         match steps.last() {
             Some(Segment::Key(key)) if bare(key) => {}
@@ -117,8 +112,7 @@ impl<'d> Object<'d> {
     pub fn required(&self, key: &str) -> Option<Node<'d>> {
         let found = self.optional(key);
         if found.is_none() {
-            self.node
-                .problem(format!("the key {} is missing", quoted(key)));
+            self.node.problem(format!("the key {} is missing", quoted(key)));
         }
         found
     }
@@ -134,12 +128,7 @@ impl<'d> Object<'d> {
     }
 
     /// Reads the value of a key that may be left out, which then means `default`. `None` only when it is there and wrong.
-    pub fn read_or<T>(
-        &self,
-        key: &str,
-        default: T,
-        read: impl FnOnce(&Node<'d>) -> Option<T>,
-    ) -> Option<T> {
+    pub fn read_or<T>(&self, key: &str, default: T, read: impl FnOnce(&Node<'d>) -> Option<T>) -> Option<T> {
         match self.optional(key) {
             Some(node) => read(&node),
             None => Some(default),
@@ -154,31 +143,18 @@ impl<'d> Object<'d> {
 
 impl<'d> Node<'d> {
     pub(super) fn new(document: &'d Document<'d>, text: &'d str, path: Path) -> Self {
-        Self {
-            document,
-            text,
-            path,
-        }
+        Self { document, text, path }
     }
 
     /// Notes a problem with this value.
     pub fn problem(&self, message: impl Into<String>) {
-        self.document
-            .note(self.document.offset_in_text(self.text), &self.path, || {
-                message.into()
-            });
+        self.document.note(self.document.offset_in_text(self.text), &self.path, || message.into());
     }
 
     /// Where it is.
     pub fn place(&self) -> Place {
-        let (line, column) = self
-            .document
-            .position(self.document.offset_in_text(self.text));
-        Place {
-            line,
-            column,
-            path: self.path.to_string(),
-        }
+        let (line, column) = self.document.position(self.document.offset_in_text(self.text));
+        Place { line, column, path: self.path.to_string() }
     }
 
     /// What kind of value it is.
@@ -198,18 +174,11 @@ impl<'d> Node<'d> {
         let mut members = HashMap::new();
         for Entry { name, key, value } in self.entries()? {
             if !known.contains(&&*name) {
-                key.problem(format!(
-                    "unknown key {}{}",
-                    quoted(&name),
-                    hint(&name, known.iter().copied())
-                ));
+                key.problem(format!("unknown key {}{}", quoted(&name), hint(&name, known.iter().copied())));
             }
             members.insert(name, value);
         }
-        Some(Object {
-            node: self.clone(),
-            members,
-        })
+        Some(Object { node: self.clone(), members })
     }
 
     /// The members of an object with free keys, in order; a repeated key is a problem.
@@ -225,24 +194,14 @@ impl<'d> Node<'d> {
             };
             let name: Rc<str> = name.into();
             let path = self.path.join(Segment::Key(Rc::clone(&name)));
-            let key = Node {
-                path: path.clone(),
-                ..unnamed
-            };
+            let key = Node { path: path.clone(), ..unnamed };
             if let Some(earlier) = first.get(&name) {
                 let line = earlier.place().line;
-                key.problem(format!(
-                    "the key {} is already used on line {line}",
-                    quoted(&name)
-                ));
+                key.problem(format!("the key {} is already used on line {line}", quoted(&name)));
                 continue;
             }
             first.insert(Rc::clone(&name), key.clone());
-            entries.push(Entry {
-                name,
-                key,
-                value: Node::new(self.document, value.get(), path),
-            });
+            entries.push(Entry { name, key, value: Node::new(self.document, value.get(), path) });
         }
         Some(entries)
     }
@@ -252,19 +211,9 @@ impl<'d> Node<'d> {
         self.expect(Kind::Array, "an array")?;
         let Items(items) = self.decode()?;
         let node = |(index, item): (usize, &'d RawValue)| {
-            Node::new(
-                self.document,
-                item.get(),
-                self.path.join(Segment::Index(index)),
-            )
+            Node::new(self.document, item.get(), self.path.join(Segment::Index(index)))
         };
-        Some(
-            self.bounded(items)
-                .into_iter()
-                .enumerate()
-                .map(node)
-                .collect(),
-        )
+        Some(self.bounded(items).into_iter().enumerate().map(node).collect())
     }
 
     /// The items of an array, each read by `read`; every item is read even when an earlier one fails.
@@ -274,11 +223,7 @@ impl<'d> Node<'d> {
     }
 
     /// Like [`list`](Self::list), of at least one item; `empty` says what is wrong with none.
-    pub fn non_empty_list<T>(
-        &self,
-        empty: &str,
-        read: impl FnMut(&Self) -> Option<T>,
-    ) -> Option<Vec<T>> {
+    pub fn non_empty_list<T>(&self, empty: &str, read: impl FnMut(&Self) -> Option<T>) -> Option<Vec<T>> {
         let list = self.list(read)?;
         if list.is_empty() && self.items()?.is_empty() {
             self.problem(empty);
@@ -299,30 +244,18 @@ impl<'d> Node<'d> {
     }
 
     /// A string that `parse` understands; its error is the problem's message.
-    pub fn parsed<T, E: fmt::Display>(
-        &self,
-        parse: impl FnOnce(&str) -> Result<T, E>,
-    ) -> Option<T> {
+    pub fn parsed<T, E: fmt::Display>(&self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
         let string = self.string()?;
-        parse(&string)
-            .map_err(|error| self.problem(error.to_string()))
-            .ok()
+        parse(&string).map_err(|error| self.problem(error.to_string())).ok()
     }
 
     /// One word of a closed set, and what it stands for.
     pub fn word<T: Clone>(&self, words: &[(&str, T)]) -> Option<T> {
         let string = self.string()?;
-        let found = words
-            .iter()
-            .find(|(word, _)| *word == string)
-            .map(|(_, meaning)| meaning.clone());
+        let found = words.iter().find(|(word, _)| *word == string).map(|(_, meaning)| meaning.clone());
         if found.is_none() {
             let known: Vec<String> = words.iter().map(|(word, _)| quoted(word)).collect();
-            self.problem(format!(
-                "expected {}, found {}",
-                known.join(" or "),
-                quoted(&string)
-            ));
+            self.problem(format!("expected {}, found {}", known.join(" or "), quoted(&string)));
         }
         found
     }
@@ -340,17 +273,10 @@ impl<'d> Node<'d> {
 
     /// A whole number within `range`.
     pub fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
-        let number = self
-            .text
-            .parse()
-            .ok()
-            .filter(|number| range.contains(number));
+        let number = self.text.parse().ok().filter(|number| range.contains(number));
         if number.is_none() || self.kind() != Kind::Number {
             let (from, to) = (range.start(), range.end());
-            self.problem(format!(
-                "expected a whole number from {from} to {to}, found {}",
-                self.found()
-            ));
+            self.problem(format!("expected a whole number from {from} to {to}, found {}", self.found()));
             return None;
         }
         number
@@ -362,10 +288,7 @@ impl<'d> Node<'d> {
             Kind::String => self.string().map(serde_json::Value::String),
             Kind::Bool | Kind::Number => self.decode(),
             Kind::Object | Kind::Array | Kind::Null => {
-                self.problem(format!(
-                    "expected true, false, a number or a string, found {}",
-                    self.found()
-                ));
+                self.problem(format!("expected true, false, a number or a string, found {}", self.found()));
                 None
             }
         }
@@ -391,9 +314,7 @@ impl<'d> Node<'d> {
 
     /// The syntax is known to be good, so this fails only on what serde_json skips over unread, such as a lone surrogate.
     fn decode<T: serde::Deserialize<'d>>(&self) -> Option<T> {
-        serde_json::from_str(self.text)
-            .map_err(|error| self.problem(level::message(&error)))
-            .ok()
+        serde_json::from_str(self.text).map_err(|error| self.problem(level::message(&error))).ok()
     }
 
     fn bounded<T>(&self, level: Bounded<T>) -> Vec<T> {

@@ -34,10 +34,7 @@ pub struct Problem {
 impl Problem {
     /// The problem as one line that begins with `file`, as compilers write it: `policy.json:12:7: rules[3].to[0]: …`.
     pub fn in_file<'a, F: fmt::Display + 'a>(&'a self, file: F) -> impl fmt::Display + 'a {
-        InFile {
-            file,
-            problem: self,
-        }
+        InFile { file, problem: self }
     }
 }
 
@@ -86,22 +83,16 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     known
         .into_iter()
         .take(CONSIDERED)
-        .filter(|candidate| {
-            candidate.len().abs_diff(name.len()) <= allowed * 4 && candidate.len() <= LONGEST
-        })
+        .filter(|candidate| candidate.len().abs_diff(name.len()) <= allowed * 4 && candidate.len() <= LONGEST)
         .map(|candidate| (distance(name, candidate), candidate))
-        .filter(|(distance, candidate)| {
-            *distance <= allowed && *distance < candidate.chars().count()
-        })
+        .filter(|(distance, candidate)| *distance <= allowed && *distance < candidate.chars().count())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
 /// `; did you mean …?` when something in `known` is near `name`, else nothing.
 pub fn hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    nearest(name, known)
-        .map(|near| format!("; did you mean {}?", quoted(near)))
-        .unwrap_or_default()
+    nearest(name, known).map(|near| format!("; did you mean {}?", quoted(near))).unwrap_or_default()
 }
 
 /// Levenshtein distance in characters.
@@ -114,9 +105,7 @@ fn distance(a: &str, b: &str) -> usize {
         next.push(left);
         for (pair, to) in row.windows(2).zip(&b) {
             let &[diagonal, above] = pair else { continue };
-            left = (diagonal + usize::from(from != *to))
-                .min(above + 1)
-                .min(left + 1);
+            left = (diagonal + usize::from(from != *to)).min(above + 1).min(left + 1);
             next.push(left);
         }
         row = next;

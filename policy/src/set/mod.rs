@@ -37,9 +37,7 @@ fn merge<T: Copy + Ord>(mut ranges: Vec<(T, T)>, next: impl Fn(T) -> Option<T>) 
     let mut merged: Vec<(T, T)> = Vec::with_capacity(ranges.len());
     for (start, end) in ranges {
         match merged.last_mut() {
-            Some(last) if next(last.1).is_none_or(|after| start <= after) => {
-                last.1 = last.1.max(end)
-            }
+            Some(last) if next(last.1).is_none_or(|after| start <= after) => last.1 = last.1.max(end),
             _ => merged.push((start, end)),
         }
     }
@@ -49,8 +47,5 @@ fn merge<T: Copy + Ord>(mut ranges: Vec<(T, T)>, next: impl Fn(T) -> Option<T>) 
 /// Whether merged ranges hold `value`.
 fn holds<T: Copy + Ord>(ranges: &[(T, T)], value: T) -> bool {
     let after = ranges.partition_point(|(start, _)| *start <= value);
-    after
-        .checked_sub(1)
-        .and_then(|index| ranges.get(index))
-        .is_some_and(|(_, end)| value <= *end)
+    after.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|(_, end)| value <= *end)
 }

@@ -26,11 +26,7 @@ impl NetSet {
         }
         let v4 = merge(v4, |end: u32| end.checked_add(1));
         let v6 = merge(v6, |end: u128| end.checked_add(1));
-        Self {
-            v4,
-            v6,
-            written: nets.into(),
-        }
+        Self { v4, v6, written: nets.into() }
     }
 
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
@@ -59,15 +55,9 @@ mod tests {
     #[test]
     fn edges_of_prefixes() {
         let set = NetSet::new(
-            [
-                "10.0.1.0/24",
-                "10.0.0.0/24",
-                "10.0.0.128/25",
-                "fd00::/8",
-                "255.255.255.255/32",
-            ]
-            .map(|net| net.parse().unwrap())
-            .to_vec(),
+            ["10.0.1.0/24", "10.0.0.0/24", "10.0.0.128/25", "fd00::/8", "255.255.255.255/32"]
+                .map(|net| net.parse().unwrap())
+                .to_vec(),
         );
         assert_eq!(set.v4.len(), 2, "neighbours are joined");
         for (address, inside) in [
@@ -86,10 +76,7 @@ mod tests {
             assert_eq!(set.contains(address.parse().unwrap()), inside, "{address}");
         }
         let all = NetSet::new(vec!["0.0.0.0/0".parse().unwrap()]);
-        assert!(
-            all.contains("255.255.255.255".parse().unwrap())
-                && !all.contains("::1".parse().unwrap())
-        );
+        assert!(all.contains("255.255.255.255".parse().unwrap()) && !all.contains("::1".parse().unwrap()));
         assert!(!NetSet::default().contains("0.0.0.0".parse().unwrap()));
     }
 }

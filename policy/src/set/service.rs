@@ -41,8 +41,7 @@ impl ServiceSelector {
             Some(("tcp", ports)) => parse_ports(ports).map(|(first, last)| Self::Tcp(first, last)),
             Some(("udp", ports)) => parse_ports(ports).map(|(first, last)| Self::Udp(first, last)),
             Some(("proto", number)) => {
-                let number =
-                    plain(number).ok_or_else(|| ServiceError::Protocol(number.to_owned()))?;
+                let number = plain(number).ok_or_else(|| ServiceError::Protocol(number.to_owned()))?;
                 match named_protocol(number) {
                     Some(name) => Err(ServiceError::Named { number, name }),
                     None => Ok(Self::Protocol(number)),
@@ -65,27 +64,17 @@ pub(crate) fn named_protocol(number: u8) -> Option<&'static str> {
 
 /// A decimal number without sign or leading zeros.
 pub(crate) fn plain<T: std::str::FromStr + fmt::Display>(text: &str) -> Option<T> {
-    text.parse()
-        .ok()
-        .filter(|number: &T| number.to_string() == text)
+    text.parse().ok().filter(|number: &T| number.to_string() == text)
 }
 
 fn parse_ports(text: &str) -> Result<(u16, u16), ServiceError> {
-    let port = |text: &str| {
-        plain(text)
-            .filter(|port| *port != 0)
-            .ok_or_else(|| ServiceError::Port(text.to_owned()))
-    };
+    let port = |text: &str| plain(text).filter(|port| *port != 0).ok_or_else(|| ServiceError::Port(text.to_owned()));
     match text.split_once('-') {
         None if text == "*" => Ok((0, u16::MAX)),
         None => port(text).map(|port| (port, port)),
         Some((first, last)) => {
             let (first, last) = (port(first)?, port(last)?);
-            if first <= last {
-                Ok((first, last))
-            } else {
-                Err(ServiceError::Backwards(text.to_owned()))
-            }
+            if first <= last { Ok((first, last)) } else { Err(ServiceError::Backwards(text.to_owned())) }
         }
     }
 }
@@ -166,27 +155,12 @@ mod tests {
     use super::*;
 
     fn set(texts: &[&str]) -> ServiceSet {
-        ServiceSet::new(
-            texts
-                .iter()
-                .map(|text| ServiceSelector::parse(text).unwrap())
-                .collect(),
-        )
+        ServiceSet::new(texts.iter().map(|text| ServiceSelector::parse(text).unwrap()).collect())
     }
 
     #[test]
     fn selectors_read_and_print_alike() {
-        for text in [
-            "*",
-            "tcp/1",
-            "tcp/65535",
-            "tcp/*",
-            "udp/1-1024",
-            "icmp",
-            "proto/0",
-            "proto/47",
-            "proto/255",
-        ] {
+        for text in ["*", "tcp/1", "tcp/65535", "tcp/*", "udp/1-1024", "icmp", "proto/0", "proto/47", "proto/255"] {
             assert_eq!(ServiceSelector::parse(text).unwrap().to_string(), text);
         }
         for text in [
@@ -239,11 +213,7 @@ mod tests {
             assert_eq!(services.contains(service), inside, "{service}");
         }
         let any = set(&["*"]);
-        assert!(
-            any.contains(Service::Icmp)
-                && any.contains(Service::Protocol(9))
-                && any.contains(Service::Tcp(0))
-        );
+        assert!(any.contains(Service::Icmp) && any.contains(Service::Protocol(9)) && any.contains(Service::Tcp(0)));
         assert!(set(&["tcp/*"]).contains(Service::Tcp(0)));
     }
 }

@@ -44,8 +44,7 @@ pub(crate) struct SourceSet {
 
 impl SourceSet {
     pub(crate) fn new(written: Vec<SourceSelector>) -> Self {
-        let (mut users, mut groups, mut devices, mut nets) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut users, mut groups, mut devices, mut nets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut any = false;
         for selector in &written {
             match selector {
@@ -75,8 +74,7 @@ impl SourceSet {
         self.any
             || has(&self.users, &identity.user)
             || has(&self.devices, &identity.device)
-            || (!self.groups.is_empty()
-                && identity.groups.iter().any(|group| has(&self.groups, group)))
+            || (!self.groups.is_empty() && identity.groups.iter().any(|group| has(&self.groups, group)))
             || self.nets.contains(request.source)
     }
 
@@ -94,9 +92,7 @@ impl SourceSet {
 }
 
 fn has(names: &[Arc<str>], name: &str) -> bool {
-    names
-        .binary_search_by(|candidate| (**candidate).cmp(name))
-        .is_ok()
+    names.binary_search_by(|candidate| (**candidate).cmp(name)).is_ok()
 }
 
 impl fmt::Display for SourceSet {

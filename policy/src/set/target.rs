@@ -55,11 +55,7 @@ impl TargetSet {
                 Target::Resource(resource) => resources.push(resource),
             }
         }
-        Self {
-            any,
-            nets: NetSet::new(nets),
-            resources: resources.into(),
-        }
+        Self { any, nets: NetSet::new(nets), resources: resources.into() }
     }
 
     pub(crate) fn reach(&self, destination: IpAddr, service: Service) -> Reach {
@@ -68,11 +64,7 @@ impl TargetSet {
         }
         let mut reach = Reach::Nowhere;
         for resource in self.at(destination) {
-            if resource
-                .services
-                .as_ref()
-                .is_none_or(|services| services.contains(service))
-            {
+            if resource.services.as_ref().is_none_or(|services| services.contains(service)) {
                 return Reach::Service;
             }
             reach = Reach::Address;
@@ -82,42 +74,23 @@ impl TargetSet {
 
     /// The resources that hold an address.
     pub(crate) fn at(&self, destination: IpAddr) -> impl Iterator<Item = &Arc<Resource>> {
-        self.resources
-            .iter()
-            .filter(move |resource| resource.addresses.contains(destination))
+        self.resources.iter().filter(move |resource| resource.addresses.contains(destination))
     }
 
     /// The first target that holds both the address and the service, for people.
     pub(crate) fn holding(&self, destination: IpAddr, service: Service) -> Option<String> {
-        let offers = |resource: &&Arc<Resource>| {
-            resource
-                .services
-                .as_ref()
-                .is_none_or(|services| services.contains(service))
-        };
-        let net = self
-            .nets
-            .written()
-            .iter()
-            .find(|net| net.contains(&destination))
-            .map(ToString::to_string);
+        let offers =
+            |resource: &&Arc<Resource>| resource.services.as_ref().is_none_or(|services| services.contains(service));
+        let net = self.nets.written().iter().find(|net| net.contains(&destination)).map(ToString::to_string);
         let any = || self.any.then(|| "*".to_owned());
-        net.or_else(|| {
-            self.at(destination)
-                .find(offers)
-                .map(|resource| resource.name.to_string())
-        })
-        .or_else(any)
+        net.or_else(|| self.at(destination).find(offers).map(|resource| resource.name.to_string())).or_else(any)
     }
 }
 
 impl fmt::Display for TargetSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let any = self.any.then(|| "*".to_owned());
-        let resources = self
-            .resources
-            .iter()
-            .map(|resource| resource.name.to_string());
+        let resources = self.resources.iter().map(|resource| resource.name.to_string());
         let nets = self.nets.written().iter().map(ToString::to_string);
         write_list(f, any.into_iter().chain(resources).chain(nets))
     }

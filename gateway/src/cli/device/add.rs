@@ -21,7 +21,8 @@ pub(super) fn run(args: DeviceAddArgs) -> Done {
     let config = load_config(&args.config.path)?;
     let added = add(&config, &args)?;
     say(&added.summary(&args));
-    let printed = print(&if args.json { added.json(&args).to_string() } else { added.client_file.clone().unwrap_or_default() });
+    let printed =
+        print(&if args.json { added.json(&args).to_string() } else { added.client_file.clone().unwrap_or_default() });
     if let Some(file) = added.client_file.as_ref().filter(|_| args.qr) {
         say(&qr(file).unwrap_or_else(|| "the client file is too long for a QR code".to_owned()));
     }
@@ -43,8 +44,12 @@ pub(super) struct Added {
 
 impl Added {
     fn summary(&self, args: &DeviceAddArgs) -> String {
-        let known_by: Vec<String> =
-            self.addresses.iter().map(ToString::to_string).chain(self.networks.iter().map(ToString::to_string)).collect();
+        let known_by: Vec<String> = self
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .chain(self.networks.iter().map(ToString::to_string))
+            .collect();
         let user = if self.user_created { format!("new user {}", args.user) } else { format!("user {}", args.user) };
         let groups = match args.groups.as_slice() {
             [] if self.user_created => " without groups".to_owned(),
@@ -76,8 +81,13 @@ pub(super) fn add(config: &Config, args: &DeviceAddArgs) -> Result<Added, ExitSt
         return Err(ExitStatus::Failed);
     }
     let user_created = user_is_new(&store, args)?;
-    let mut added =
-        Added { user_created, addresses: Vec::new(), networks: args.networks.clone(), public_key: None, client_file: None };
+    let mut added = Added {
+        user_created,
+        addresses: Vec::new(),
+        networks: args.networks.clone(),
+        public_key: None,
+        client_file: None,
+    };
     let mut preshared_key = None;
     if let Some((wireguard, endpoint)) = keyed {
         let private_key = match &args.public_key {

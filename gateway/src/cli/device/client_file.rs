@@ -83,7 +83,9 @@ mod tests {
     use crate::config::Config;
 
     fn wireguard(client_routes: &str) -> WireguardConfig {
-        let text = format!("[wireguard]\naddresses = [\"100.96.0.1/16\", \"fd00:96::1/64\"]\nclient_routes = [{client_routes}]\n");
+        let text = format!(
+            "[wireguard]\naddresses = [\"100.96.0.1/16\", \"fd00:96::1/64\"]\nclient_routes = [{client_routes}]\n"
+        );
         Config::resolve(&text, std::path::Path::new("/x"), 1).unwrap().wireguard.unwrap()
     }
 

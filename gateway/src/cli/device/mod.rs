@@ -35,7 +35,11 @@ type Done = Result<ExitStatus, ExitStatus>;
 fn list(args: &DeviceListArgs) -> Done {
     let config = load_config(&args.config.path)?;
     let directory = reported(store::load(&config))?;
-    Ok(print(&if args.json { list_json(&directory, Timestamp::now()) } else { list_text(&directory, Timestamp::now()) }))
+    Ok(print(&if args.json {
+        list_json(&directory, Timestamp::now())
+    } else {
+        list_text(&directory, Timestamp::now())
+    }))
 }
 
 fn show(args: &DeviceNameArgs) -> Done {

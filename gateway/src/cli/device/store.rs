@@ -50,7 +50,11 @@ pub(super) enum StoreError {
 }
 
 fn lines(problems: &[Problem]) -> String {
-    problems.iter().map(|problem| format!("  {}: {}", problem.place.path, problem.message)).collect::<Vec<_>>().join("\n")
+    problems
+        .iter()
+        .map(|problem| format!("  {}: {}", problem.place.path, problem.message))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 impl StoreError {
@@ -95,12 +99,12 @@ impl Store {
         // A link stays a link: what it leads to is replaced.
         let path = fs::canonicalize(&config.directory)
             .map_err(|error| DirectoryError::Read { path: config.directory.clone(), source: error.into() })?;
-        let place = path.parent().unwrap_or(Path::new("/"));
+        let place = path.parent().unwrap_or_else(|| Path::new("/"));
         let failed = |source| StoreError::Io { path: place.to_owned(), source };
         let folder = File::open(place).map_err(failed)?;
         folder.lock().map_err(failed)?;
-        let text =
-            files::read_text(&path).map_err(|source| DirectoryError::Read { path: config.directory.clone(), source })?;
+        let text = files::read_text(&path)
+            .map_err(|source| DirectoryError::Read { path: config.directory.clone(), source })?;
         let directory = Directory::parse(&text, &context)
             .map_err(|problems| DirectoryError::Problems { path: config.directory.clone(), problems })?;
         Ok(Self { path, context, text, directory, folder })
@@ -112,7 +116,7 @@ impl Store {
             .map_err(|problems| StoreError::WouldBeBad { path: self.path.clone(), problems })?;
         let failed = |source| StoreError::Io { path: self.path.clone(), source };
         let old = fs::metadata(&self.path).map_err(failed)?;
-        let place = self.path.parent().unwrap_or(Path::new("/"));
+        let place = self.path.parent().unwrap_or_else(|| Path::new("/"));
         let mut new = tempfile::Builder::new().prefix(".directory-").tempfile_in(place).map_err(failed)?;
         new.write_all(text.as_bytes()).map_err(failed)?;
         let made = new.as_file().metadata().map_err(failed)?;

@@ -39,20 +39,18 @@ impl Place {
     }
 
     fn add(&self, line: &str) -> Result<add::Added, ExitStatus> {
-        match self.command(&format!("add {line}")) {
-            DeviceCommand::Add(args) => add(&self.config, &args),
-            other => panic!("{other:?}"),
-        }
+        let DeviceCommand::Add(args) = self.command(&format!("add {line}")) else { panic!("not an addition: {line}") };
+        add(&self.config, &args)
     }
 
     fn command(&self, line: &str) -> DeviceCommand {
         let config = self.dir.path().join("gateway.toml");
         let words = ["portcullis", "device"].into_iter().chain(line.split(' '));
         let words = words.chain(["--config", config.to_str().unwrap()]).map(str::to_owned);
-        match Cli::try_parse_from(words).unwrap().command {
-            Command::Device(command) => command,
-            other => panic!("{other:?}"),
-        }
+        let Command::Device(command) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("no device verb: {line}")
+        };
+        command
     }
 
     fn directory(&self) -> Directory {
@@ -193,8 +191,12 @@ fn concurrent_additions_all_count() {
 fn without_an_endpoint_nothing_is_added() {
     let place = Place::new();
     let path = place.dir.path().join("gateway.toml");
-    let text: String =
-        fs::read_to_string(&path).unwrap().lines().filter(|line| !line.starts_with("endpoint")).map(|line| format!("{line}\n")).collect();
+    let text: String = fs::read_to_string(&path)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.starts_with("endpoint"))
+        .map(|line| format!("{line}\n"))
+        .collect();
     fs::write(&path, text).unwrap();
     let before = place.text();
     assert_eq!(place.run("add a --user ann"), ExitStatus::BadConfig);

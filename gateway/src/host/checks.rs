@@ -1,0 +1,249 @@
+//! What of this host would stop or slow the gateway, with the line that mends it.
+//!
+//! [`HostFacts`] is read once; [`check`] judges it against the configuration and does no IO.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{getegid, getgroups};
+
+use crate::config::Config;
+
+/// Descriptors beyond one a flow: listeners, files, the control socket's clients.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+/// Raises the soft limit on open files to the hard one, and says what it is now.
+pub fn raise_nofile() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
+}
+
+/// What matters of the host, as it is now. `None`: this kernel has no such setting.
+#[derive(Debug, Clone, Default)]
+pub struct HostFacts {
+    /// Group ids that may open ping sockets; empty when nobody may.
+    pub ping_group_range: Option<RangeInclusive<u32>>,
+    /// Effective and supplementary groups of this process.
+    pub groups: Vec<u32>,
+    /// `net.ipv4.ip_forward`.
+    pub forwarding_v4: Option<bool>,
+    /// `net.ipv6.conf.all.forwarding`.
+    pub forwarding_v6: Option<bool>,
+    /// `net.ipv4.conf.all.rp_filter`.
+    pub rp_filter_all: u8,
+    /// `net.ipv4.conf.*.rp_filter`, by interface.
+    pub rp_filter: Vec<(String, u8)>,
+    /// Soft limit on open files.
+    pub nofile: u64,
+}
+
+impl HostFacts {
+    /// Reads them, of this thread's network namespace.
+    pub fn read() -> io::Result<Self> {
+        let mut groups = vec![getegid().as_raw()];
+        groups.extend(getgroups()?.iter().map(|group| group.as_raw()));
+        Ok(Self {
+            ping_group_range: sysctl("net/ipv4/ping_group_range").and_then(|text| {
+                let mut bounds = text.split_whitespace().map(str::parse);
+                Some(bounds.next()?.ok()?..=bounds.next()?.ok()?)
+            }),
+            groups,
+            forwarding_v4: sysctl("net/ipv4/ip_forward").map(|value| value != "0"),
+            forwarding_v6: sysctl("net/ipv6/conf/all/forwarding").map(|value| value != "0"),
+            rp_filter_all: rp_filter("all"),
+            rp_filter: interfaces().map(|name| (rp_filter(&name), name)).map(|(value, name)| (name, value)).collect(),
+            nofile: getrlimit(Resource::RLIMIT_NOFILE)?.0,
+        })
+    }
+}
+
+/// One thing to mend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostWarning {
+    /// No group of this process may open ping sockets.
+    PingNotPermitted,
+    /// The kernel does not forward IPv4, so hosts behind this one cannot be routed into the TUN device.
+    NoForwardingV4,
+    /// The kernel does not forward IPv6, so hosts behind this one cannot be routed into the TUN device.
+    NoForwardingV6,
+    /// Answers of targets are dropped on this interface: the way back to them is the TUN device.
+    StrictReversePath {
+        /// The interface, or `all`.
+        interface: String,
+    },
+    /// Fewer open files than flows.
+    FewDescriptors {
+        /// How many are allowed.
+        allowed: u64,
+        /// How many `limits.flows` flows need.
+        needed: u64,
+    },
+}
+
+impl fmt::Display for HostWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PingNotPermitted => {
+                f.write_str("this process may not open ping sockets: pings of clients (IPv4 and IPv6) will fail")
+            }
+            Self::NoForwardingV4 => {
+                f.write_str("IPv4 forwarding is off: only this host itself can be routed into the TUN device")
+            }
+            Self::NoForwardingV6 => {
+                f.write_str("IPv6 forwarding is off: only this host itself can be routed into the TUN device")
+            }
+            Self::StrictReversePath { interface } => write!(
+                f,
+                "strict reverse path filtering on {interface}: answers of targets in [tun] routes that arrive there are dropped"
+            ),
+            Self::FewDescriptors { allowed, needed } => {
+                write!(
+                    f,
+                    "{allowed} open files are allowed, but limits.flows may need {needed}: flows beyond will fail"
+                )
+            }
+        }
+    }
+}
+
+impl HostWarning {
+    /// The line that mends it.
+    pub fn mend(&self) -> String {
+        match self {
+            Self::PingNotPermitted => r#"sysctl -w net.ipv4.ping_group_range="0 2147483647""#.to_owned(),
+            Self::NoForwardingV4 => "sysctl -w net.ipv4.ip_forward=1".to_owned(),
+            Self::NoForwardingV6 => "sysctl -w net.ipv6.conf.all.forwarding=1".to_owned(),
+            // With '/' as separator, because an interface's name may hold dots.
+            Self::StrictReversePath { interface } => {
+                format!("sysctl -w net/ipv4/conf/{interface}/rp_filter=2")
+            }
+            Self::FewDescriptors { needed, .. } => {
+                format!("LimitNOFILE={needed} in the systemd unit, or `ulimit -n {needed}` before starting")
+            }
+        }
+    }
+}
+
+/// What of `facts` would stop or slow a gateway with `config`.
+pub fn check(facts: &HostFacts, config: &Config) -> Vec<HostWarning> {
+    let mut warnings = Vec::new();
+    let may_ping = |range: &RangeInclusive<u32>| facts.groups.iter().any(|group| range.contains(group));
+    if !facts.ping_group_range.as_ref().is_some_and(may_ping) {
+        warnings.push(HostWarning::PingNotPermitted);
+    }
+    if let Some(tun) = &config.tun {
+        if facts.forwarding_v4 == Some(false) && tun.routes.iter().any(|net| matches!(net, IpNet::V4(_))) {
+            warnings.push(HostWarning::NoForwardingV4);
+        }
+        if facts.forwarding_v6 == Some(false) && tun.routes.iter().any(|net| matches!(net, IpNet::V6(_))) {
+            warnings.push(HostWarning::NoForwardingV6);
+        }
+        // The kernel takes the greater of the interface's value and that of `all`: 1 is strict, 2 loose.
+        let strict = |interface: String| HostWarning::StrictReversePath { interface };
+        if facts.rp_filter_all == 1 {
+            warnings.push(strict("all".to_owned()));
+        } else if facts.rp_filter_all == 0 {
+            let named = facts.rp_filter.iter().filter(|(name, value)| *value == 1 && *name != tun.name && name != "lo");
+            warnings.extend(named.map(|(name, _)| strict(name.clone())));
+        }
+    }
+    let needed = u64::try_from(config.limits.flows).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
+    if facts.nofile < needed {
+        warnings.push(HostWarning::FewDescriptors { allowed: facts.nofile, needed });
+    }
+    warnings
+}
+
+fn sysctl(path: &str) -> Option<String> {
+    fs::read_to_string(format!("/proc/sys/{path}")).ok().map(|text| text.trim().to_owned())
+}
+
+fn rp_filter(interface: &str) -> u8 {
+    sysctl(&format!("net/ipv4/conf/{interface}/rp_filter")).and_then(|value| value.parse().ok()).unwrap_or(0)
+}
+
+/// Names of this network namespace's interfaces.
+fn interfaces() -> impl Iterator<Item = String> {
+    let entries = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().filter_map(Result::ok);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name != "all" && name != "default")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::testing::{add_link, config, in_namespace, sysctl as set, tun_config};
+
+    fn good() -> HostFacts {
+        HostFacts {
+            ping_group_range: Some(0..=2_147_483_647),
+            groups: vec![0],
+            forwarding_v4: Some(true),
+            forwarding_v6: Some(true),
+            rp_filter_all: 2,
+            rp_filter: vec![("eth0".to_owned(), 1)],
+            nofile: 1 << 20,
+        }
+    }
+
+    #[test]
+    fn a_good_host_has_no_warning() {
+        let config = config(Some(tun_config(&["10.0.0.0/8", "fd10::/16"], &[])));
+        assert_eq!(check(&good(), &config), []);
+    }
+
+    #[test]
+    fn each_fault_has_its_warning_and_the_line_that_mends_it() {
+        let with_tun = config(Some(tun_config(&["10.0.0.0/8", "fd10::/16"], &[])));
+        let faults: [(HostFacts, &str); 7] = [
+            (HostFacts { ping_group_range: Some(1000..=2000), ..good() }, "ping_group_range=\"0 2147483647\""),
+            (HostFacts { ping_group_range: None, ..good() }, "ping_group_range=\"0 2147483647\""),
+            (HostFacts { forwarding_v4: Some(false), ..good() }, "net.ipv4.ip_forward=1"),
+            (HostFacts { forwarding_v6: Some(false), ..good() }, "net.ipv6.conf.all.forwarding=1"),
+            (HostFacts { rp_filter_all: 1, ..good() }, "conf/all/rp_filter=2"),
+            (HostFacts { rp_filter_all: 0, ..good() }, "conf/eth0/rp_filter=2"),
+            (HostFacts { nofile: 1024, ..good() }, "LimitNOFILE=65792"),
+        ];
+        for (facts, mend) in faults {
+            let warnings = check(&facts, &with_tun);
+            assert_eq!(warnings.len(), 1, "{facts:?}: {warnings:?}");
+            assert!(warnings[0].mend().contains(mend), "{warnings:?}: {}", warnings[0].mend());
+            assert!(!warnings[0].to_string().is_empty());
+        }
+        let forwarding = HostFacts { forwarding_v4: Some(false), rp_filter_all: 1, ..good() };
+        assert_eq!(check(&forwarding, &config(None)), [], "only a TUN needs it");
+    }
+
+    #[test]
+    fn facts_are_those_of_the_namespace() {
+        in_namespace(async || {
+            add_link("eth0");
+            set("net.ipv4.ping_group_range", "5 6");
+            set("net.ipv4.ip_forward", "1");
+            set("net.ipv6.conf.all.forwarding", "0");
+            set("net.ipv4.conf.all.rp_filter", "0");
+            set("net.ipv4.conf.eth0.rp_filter", "1");
+            let facts = HostFacts::read().unwrap();
+            assert_eq!(facts.ping_group_range, Some(5..=6));
+            assert_eq!((facts.forwarding_v4, facts.forwarding_v6), (Some(true), Some(false)));
+            assert_eq!(facts.rp_filter_all, 0);
+            assert!(facts.rp_filter.contains(&("eth0".to_owned(), 1)), "{facts:?}");
+            assert!(!facts.rp_filter.iter().any(|(name, _)| name == "all" || name == "default"));
+            assert!(facts.nofile > 0);
+        });
+    }
+
+    #[test]
+    fn the_soft_limit_becomes_the_hard_one() {
+        let raised = raise_nofile().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!((raised, soft), (hard, hard));
+    }
+}

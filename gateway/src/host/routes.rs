@@ -1,0 +1,276 @@
+//! Steering traffic into the TUN device, fail closed.
+//!
+//! One rule a family, `not fwmark M lookup T`, sends everything but our own sockets' packets through table T. There each
+//! network of `routes` stands twice: towards the device with a low metric, and `unreachable` with a high one. When the
+//! process dies the kernel takes the device and the routes through it away, and what was routed in is refused.
+//! A network of `exclude` is a `throw` route: the search goes on in the tables after ours.
+//!
+//! Everything we add carries [`PROTOCOL`], so that a later start recognises what an earlier process left. It is replaced
+//! in place, backstops first: there is no moment in which routed traffic passes by.
+
+mod kernel;
+
+use std::io;
+
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+
+use crate::config::resolved::{OnStop, TunConfig};
+use kernel::{Kernel, destination, device, family_of, metric, table_of_rule};
+
+/// The number our routes and rules carry in the kernel's protocol field (`ip route show proto 81`).
+pub const PROTOCOL: u8 = 81;
+/// Preference of our rules: after `local`, before `main`.
+pub const RULE_PRIORITY: u32 = 5188;
+/// Metric of `throw` routes. Not 0, which IPv6 reads as 1024.
+const EXCLUDE_METRIC: u32 = 10;
+/// Metric of routes towards the device.
+const DEVICE_METRIC: u32 = 20;
+/// Metric of the `unreachable` backstops.
+const BACKSTOP_METRIC: u32 = 1_000_000;
+/// How many foreign routes an error names.
+const SHOWN: usize = 5;
+
+/// Why traffic could not be steered.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// The table is one of the system's.
+    #[error("[tun] table {0} belongs to the system: choose one of your own, such as 51880")]
+    ReservedTable(u32),
+    /// Somebody else uses the table.
+    #[error(
+        "routing table {table} holds routes that are not ours ({routes}): remove them with `ip route flush table {table}`, or set another [tun] table"
+    )]
+    ForeignRoutes {
+        /// The table.
+        table: u32,
+        /// Some of them.
+        routes: String,
+    },
+    /// Not allowed to.
+    #[error("not permitted to {doing}: run as root or with CAP_NET_ADMIN")]
+    NotPermitted {
+        /// What was tried.
+        doing: String,
+    },
+    /// The kernel refused.
+    #[error("cannot {doing}: {source}")]
+    Kernel {
+        /// What was tried.
+        doing: String,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+/// Routes and rules in force. Dropping this changes nothing: [`remove`](Self::remove) does.
+#[derive(Debug)]
+#[must_use = "routes stay in force until `remove`"]
+pub struct SteeredRoutes {
+    table: u32,
+}
+
+impl SteeredRoutes {
+    /// Puts rules and routes of `config` in force towards the device with index `device`.
+    ///
+    /// What an earlier process left in the table is taken over. The main table is never touched. After an error
+    /// everything is as it was, unless there was something to take over: then it keeps refusing what it can. Call on a
+    /// tokio runtime.
+    pub async fn install(config: &TunConfig, device: u32) -> Result<Self, RouteError> {
+        let table = config.table;
+        if matches!(table, 0 | 253..=255) {
+            return Err(RouteError::ReservedTable(table));
+        }
+        let kernel = Kernel::connect()?;
+        let left = kernel.routes(table).await?;
+        let foreign = left.iter().filter(|route| route.header.protocol != RouteProtocol::Other(PROTOCOL));
+        let named: Vec<String> = foreign.take(SHOWN).map(|route| destination(route).to_string()).collect();
+        if !named.is_empty() {
+            return Err(RouteError::ForeignRoutes { table, routes: named.join(", ") });
+        }
+        let installed = Self { table };
+        match installed.put_in_force(&kernel, config, device, &left).await {
+            Ok(()) => Ok(installed),
+            Err(error) => {
+                if left.is_empty()
+                    && let Err(second) = installed.remove(OnStop::Remove).await
+                {
+                    tracing::warn!(error = %second, "routes of a failed start stay");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn put_in_force(
+        &self,
+        kernel: &Kernel,
+        config: &TunConfig,
+        device: u32,
+        left: &[RouteMessage],
+    ) -> Result<(), RouteError> {
+        let table = self.table;
+        let wanted = wanted_routes(config, device);
+        for route in &wanted {
+            kernel.put_route(table, route).await?;
+        }
+        for route in left.iter().filter(|route| !wanted.iter().any(|wanted| wanted.is(route))) {
+            kernel.delete_route(route).await?;
+        }
+        let rule = Rule { table, fwmark: config.fwmark };
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let needed = config.routes.iter().any(|net| family_of(net) == family);
+            if needed {
+                kernel.add_rule(rule.message(family)).await?;
+            }
+            for found in kernel.rules(family).await? {
+                let other = table_of_rule(&found);
+                if other != table {
+                    tracing::warn!(
+                        table = other,
+                        "a rule of another gateway, or of this one before its [tun] table changed; `ip rule del lookup {other}` removes it"
+                    );
+                } else if !(needed && rule.is(&found)) {
+                    kernel.delete_rule(found).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything away, or with [`OnStop::Block`] everything but rules, exclusions and backstops. Call while the
+    /// device still exists, on a tokio runtime.
+    pub async fn remove(self, on_stop: OnStop) -> Result<(), RouteError> {
+        let kernel = Kernel::connect()?;
+        if on_stop == OnStop::Remove {
+            for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+                for rule in kernel.rules(family).await? {
+                    if table_of_rule(&rule) == self.table {
+                        kernel.delete_rule(rule).await?;
+                    }
+                }
+            }
+        }
+        for route in kernel.routes(self.table).await? {
+            let ours = route.header.protocol == RouteProtocol::Other(PROTOCOL);
+            if ours && (on_stop == OnStop::Remove || route.header.kind == RouteType::Unicast) {
+                kernel.delete_route(&route).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One route we want.
+#[derive(Debug, Clone, Copy)]
+struct Route {
+    net: IpNet,
+    target: Target,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Backstop,
+    Exclude,
+    Device(u32),
+}
+
+/// Every route of `config`, backstops first.
+fn wanted_routes(config: &TunConfig, device: u32) -> Vec<Route> {
+    let all = |nets: &[IpNet], target| nets.iter().map(|net| Route { net: net.trunc(), target }).collect::<Vec<_>>();
+    let mut routes = all(&config.routes, Target::Backstop);
+    routes.extend(all(&config.exclude, Target::Exclude));
+    routes.extend(all(&config.routes, Target::Device(device)));
+    routes
+}
+
+impl Route {
+    fn kind(&self) -> RouteType {
+        match self.target {
+            Target::Backstop => RouteType::Unreachable,
+            Target::Exclude => RouteType::Throw,
+            Target::Device(_) => RouteType::Unicast,
+        }
+    }
+
+    fn metric(&self) -> u32 {
+        match self.target {
+            Target::Backstop => BACKSTOP_METRIC,
+            Target::Exclude => EXCLUDE_METRIC,
+            Target::Device(_) => DEVICE_METRIC,
+        }
+    }
+
+    fn message(&self, table: u32) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family_of(&self.net),
+            destination_prefix_length: self.net.prefix_len(),
+            protocol: RouteProtocol::Other(PROTOCOL),
+            kind: self.kind(),
+            scope: match (self.target, self.net) {
+                (Target::Device(_), IpNet::V4(_)) => RouteScope::Link,
+                _ => RouteScope::Universe,
+            },
+            ..RouteHeader::default()
+        };
+        message.attributes = vec![
+            RouteAttribute::Destination(self.net.addr().into()),
+            RouteAttribute::Table(table),
+            RouteAttribute::Priority(self.metric()),
+        ];
+        if let Target::Device(index) = self.target {
+            message.attributes.push(RouteAttribute::Oif(index));
+        }
+        message
+    }
+
+    /// Whether `found`, of our table, is this route.
+    fn is(&self, found: &RouteMessage) -> bool {
+        destination(found) == self.net
+            && found.header.kind == self.kind()
+            && metric(found) == Some(self.metric())
+            && match self.target {
+                Target::Device(index) => device(found) == Some(index),
+                Target::Backstop | Target::Exclude => true,
+            }
+    }
+}
+
+/// One rule we want, for either family.
+#[derive(Debug, Clone, Copy)]
+struct Rule {
+    table: u32,
+    fwmark: u32,
+}
+
+impl Rule {
+    fn message(self, family: AddressFamily) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = family;
+        message.header.action = RuleAction::ToTable;
+        message.header.flags = RuleFlags::Invert;
+        message.attributes = vec![
+            RuleAttribute::Priority(RULE_PRIORITY),
+            RuleAttribute::FwMark(self.fwmark),
+            RuleAttribute::FwMask(u32::MAX),
+            RuleAttribute::Table(self.table),
+            RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
+        ];
+        message
+    }
+
+    fn is(self, found: &RuleMessage) -> bool {
+        found.header.action == RuleAction::ToTable
+            && found.header.flags.contains(RuleFlags::Invert)
+            && found.attributes.contains(&RuleAttribute::Priority(RULE_PRIORITY))
+            && found.attributes.contains(&RuleAttribute::FwMark(self.fwmark))
+            && found.attributes.contains(&RuleAttribute::FwMask(u32::MAX))
+            && table_of_rule(found) == self.table
+    }
+}
+
+#[cfg(test)]
+mod tests;

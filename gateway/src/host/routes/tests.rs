@@ -1,0 +1,279 @@
+//! In a network namespace of its own each: what `ip` shows, and where the kernel would send a packet.
+
+use super::*;
+use crate::host::TunDevice;
+use crate::host::testing::{add_link, in_namespace, ip, let_go, tun_config as config};
+
+const FWMARK: u32 = 51880;
+
+/// A host with a default route of each family by `eth0`.
+fn default_routes() {
+    add_link("eth0");
+    ip("addr add 192.0.2.10/24 dev eth0");
+    ip("-6 addr add 2001:db8::10/64 dev eth0 nodad");
+    ip("route add default via 192.0.2.1 dev eth0");
+    ip("-6 route add default via 2001:db8::1 dev eth0");
+}
+
+/// Everything but our table and our rules, as text.
+fn surroundings() -> String {
+    ["-4 route show table main", "-6 route show table main", "-4 route show table local"].map(ip).concat()
+}
+
+fn rules() -> String {
+    ip("-4 rule show") + &ip("-6 rule show")
+}
+
+fn table() -> String {
+    ip("-4 route show table 51880") + &ip("-6 route show table 51880")
+}
+
+/// The device a packet would leave by, or `refused`.
+fn way(to: &str, mark: u32) -> String {
+    let output = std::process::Command::new("ip")
+        .args(["route", "get", to, "mark", &mark.to_string()])
+        .output()
+        .expect("the tests need `ip`: install iproute2");
+    let text = String::from_utf8(output.stdout).unwrap();
+    if !output.status.success() || text.starts_with("unreachable") {
+        return "refused".to_owned();
+    }
+    let mut words = text.split_whitespace();
+    words.find(|word| *word == "dev").and_then(|_| words.next()).unwrap_or_else(|| panic!("{text}")).to_owned()
+}
+
+#[test]
+fn steers_both_families_and_leaves_nothing() {
+    in_namespace(async || {
+        default_routes();
+        let (rules_before, before) = (rules(), surroundings());
+        let config = config(&["10.0.0.0/8", "fd10::/16"], &["10.0.0.53/32", "fd10::53/128"]);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let with_device = surroundings();
+        let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+
+        for (to, by) in [("10.1.2.3", "pcl0"), ("10.0.0.53", "eth0"), ("11.0.0.1", "eth0")] {
+            assert_eq!(way(to, 0), by, "{to}\n{}", table());
+            assert_eq!(way(to, FWMARK), "eth0", "our own sockets do not loop back in: {to}");
+        }
+        for (to, by) in [("fd10::1", "pcl0"), ("fd10::53", "eth0"), ("fd11::1", "eth0")] {
+            assert_eq!(way(to, 0), by, "{to}\n{}", table());
+            assert_eq!(way(to, FWMARK), "eth0", "our own sockets do not loop back in: {to}");
+        }
+        assert_eq!(surroundings(), with_device, "no other table changes");
+        assert_eq!(ip("-4 route show table main") + &ip("-6 route show table main"), main_of(&before));
+
+        routes.remove(OnStop::Remove).await.unwrap();
+        assert_eq!(table(), "");
+        assert_eq!(rules(), rules_before);
+        let_go(tun);
+        assert_eq!(surroundings(), before);
+    });
+}
+
+/// The main tables' part of [`surroundings`].
+fn main_of(surroundings: &str) -> String {
+    surroundings
+        .lines()
+        .filter(|line| !line.starts_with("local") && !line.starts_with("broadcast"))
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[test]
+fn default_routes_of_both_families_can_be_steered() {
+    in_namespace(async || {
+        default_routes();
+        let config = config(&["0.0.0.0/0", "::/0"], &[]);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        for to in ["198.51.100.1", "2001:db8:9::1"] {
+            assert_eq!((way(to, 0).as_str(), way(to, FWMARK).as_str()), ("pcl0", "eth0"));
+        }
+        // A second start finds them again although a default route has no destination in its message.
+        let again = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        assert_eq!(table().lines().count(), 4, "{}", table());
+        routes.remove(OnStop::Remove).await.unwrap();
+        again.remove(OnStop::Remove).await.unwrap();
+        assert_eq!(table(), "");
+    });
+}
+
+#[test]
+fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
+    in_namespace(async || {
+        default_routes();
+        let before = surroundings();
+        let rules_before = rules();
+        let old = config(&["10.0.0.0/8", "172.16.0.0/12", "fd10::/16"], &["10.0.0.53/32", "10.9.0.0/16"]);
+        let tun = TunDevice::create(&old).await.unwrap();
+        let _left = SteeredRoutes::install(&old, tun.index()).await.unwrap();
+        // What the kernel does when the process is killed: the descriptor closes, the device goes.
+        let_go(tun);
+        for to in ["10.1.2.3", "172.16.0.1", "fd10::1"] {
+            assert_eq!(way(to, 0), "refused", "{to}\n{}", table());
+        }
+        assert_eq!(way("10.0.0.53", 0), "eth0");
+
+        let new = TunConfig { fwmark: 7, ..config(&["10.0.0.0/8"], &["10.0.0.53/32"]) };
+        let tun = TunDevice::create(&new).await.unwrap();
+        let routes = SteeredRoutes::install(&new, tun.index()).await.unwrap();
+        assert_eq!(way("10.1.2.3", 0), "pcl0");
+        assert_eq!(way("10.9.0.1", 0), "pcl0", "an exclusion that is no more");
+        assert_eq!(way("172.16.0.1", 0), "eth0", "a route that is no more");
+        assert_eq!(way("fd10::1", 0), "eth0", "a family that is no more");
+        assert_eq!(way("10.1.2.3", FWMARK), "pcl0", "the old mark is no more");
+        assert_eq!(way("10.1.2.3", 7), "eth0");
+        assert_eq!(rules().matches("lookup 51880").count(), 1, "{}", rules());
+        assert_eq!(table().lines().count(), 3, "{}", table());
+
+        routes.remove(OnStop::Remove).await.unwrap();
+        let_go(tun);
+        assert_eq!((table().as_str(), rules(), surroundings()), ("", rules_before, before));
+    });
+}
+
+#[test]
+fn routed_traffic_never_passes_by_while_a_start_takes_over() {
+    in_namespace(async || {
+        default_routes();
+        let config = config(&["10.0.0.0/8", "fd10::/16"], &["10.0.0.53/32"]);
+        // Everything the kernel says about routes and rules during the second start, in order.
+        let tun = TunDevice::create(&config).await.unwrap();
+        let _left = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        let_go(tun);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let monitor = std::process::Command::new("ip")
+            .args(["-o", "monitor", "route", "rule"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut monitor = Monitor::new(monitor);
+        let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        let said = monitor.until_marked();
+        assert!(said.contains("10.0.0.0/8 dev pcl0"), "{said}");
+        for line in said.lines() {
+            assert!(!line.contains("Deleted"), "nothing is taken away on the way: {line}");
+        }
+        routes.remove(OnStop::Remove).await.unwrap();
+    });
+}
+
+/// `ip monitor`, ended with the test.
+struct Monitor {
+    child: std::process::Child,
+    lines: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+}
+
+impl Monitor {
+    /// Waits until the monitor listens: it has told of a route made for the purpose.
+    fn new(mut child: std::process::Child) -> Self {
+        use std::io::BufRead;
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let mut monitor = Self { child, lines };
+        // The monitor may open its socket late: the mark is repeated until it is seen.
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while stopped.recv_timeout(std::time::Duration::from_millis(20)).is_err() {
+                    ip("route replace 203.0.113.1/32 dev eth0 table 99");
+                    ip("route del 203.0.113.1/32 dev eth0 table 99");
+                }
+            });
+            monitor.wait_for("203.0.113.1");
+            stop.send(()).unwrap();
+        });
+        monitor
+    }
+
+    fn wait_for(&mut self, mark: &str) -> String {
+        let mut text = String::new();
+        for line in &mut self.lines {
+            let line = line.unwrap();
+            if line.contains(mark) {
+                break;
+            }
+            text = text + &line + "\n";
+        }
+        text
+    }
+
+    /// Everything told until now, without the marks.
+    fn until_marked(&mut self) -> String {
+        ip("route add 203.0.113.2/32 dev eth0 table 99");
+        let text = self.wait_for("203.0.113.2");
+        text.lines().filter(|line| !line.contains("203.0.113.1")).fold(String::new(), |text, line| text + line + "\n")
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_blocking_stop_keeps_the_refusal() {
+    in_namespace(async || {
+        default_routes();
+        let config = config(&["10.0.0.0/8", "fd10::/16"], &["10.0.0.53/32"]);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        routes.remove(OnStop::Block).await.unwrap();
+        for _with_and_without_device in 0..2 {
+            assert_eq!((way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()), ("refused", "refused"));
+            assert_eq!(way("10.0.0.53", 0), "eth0");
+        }
+        let_go(tun);
+        assert_eq!((way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()), ("refused", "refused"));
+    });
+}
+
+#[test]
+fn a_table_of_somebody_else_is_refused_untouched() {
+    in_namespace(async || {
+        default_routes();
+        ip("route add 198.51.100.0/24 dev eth0 table 51880");
+        ip("-6 route add fd99::/64 dev eth0 table 51880");
+        let (before, rules_before) = (table(), rules());
+        let config = config(&["10.0.0.0/8"], &[]);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let error = SteeredRoutes::install(&config, tun.index()).await.unwrap_err();
+        assert!(matches!(error, RouteError::ForeignRoutes { table: 51880, .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("198.51.100.0/24") && text.contains("fd99::/64"), "{text}");
+        assert!(text.contains("ip route flush table 51880"), "{text}");
+        assert_eq!((table(), rules()), (before, rules_before));
+    });
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing_new() {
+    in_namespace(async || {
+        default_routes();
+        let rules_before = rules();
+        let config = config(&["10.0.0.0/8"], &["10.0.0.53/32"]);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let absent = tun.index() + 1000;
+        let error = SteeredRoutes::install(&config, absent).await.unwrap_err();
+        assert!(error.to_string().contains("10.0.0.0/8"), "{error}");
+        assert_eq!((table().as_str(), rules()), ("", rules_before));
+
+        // With something to take over, the refusal stays.
+        let _left = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        let_go(tun);
+        SteeredRoutes::install(&config, absent).await.unwrap_err();
+        assert_eq!(way("10.1.2.3", 0), "refused");
+    });
+}
+
+#[test]
+fn system_tables_are_refused() {
+    in_namespace(async || {
+        for table in [0, 253, 254, 255] {
+            let config = TunConfig { table, ..config(&["10.0.0.0/8"], &[]) };
+            let error = SteeredRoutes::install(&config, 1).await.unwrap_err();
+            assert!(matches!(error, RouteError::ReservedTable(_)), "{error:?}");
+        }
+    });
+}

@@ -1,0 +1,79 @@
+//! Why a dial failed.
+
+use std::io;
+use std::net::IpAddr;
+
+use nix::errno::Errno;
+
+use crate::flow_record::FlowEnd;
+
+/// Why no socket towards a target could be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The target answered that nobody listens.
+    #[error("the target refused the connection")]
+    Refused,
+    /// No way to the target, by the kernel's own routes and filters or by an ICMP error that came back.
+    #[error("the target cannot be reached: {0}")]
+    Unreachable(Errno),
+    /// The target did not answer in time.
+    #[error("the target did not answer in time")]
+    Timeout,
+    /// Every local port towards the target is taken.
+    #[error("no local port is left towards the target")]
+    PortsExhausted,
+    /// The process or the host has no descriptor left.
+    #[error("no file descriptor is left")]
+    Descriptors,
+    /// The kernel does not let our group ping.
+    #[error("ping sockets are not permitted: set net.ipv4.ping_group_range")]
+    PingNotPermitted,
+    /// The off-ramp's source address is not this host's.
+    #[error("the off-ramp's source address {0} is not an address of this host")]
+    SourceUnavailable(IpAddr),
+    /// The off-ramp's interface does not exist.
+    #[error("the off-ramp's interface {0} does not exist")]
+    InterfaceUnavailable(String),
+    /// Anything else.
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+impl DialError {
+    /// How a flow ends for which this dial was made.
+    pub fn flow_end(&self) -> FlowEnd {
+        match self {
+            Self::Refused => FlowEnd::TargetRefused,
+            Self::Unreachable(_) => FlowEnd::TargetUnreachable,
+            Self::Timeout => FlowEnd::DialTimeout,
+            Self::PortsExhausted | Self::Descriptors => FlowEnd::Limit,
+            Self::PingNotPermitted | Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Io(_) => {
+                FlowEnd::Error
+            }
+        }
+    }
+}
+
+impl From<io::Error> for DialError {
+    /// What an error of a connecting socket means.
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ECONNREFUSED) => Self::Refused,
+            Some(
+                errno @ (Errno::ENETUNREACH
+                | Errno::EHOSTUNREACH
+                | Errno::ENETDOWN
+                | Errno::EHOSTDOWN
+                | Errno::ENONET
+                | Errno::ENOPROTOOPT
+                | Errno::EPROTO
+                | Errno::EACCES
+                | Errno::EPERM),
+            ) => Self::Unreachable(errno),
+            Some(Errno::ETIMEDOUT) => Self::Timeout,
+            Some(Errno::EADDRNOTAVAIL | Errno::EADDRINUSE | Errno::EAGAIN) => Self::PortsExhausted,
+            Some(Errno::EMFILE | Errno::ENFILE) => Self::Descriptors,
+            _ => Self::Io(error),
+        }
+    }
+}

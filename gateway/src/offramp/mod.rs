@@ -1,0 +1,187 @@
+//! Off-ramps: how allowed flows go on towards their targets.
+//!
+//! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
+//! [`Offramps::select`]; its sockets are the host kernel's, marked so that they do not loop back into our own TUN.
+
+mod datagram;
+mod error;
+mod socket;
+
+use std::collections::HashMap;
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use portcullis_policy::Permit;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+pub use datagram::DatagramSocket;
+pub use error::DialError;
+use socket::{Ports, Transport};
+
+use crate::config::Config;
+use crate::config::resolved::OfframpConfig;
+
+/// The off-ramp that always exists.
+pub const DIRECT: &str = "direct";
+
+/// Marks a socket's packets (`SO_MARK`), so that the steering rule leaves them alone. Needs CAP_NET_ADMIN.
+pub fn set_mark(socket: &impl AsFd, mark: u32) -> io::Result<()> {
+    SockRef::from(socket).set_mark(mark)
+}
+
+/// Every off-ramp, and the routes towards them.
+#[derive(Debug)]
+pub struct Offramps {
+    by_name: HashMap<Arc<str>, Arc<Offramp>>,
+    /// Longest prefix first.
+    routes: Vec<(IpNet, Arc<Offramp>)>,
+    /// Where everything goes when there are no routes at all.
+    otherwise: Option<Arc<Offramp>>,
+}
+
+impl Offramps {
+    /// The off-ramps and routes of `config`, as this host can serve them now.
+    pub fn new(config: &Config) -> Self {
+        let kernel_ports = kernel_ports();
+        let direct = OfframpConfig { name: DIRECT.into(), source: Vec::new(), ports: None, interface: None };
+        let by_name: HashMap<Arc<str>, Arc<Offramp>> = std::iter::once(&direct)
+            .chain(&config.offramps)
+            .map(|one| {
+                let mark = config.tun.as_ref().map(|tun| tun.fwmark);
+                let offramp = Offramp::new(one, mark, config.limits.dial_timeout, kernel_ports.as_ref());
+                (Arc::clone(&one.name), Arc::new(offramp))
+            })
+            .collect();
+        let first = |names: &[Arc<str>]| names.first().and_then(|name| by_name.get(name)).cloned();
+        let mut routes: Vec<(IpNet, Arc<Offramp>)> =
+            config.routes.iter().filter_map(|route| Some((route.to, first(&route.offramp)?))).collect();
+        routes.sort_by_key(|(to, _)| std::cmp::Reverse(to.prefix_len()));
+        let otherwise = config.routes.is_empty().then(|| by_name.get(DIRECT).cloned()).flatten();
+        Self { by_name, routes, otherwise }
+    }
+
+    /// The off-ramp of a flow: the one the permit names, else that of the longest route, else (no routes at all) `direct`.
+    ///
+    /// `None` when the permit names an unknown one, or there are routes and none fits.
+    pub fn select(&self, permit: &Permit, destination: IpAddr) -> Option<&Arc<Offramp>> {
+        self.choose(permit.offramp().map(AsRef::as_ref), destination)
+    }
+
+    fn choose(&self, named: Option<&str>, destination: IpAddr) -> Option<&Arc<Offramp>> {
+        if let Some(name) = named {
+            return self.by_name.get(name);
+        }
+        let route = self.routes.iter().find(|(to, _)| to.contains(&destination));
+        route.map(|(_, offramp)| offramp).or(self.otherwise.as_ref())
+    }
+}
+
+/// One way out: sockets of this host's kernel.
+#[derive(Debug)]
+pub struct Offramp {
+    name: Arc<str>,
+    mark: Option<u32>,
+    source_v4: Option<Ipv4Addr>,
+    source_v6: Option<Ipv6Addr>,
+    ports: Option<Ports>,
+    interface: Option<String>,
+    dial_timeout: Duration,
+}
+
+impl Offramp {
+    fn new(
+        config: &OfframpConfig,
+        mark: Option<u32>,
+        dial_timeout: Duration,
+        kernel_ports: Option<&std::ops::RangeInclusive<u16>>,
+    ) -> Self {
+        let v4 = |address: &IpAddr| {
+            if let IpAddr::V4(v4) = address { Some(*v4) } else { None }
+        };
+        let v6 = |address: &IpAddr| {
+            if let IpAddr::V6(v6) = address { Some(*v6) } else { None }
+        };
+        Self {
+            name: Arc::clone(&config.name),
+            mark,
+            source_v4: config.source.iter().find_map(v4),
+            source_v6: config.source.iter().find_map(v6),
+            ports: config.ports.clone().map(|ports| Ports::new(ports, kernel_ports)),
+            interface: config.interface.clone(),
+            dial_timeout,
+        }
+    }
+
+    /// Its unique name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Dials a TCP connection, which begins at once. The future ends with the dial timeout at the latest.
+    ///
+    /// Call on a tokio runtime.
+    pub fn dial_tcp(
+        &self,
+        permit: &Permit,
+        to: SocketAddr,
+    ) -> impl Future<Output = Result<TcpStream, DialError>> + Send + use<> {
+        let _ = permit;
+        self.connect_tcp(to)
+    }
+
+    /// Opens a UDP socket towards `to`. Call on a tokio runtime.
+    pub fn open_udp(&self, permit: &Permit, to: SocketAddr) -> Result<DatagramSocket, DialError> {
+        let _ = permit;
+        self.connect_udp(to)
+    }
+
+    /// Opens a socket for echo requests to `to`, ICMP or ICMPv6. Call on a tokio runtime.
+    pub fn open_ping(&self, permit: &Permit, to: IpAddr) -> Result<DatagramSocket, DialError> {
+        let _ = permit;
+        self.connect_ping(to)
+    }
+
+    fn connect_tcp(&self, to: SocketAddr) -> impl Future<Output = Result<TcpStream, DialError>> + Send + use<> {
+        let started = self.start(Transport::Tcp, to);
+        let timeout = self.dial_timeout;
+        async move {
+            let stream = TcpStream::from_std(started?.into())?;
+            match tokio::time::timeout(timeout, stream.writable()).await {
+                Ok(writable) => writable?,
+                Err(_elapsed) => return Err(DialError::Timeout),
+            }
+            match stream.take_error()? {
+                Some(error) => Err(error.into()),
+                None => Ok(stream),
+            }
+        }
+    }
+
+    fn connect_udp(&self, to: SocketAddr) -> Result<DatagramSocket, DialError> {
+        let socket = self.start(Transport::Udp, to)?;
+        Ok(DatagramSocket::new(socket, to)?)
+    }
+
+    fn connect_ping(&self, to: IpAddr) -> Result<DatagramSocket, DialError> {
+        let to = SocketAddr::new(to, 0);
+        let socket = self.start(Transport::Ping, to)?;
+        Ok(DatagramSocket::new(socket, to)?)
+    }
+}
+
+/// The ports this network namespace's kernel chooses local ports from.
+fn kernel_ports() -> Option<std::ops::RangeInclusive<u16>> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut bounds = text.split_whitespace().map(str::parse);
+    Some(bounds.next()?.ok()?..=bounds.next()?.ok()?)
+}
+
+#[cfg(test)]
+mod tests;

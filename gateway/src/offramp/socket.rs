@@ -1,0 +1,175 @@
+//! Making the kernel's sockets: marked, bound to source, ports and interface, and connecting.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{DialError, Offramp};
+use crate::sys::{self, is_errno};
+
+/// How many ports of a range one dial tries by hand.
+const MAX_PORT_TRIES: usize = 256;
+/// Receive buffer asked for a UDP socket, in bytes; the kernel caps it at `net.core.rmem_max`.
+const UDP_RECEIVE_BUFFER: usize = 1 << 20;
+
+/// What a socket carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Tcp,
+    Udp,
+    Ping,
+}
+
+/// The local ports an off-ramp may use.
+#[derive(Debug)]
+pub(super) struct Ports {
+    range: RangeInclusive<u16>,
+    /// The kernel chooses within the range. It can only within its own range; outside of that it would ignore ours.
+    pub(super) by_kernel: bool,
+    next: AtomicU16,
+}
+
+impl Ports {
+    pub(super) fn new(range: RangeInclusive<u16>, kernel: Option<&RangeInclusive<u16>>) -> Self {
+        let by_kernel = kernel.is_some_and(|kernel| kernel.contains(range.start()) && kernel.contains(range.end()));
+        Self { next: AtomicU16::new(*range.start()), range, by_kernel }
+    }
+
+    /// The next port in turn.
+    fn next(&self) -> u16 {
+        let after = |port| {
+            if port >= *self.range.end() { *self.range.start() } else { port + 1 }
+        };
+        let taken = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |port| Some(after(port)));
+        taken.unwrap_or_else(|port| port)
+    }
+
+    /// How many ports a dial may try.
+    fn tries(&self) -> usize {
+        self.range.len().min(MAX_PORT_TRIES)
+    }
+}
+
+impl Offramp {
+    /// A socket whose connection towards `to` has begun (TCP) or is made (others).
+    pub(super) fn start(&self, transport: Transport, to: SocketAddr) -> Result<Socket, DialError> {
+        let socket = self.prepare(transport, to)?;
+        let Some(ports) = self.ports.as_ref().filter(|_| transport != Transport::Ping) else {
+            return self.connect_from_any_port(transport, socket, to);
+        };
+        if ports.by_kernel {
+            match sys::set_local_port_range(socket.as_fd(), &ports.range) {
+                Ok(()) => return self.connect_from_any_port(transport, socket, to),
+                // A kernel before 6.3: by hand.
+                Err(error) if is_errno(&error, Errno::ENOPROTOOPT) => {}
+                Err(error) => return Err(DialError::Io(error)),
+            }
+        }
+        self.connect_from_port_in_turn(transport, ports, to)
+    }
+
+    /// The kernel chooses the port when it knows the target, so that one port serves many targets.
+    fn connect_from_any_port(&self, transport: Transport, socket: Socket, to: SocketAddr) -> Result<Socket, DialError> {
+        if let Some(source) = self.source(to) {
+            if transport != Transport::Ping {
+                setsockopt(&socket, IpBindAddressNoPort, &true).map_err(io::Error::from).map_err(DialError::Io)?;
+            }
+            socket.bind(&SocketAddr::new(source, 0).into()).map_err(|error| bind_error(error, source))?;
+        }
+        connect(&socket, to)?;
+        Ok(socket)
+    }
+
+    /// Binds one port after the other until one is free towards the target.
+    fn connect_from_port_in_turn(
+        &self,
+        transport: Transport,
+        ports: &Ports,
+        to: SocketAddr,
+    ) -> Result<Socket, DialError> {
+        let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let source = self.source(to).unwrap_or(any);
+        for _ in 0..ports.tries() {
+            let socket = self.prepare(transport, to)?;
+            if transport == Transport::Tcp {
+                // A port may be in use towards other targets; the connection's four-tuple is what must be free.
+                socket.set_reuse_address(true).map_err(DialError::Io)?;
+            }
+            match socket.bind(&SocketAddr::new(source, ports.next()).into()) {
+                Ok(()) => {}
+                Err(error) if is_errno(&error, Errno::EADDRINUSE) => continue,
+                Err(error) => return Err(bind_error(error, source)),
+            }
+            match connect(&socket, to) {
+                Ok(()) => return Ok(socket),
+                Err(DialError::PortsExhausted) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(DialError::PortsExhausted)
+    }
+
+    /// A socket with every option set, not bound yet.
+    fn prepare(&self, transport: Transport, to: SocketAddr) -> Result<Socket, DialError> {
+        let (kind, protocol) = match (transport, to) {
+            (Transport::Tcp, _) => (Type::STREAM, Protocol::TCP),
+            (Transport::Udp, _) => (Type::DGRAM, Protocol::UDP),
+            (Transport::Ping, SocketAddr::V4(_)) => (Type::DGRAM, Protocol::ICMPV4),
+            (Transport::Ping, SocketAddr::V6(_)) => (Type::DGRAM, Protocol::ICMPV6),
+        };
+        let socket = Socket::new(Domain::for_address(to), kind.nonblocking(), Some(protocol)).map_err(|error| {
+            if transport == Transport::Ping && error.kind() == io::ErrorKind::PermissionDenied {
+                return DialError::PingNotPermitted;
+            }
+            error.into()
+        })?;
+        let set = |result: io::Result<()>| result.map_err(DialError::Io);
+        if let Some(mark) = self.mark {
+            set(socket.set_mark(mark))?;
+        }
+        if let Some(interface) = &self.interface {
+            socket.bind_device(Some(interface.as_bytes())).map_err(|error| match error {
+                error if is_errno(&error, Errno::ENODEV) => DialError::InterfaceUnavailable(interface.clone()),
+                error => DialError::Io(error),
+            })?;
+        }
+        if to.is_ipv6() && transport != Transport::Ping {
+            set(socket.set_only_v6(true))?;
+        }
+        match transport {
+            Transport::Tcp => set(socket.set_tcp_nodelay(true))?,
+            // Best effort: a smaller buffer loses datagrams of a burst, nothing else.
+            Transport::Udp => drop(socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER)),
+            Transport::Ping => {}
+        }
+        Ok(socket)
+    }
+
+    /// The source address for targets of this family, when one is configured.
+    fn source(&self, to: SocketAddr) -> Option<IpAddr> {
+        match to {
+            SocketAddr::V4(_) => self.source_v4.map(IpAddr::V4),
+            SocketAddr::V6(_) => self.source_v6.map(IpAddr::V6),
+        }
+    }
+}
+
+fn connect(socket: &Socket, to: SocketAddr) -> Result<(), DialError> {
+    match socket.connect(&to.into()) {
+        Err(error) if !is_errno(&error, Errno::EINPROGRESS) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn bind_error(error: io::Error, source: IpAddr) -> DialError {
+    if is_errno(&error, Errno::EADDRNOTAVAIL) {
+        return DialError::SourceUnavailable(source);
+    }
+    error.into()
+}

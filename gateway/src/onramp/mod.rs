@@ -1,0 +1,4 @@
+//! Where clients' packets come in.
+
+pub mod tun;
+pub mod wireguard;

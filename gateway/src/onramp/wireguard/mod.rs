@@ -1,0 +1,5 @@
+//! The WireGuard on-ramp: a UDP socket a shard, and the peers the shard owns.
+
+pub mod owners;
+pub mod peers;
+pub mod socket;

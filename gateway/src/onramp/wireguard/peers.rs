@@ -1,0 +1,426 @@
+//! The WireGuard peers of one shard: who they are, their tunnels, where they are.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
+use jiff::Timestamp;
+use portcullis_netstack::DropReason;
+use slab::Slab;
+
+use super::owners::{PeerIndex, PeerOwners, ShardIndex};
+use super::socket::{Endpoint, Outbox};
+use crate::directory::{Device, Directory};
+use crate::metrics::counters::ShardCounters;
+
+/// How often tunnels look at their timers.
+pub const TICK: Duration = Duration::from_millis(250);
+/// Handshakes a second, over all peers, from which on cookies are asked for.
+const HANDSHAKES_BEFORE_COOKIES: u64 = 200;
+/// Bytes a datagram is longer than the packet in it, WireGuard paper section 5.4.6.
+const DATA_OVERHEAD: usize = 32;
+/// Longest handshake message.
+const HANDSHAKE_MESSAGE: usize = 148;
+/// WireGuard's REJECT_AFTER_MESSAGES: counters from here on are never used by an honest peer.
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Longest datagram the kernel hands up, and so the least length of a buffer `boringtun` decrypts into.
+const SCRATCH: usize = 65_536;
+
+const MESSAGE_INITIATION: u32 = 1;
+const MESSAGE_RESPONSE: u32 = 2;
+const MESSAGE_COOKIE: u32 = 3;
+const MESSAGE_DATA: u32 = 4;
+
+/// The gateway's own key and what all shards share about handshakes.
+pub struct WireguardIdentity {
+    private: StaticSecret,
+    public: PublicKey,
+    /// Counts all handshakes and makes cookies.
+    limiter: RateLimiter,
+    /// What the tunnels are given: they only check the MAC again, the limits were applied before.
+    unlimited: Arc<RateLimiter>,
+    owners: PeerOwners,
+}
+
+impl std::fmt::Debug for WireguardIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WireguardIdentity").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
+impl WireguardIdentity {
+    /// Takes the private key.
+    pub fn new(private: [u8; 32]) -> Self {
+        let private = StaticSecret::from(private);
+        let public = PublicKey::from(&private);
+        Self {
+            limiter: RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES),
+            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            owners: PeerOwners::default(),
+            private,
+            public,
+        }
+    }
+
+    /// Starts the next second of the handshake count.
+    pub fn tick(&self) {
+        self.limiter.reset_count();
+    }
+}
+
+/// One peer with its tunnel.
+pub struct Peer {
+    tunnel: Tunn,
+    key: [u8; 32],
+    device: Arc<Device>,
+    endpoint: Option<Endpoint>,
+    last_handshake: Option<Timestamp>,
+    bytes_received: u64,
+    bytes_sent: u64,
+}
+
+impl Peer {
+    /// The device the key belongs to.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Where its last authentic datagram came from.
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint
+    }
+
+    /// When its last handshake was completed.
+    pub fn last_handshake(&self) -> Option<Timestamp> {
+        self.last_handshake
+    }
+
+    /// Outer bytes received and sent.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.bytes_received, self.bytes_sent)
+    }
+}
+
+/// What one datagram needs besides the peers.
+pub struct Surroundings<'a> {
+    /// Who exists now.
+    pub directory: &'a Directory,
+    /// The wall clock.
+    pub now: Timestamp,
+    /// Where things are counted.
+    pub counters: &'a ShardCounters,
+    /// Where answers go.
+    pub outbox: &'a mut Outbox,
+}
+
+/// Where a datagram belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// It was taken in here.
+    Here,
+    /// Another shard owns its peer.
+    Elsewhere(ShardIndex),
+}
+
+/// The peers a shard owns.
+pub struct Peers {
+    identity: Arc<WireguardIdentity>,
+    shard: ShardIndex,
+    shards: usize,
+    slots: Slab<Peer>,
+    by_key: HashMap<[u8; 32], usize>,
+    scratch: Box<[u8]>,
+}
+
+impl Peers {
+    /// An empty table of shard `shard` of `shards`.
+    pub fn new(identity: Arc<WireguardIdentity>, shard: ShardIndex, shards: usize) -> Self {
+        let scratch = vec![0; SCRATCH].into_boxed_slice();
+        Self { identity, shard, shards, slots: Slab::new(), by_key: HashMap::new(), scratch }
+    }
+
+    /// The peer in a slot.
+    pub fn get(&self, slot: usize) -> Option<&Peer> {
+        self.slots.get(slot)
+    }
+
+    /// Every peer with its slot.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Peer)> {
+        self.slots.iter()
+    }
+
+    /// Takes one datagram. A packet that comes out is handed to `deliver` with the slot and device of its peer.
+    ///
+    /// `verified`: another shard has already applied the handshake limits.
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    pub fn handle_datagram(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        from: Endpoint,
+        datagram: &[u8],
+        verified: bool,
+        deliver: impl FnOnce(usize, &Arc<Device>, &[u8]),
+    ) -> Result<Route, DropReason> {
+        match word(datagram, 0) {
+            Some(MESSAGE_DATA) => {
+                if counter(datagram).is_none_or(|counter| counter > REJECT_AFTER_MESSAGES) {
+                    return Err(DropReason::Unauthentic);
+                }
+                self.handle_for_index(around, from, datagram, word(datagram, 4), deliver)
+            }
+            Some(MESSAGE_INITIATION) => {
+                if !verified {
+                    self.verify(around, from, datagram)?;
+                }
+                self.handle_initiation(around, from, datagram)
+            }
+            Some(MESSAGE_RESPONSE) => {
+                if !verified {
+                    self.verify(around, from, datagram)?;
+                }
+                self.handle_for_index(around, from, datagram, word(datagram, 8), deliver)
+            }
+            Some(MESSAGE_COOKIE) => self.handle_for_index(around, from, datagram, word(datagram, 4), deliver),
+            _ => Err(DropReason::Malformed),
+        }
+    }
+
+    /// Checks the first MAC and, under load, the second: silence for strangers, a cookie for the hurried.
+    fn verify(&self, around: &mut Surroundings<'_>, from: Endpoint, datagram: &[u8]) -> Result<(), DropReason> {
+        let mut reply = [0; HANDSHAKE_MESSAGE];
+        match self.identity.limiter.verify_packet(Some(from.address.ip().to_canonical()), datagram, &mut reply) {
+            Ok(_) => Ok(()),
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                around.outbox.queue(from, cookie);
+                around.counters.cookie_replies.add(1);
+                Err(DropReason::HandshakeLimit)
+            }
+            Err(TunnResult::Err(WireGuardError::UnderLoad)) => Err(DropReason::HandshakeLimit),
+            Err(_) => {
+                around.counters.handshakes_refused.add(1);
+                Err(DropReason::Unauthentic)
+            }
+        }
+    }
+
+    fn handle_initiation(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        from: Endpoint,
+        datagram: &[u8],
+    ) -> Result<Route, DropReason> {
+        let refuse = |reason| {
+            around.counters.handshakes_refused.add(1);
+            Err(reason)
+        };
+        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
+            return refuse(DropReason::Malformed);
+        };
+        let Ok(half) = parse_handshake_anon(&self.identity.private, &self.identity.public, &initiation) else {
+            return refuse(DropReason::Unauthentic);
+        };
+        let key = half.peer_static_public;
+        let Some(device) = around.directory.device_by_key(&key) else {
+            return refuse(DropReason::UnknownPeer);
+        };
+        if !device.usable_at(around.now) {
+            return refuse(DropReason::DeviceDisabled);
+        }
+        let owner = self.identity.owners.claim(&key, self.shard);
+        if owner != self.shard {
+            return Ok(Route::Elsewhere(owner));
+        }
+        let Some(slot) = self.slot_for(&key, device) else {
+            return refuse(DropReason::HandshakeLimit);
+        };
+        let Some(peer) = self.slots.get_mut(slot) else { return refuse(DropReason::UnknownPeer) };
+        let source = Some(from.address.ip().to_canonical());
+        match peer.tunnel.decapsulate(source, datagram, &mut self.scratch) {
+            TunnResult::WriteToNetwork(response) => {
+                // The endpoint does not move yet: a replayed initiation must change nothing.
+                peer.bytes_received += datagram.len() as u64;
+                peer.bytes_sent += response.len() as u64;
+                peer.last_handshake = Some(around.now);
+                around.outbox.queue(from, response);
+                around.counters.handshakes.add(1);
+                Ok(Route::Here)
+            }
+            _ => refuse(DropReason::Unauthentic),
+        }
+    }
+
+    /// The slot of the peer with this key, a new one where there is none.
+    fn slot_for(&mut self, key: &[u8; 32], device: &Arc<Device>) -> Option<usize> {
+        if let Some(&slot) = self.by_key.get(key) {
+            return Some(slot);
+        }
+        let slot = self.slots.vacant_key();
+        if slot >= PeerIndex::max_slots(self.shards) {
+            self.identity.owners.release(key, self.shard);
+            return None;
+        }
+        let index = PeerIndex { slot, shard: self.shard }.encode(self.shards);
+        let tunnel = Tunn::new(
+            self.identity.private.clone(),
+            PublicKey::from(*key),
+            device.preshared_key.as_ref().map(|key| key.0),
+            None,
+            index,
+            Some(Arc::clone(&self.identity.unlimited)),
+        );
+        self.slots.insert(Peer {
+            tunnel,
+            key: *key,
+            device: Arc::clone(device),
+            endpoint: None,
+            last_handshake: None,
+            bytes_received: 0,
+            bytes_sent: 0,
+        });
+        self.by_key.insert(*key, slot);
+        Some(slot)
+    }
+
+    fn handle_for_index(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        from: Endpoint,
+        datagram: &[u8],
+        receiver_index: Option<u32>,
+        deliver: impl FnOnce(usize, &Arc<Device>, &[u8]),
+    ) -> Result<Route, DropReason> {
+        let index = PeerIndex::decode(receiver_index.ok_or(DropReason::Malformed)?, self.shards);
+        if index.shard != self.shard {
+            return Ok(Route::Elsewhere(index.shard));
+        }
+        let peer = self.slots.get_mut(index.slot).ok_or(DropReason::UnknownPeer)?;
+        let source = Some(from.address.ip().to_canonical());
+        match peer.tunnel.decapsulate(source, datagram, &mut self.scratch) {
+            TunnResult::Done => {
+                // A cookie reply can be forged by whoever saw our initiation: only a session moves the endpoint.
+                if word(datagram, 0) == Some(MESSAGE_DATA) {
+                    peer.heard(from, datagram);
+                }
+                Ok(Route::Here)
+            }
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                peer.heard(from, datagram);
+                deliver(index.slot, &peer.device, packet);
+                Ok(Route::Here)
+            }
+            TunnResult::WriteToNetwork(answer) => {
+                peer.heard(from, datagram);
+                if word(datagram, 0) == Some(MESSAGE_RESPONSE) {
+                    peer.last_handshake = Some(around.now);
+                    around.counters.handshakes.add(1);
+                }
+                peer.bytes_sent += answer.len() as u64;
+                around.outbox.queue(from, answer);
+                // Packets that waited for the session.
+                while let TunnResult::WriteToNetwork(waiting) = peer.tunnel.decapsulate(None, &[], &mut self.scratch) {
+                    peer.bytes_sent += waiting.len() as u64;
+                    around.outbox.queue(from, waiting);
+                }
+                Ok(Route::Here)
+            }
+            TunnResult::Err(WireGuardError::InvalidPacket) => Err(DropReason::Malformed),
+            TunnResult::Err(WireGuardError::NoCurrentSession | WireGuardError::WrongIndex) => {
+                Err(DropReason::UnknownPeer)
+            }
+            TunnResult::Err(_) => Err(DropReason::Unauthentic),
+        }
+    }
+
+    /// Encrypts one packet towards a peer. `false`: there is no such peer, or nobody knows where it is.
+    pub fn send(&mut self, slot: usize, packet: &[u8], outbox: &mut Outbox) -> bool {
+        let Some(peer) = self.slots.get_mut(slot) else { return false };
+        let Some(endpoint) = peer.endpoint else { return false };
+        let room = (packet.len() + DATA_OVERHEAD).max(HANDSHAKE_MESSAGE);
+        outbox.queue_with(endpoint, room, |buffer| match peer.tunnel.encapsulate(packet, buffer) {
+            TunnResult::WriteToNetwork(datagram) => {
+                peer.bytes_sent += datagram.len() as u64;
+                datagram.len()
+            }
+            // Without a session the packet waits in the tunnel for the handshake.
+            _ => 0,
+        });
+        true
+    }
+
+    /// Lets every tunnel look at its timers; wants to be called about four times a second. Peers whose session is
+    /// long over and who have no flow (`in_use`) are forgotten.
+    pub fn tick(&mut self, outbox: &mut Outbox, in_use: impl Fn(&Device) -> bool) {
+        let Self { slots, by_key, scratch, identity, shard, .. } = self;
+        slots.retain(|_, peer| {
+            match peer.tunnel.update_timers(scratch) {
+                TunnResult::WriteToNetwork(message) => {
+                    if let Some(endpoint) = peer.endpoint {
+                        peer.bytes_sent += message.len() as u64;
+                        outbox.queue(endpoint, message);
+                    }
+                }
+                TunnResult::Err(WireGuardError::ConnectionExpired) if !in_use(&peer.device) => {
+                    by_key.remove(&peer.key);
+                    identity.owners.release(&peer.key, *shard);
+                    return false;
+                }
+                _ => {}
+            }
+            true
+        });
+    }
+
+    /// Compares every peer with a new directory. Those who may not go on are forgotten and named.
+    pub fn apply(&mut self, directory: &Directory, now: Timestamp) -> Vec<usize> {
+        let mut gone = Vec::new();
+        for (slot, peer) in &mut self.slots {
+            match directory.device_by_key(&peer.key) {
+                Some(device)
+                    if device.usable_at(now)
+                        && device.identity.device == peer.device.identity.device
+                        && device.preshared_key == peer.device.preshared_key =>
+                {
+                    peer.device = Arc::clone(device);
+                }
+                _ => gone.push(slot),
+            }
+        }
+        for &slot in &gone {
+            self.remove(slot);
+        }
+        gone
+    }
+
+    /// Forgets a peer and its session.
+    pub fn remove(&mut self, slot: usize) {
+        if let Some(peer) = self.slots.try_remove(slot) {
+            self.by_key.remove(&peer.key);
+            self.identity.owners.release(&peer.key, self.shard);
+        }
+    }
+}
+
+impl Peer {
+    /// Notes an authentic datagram: the peer is where it came from.
+    fn heard(&mut self, from: Endpoint, datagram: &[u8]) {
+        self.endpoint = Some(from);
+        self.bytes_received += datagram.len() as u64;
+    }
+}
+
+/// The little-endian word at `offset`.
+fn word(datagram: &[u8], offset: usize) -> Option<u32> {
+    datagram.get(offset..offset + 4)?.try_into().ok().map(u32::from_le_bytes)
+}
+
+/// The counter of a data message.
+fn counter(datagram: &[u8]) -> Option<u64> {
+    datagram.get(8..16)?.try_into().ok().map(u64::from_le_bytes)
+}

@@ -1,0 +1,517 @@
+//! The life of a flow: opened, judged, dialled, moved, judged again, ended.
+
+use std::cmp::Reverse;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use portcullis_netstack::packet::Echo;
+use portcullis_netstack::packet::build::Unreachable;
+use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, IngressId, Protocol, Refusal};
+use portcullis_policy::Permit;
+
+use super::flow::{Decision, Flow, Target, TcpTarget};
+use super::judge::{self, Refused};
+use super::link::FlowFilter;
+use super::ready::FlowWaker;
+use super::splice::{self, Progress};
+use super::worker::{Dialled, Shard, clock};
+use crate::directory::Device;
+use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
+use crate::offramp::{DialError, Offramp};
+
+/// A permit that ends by time is looked at at least this often, so that a step of the wall clock is noticed.
+const LONGEST_TRUST: Duration = Duration::from_secs(30);
+
+impl Shard {
+    /// A packet opened a flow, which is in the table: judge it, then dial.
+    pub(super) fn open(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        onramp: OnrampKind,
+        device: &Arc<Device>,
+        tuple: FiveTuple,
+    ) {
+        if self.draining {
+            self.stack.refuse(id, Refusal::Silent);
+            return self.drop_packet(DropReason::Draining);
+        }
+        let wall = Timestamp::now();
+        if !device.usable_at(wall) {
+            self.stack.refuse(id, Refusal::Prohibited);
+            return self.drop_packet(DropReason::DeviceDisabled);
+        }
+        let Some(key) = self.stack.key(id) else { return };
+        let verdict = judge::judge(&self.snapshot, &self.config.local_services, device, &tuple, wall);
+        let within_limits = self.within_limits(device, tuple.protocol);
+        match verdict {
+            Ok(permit) => {
+                self.counters.allowed.add(1);
+                let flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Permitted(permit));
+                if within_limits {
+                    self.dial(now, flow)
+                } else {
+                    self.refuse(flow, FlowEnd::Limit, Refusal::Prohibited)
+                }
+            }
+            Err(refused) => {
+                self.counters.denied.add(1);
+                self.deny(now, wall, id, key, onramp, device, refused, within_limits);
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything a denial is written down with")]
+    fn deny(
+        &mut self,
+        now: Instant,
+        wall: Timestamp,
+        id: FlowId,
+        key: FlowKey,
+        onramp: OnrampKind,
+        device: &Arc<Device>,
+        refused: Refused,
+        keep: bool,
+    ) {
+        let Refused { rule, revision, silent, forbidden } = refused;
+        if forbidden {
+            self.drop_packet(DropReason::ForbiddenDestination);
+        } else if silent {
+            self.drop_packet(DropReason::DeniedSilently);
+        }
+        let mut flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Denied { rule, revision });
+        flow.target = Target::Nobody { silent };
+        let refusal = if silent { Refusal::Silent } else { Refusal::Prohibited };
+        if key.tuple.protocol == Protocol::Tcp || !keep {
+            return self.refuse(flow, FlowEnd::Denied, refusal);
+        }
+        // One line for the association; its further packets are answered when they are delivered.
+        let record = flow.record(clock(), self.stack.traffic(id), Some(FlowEnd::Denied));
+        self.write_down(record, FlowEnd::Denied);
+        self.enter(flow);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything a flow begins with")]
+    fn new_flow(
+        &mut self,
+        now: Instant,
+        wall: Timestamp,
+        id: FlowId,
+        key: FlowKey,
+        onramp: OnrampKind,
+        device: &Arc<Device>,
+        decision: Decision,
+    ) -> Flow {
+        // The shard's number in the upper bits keeps the numbers of one process apart.
+        let record_id = (self.index as u64) << 48 | self.next_record;
+        self.next_record += 1;
+        let flow_waker = FlowWaker::new(id, &self.ready);
+        Flow {
+            id,
+            record_id,
+            key,
+            onramp,
+            device: Arc::clone(device),
+            start: wall,
+            opened: now,
+            decision,
+            offramp: None,
+            expiry: None,
+            watched: None,
+            dial: None,
+            target: Target::Nobody { silent: true },
+            waker: Waker::from(Arc::clone(&flow_waker)),
+            flow_waker,
+        }
+    }
+
+    fn within_limits(&self, device: &Device, protocol: Protocol) -> bool {
+        let limits = &self.config.limits;
+        let shards = self.config.shards.max(1);
+        let load = self.loads.get(&device.identity.device).copied().unwrap_or_default();
+        let half_open = protocol != Protocol::Tcp
+            || (load.half_open < limits.half_open_per_device && self.half_open < limits.half_open.div_ceil(shards));
+        half_open && load.flows < limits.flows_per_device && self.stack.len() <= limits.flows.div_ceil(shards)
+    }
+
+    /// Puts a flow among those of its device.
+    fn enter(&mut self, flow: Flow) {
+        let id = flow.id;
+        self.count_load(&flow, 1);
+        self.flows.insert(flow);
+        self.watch_expiry(id);
+        self.counters.flows_open.set(self.flows.permitted() as u64);
+    }
+
+    /// Takes a flow out of those of its device.
+    fn take(&mut self, id: FlowId) -> Option<Box<Flow>> {
+        let flow = self.flows.remove(id)?;
+        self.count_load(&flow, -1);
+        self.counters.flows_open.set(self.flows.permitted() as u64);
+        Some(flow)
+    }
+
+    fn count_load(&mut self, flow: &Flow, by: isize) {
+        let dialling = matches!(flow.target, Target::Dialling(_));
+        let device = &flow.device.identity.device;
+        let load = self.loads.entry(Arc::clone(device)).or_default();
+        load.flows = load.flows.saturating_add_signed(by);
+        if dialling {
+            load.half_open = load.half_open.saturating_add_signed(by);
+            self.half_open = self.half_open.saturating_add_signed(by);
+        }
+        if load.flows == 0 {
+            self.loads.remove(device);
+        }
+    }
+
+    /// Takes a permitted flow to its off-ramp.
+    fn dial(&mut self, now: Instant, mut flow: Flow) {
+        let Decision::Permitted(permit) = &flow.decision else { return };
+        let destination = flow.destination();
+        let Some(offramp) = self.offramps.select(permit, destination.ip()).map(Arc::clone) else {
+            return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
+        };
+        flow.offramp = Some(Arc::clone(offramp.name()));
+        flow.expiry = expiry(now, permit, &flow.device);
+        let opened = match flow.key.tuple.protocol {
+            Protocol::Tcp => Ok(self.spawn_dial(now, &offramp, permit, &flow)),
+            Protocol::Udp => offramp.open_udp(permit, destination).map(Target::Udp),
+            Protocol::Echo => offramp.open_ping(permit, destination.ip()).map(Target::Ping),
+        };
+        match opened {
+            Ok(target) => {
+                flow.target = target;
+                if flow.key.tuple.protocol != Protocol::Tcp {
+                    self.counters.flows_opened.add(1);
+                    self.stack.mark_changed(flow.id);
+                }
+                self.enter(flow);
+            }
+            Err(error) => self.dial_failed(flow, &error),
+        }
+    }
+
+    fn spawn_dial(&mut self, now: Instant, offramp: &Arc<Offramp>, permit: &Permit, flow: &Flow) -> Target {
+        let dial = offramp.dial_tcp(permit, flow.destination());
+        let patience = self.config.limits.dial_timeout;
+        let id = flow.id;
+        Target::Dialling(self.dials.spawn_local(async move {
+            let result = tokio::time::timeout(patience, dial).await.unwrap_or(Err(DialError::Timeout));
+            Dialled { flow: id, took: clock().saturating_duration_since(now), result }
+        }))
+    }
+
+    fn dial_failed(&mut self, flow: Flow, error: &DialError) {
+        tracing::debug!(destination = %flow.destination(), %error, "dial failed");
+        let end = error.flow_end();
+        let refusal = match end {
+            FlowEnd::TargetUnreachable | FlowEnd::DialTimeout => Refusal::Unreachable(Unreachable::Host),
+            _ => Refusal::Reset,
+        };
+        self.refuse(flow, end, refusal);
+    }
+
+    /// Answers and writes down a flow that was not entered among the open ones.
+    fn refuse(&mut self, flow: Flow, end: FlowEnd, refusal: Refusal) {
+        let traffic = self.stack.traffic(flow.id);
+        self.stack.refuse(flow.id, refusal);
+        let record = flow.record(clock(), traffic, Some(end));
+        self.write_down(record, end);
+    }
+
+    /// A dial returned. The policy may have changed meanwhile: nothing is accepted on an old verdict.
+    pub(super) fn dialled(&mut self, now: Instant, dialled: Dialled) {
+        let Dialled { flow: id, took, result } = dialled;
+        self.counters.dial.observe(took);
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        flow.dial = Some(took);
+        if flow.decision.revision() != self.snapshot.ruleset.revision()
+            && !self.rejudge(now, Timestamp::now(), id, FlowEnd::Revoked)
+        {
+            return;
+        }
+        let Some(mut flow) = self.take(id) else { return };
+        match result {
+            Ok(stream) => {
+                flow.target = Target::Tcp(TcpTarget { stream, shut: false, finished: false });
+                self.enter(*flow);
+                self.counters.flows_opened.add(1);
+                self.stack.accept(now, id, seed());
+            }
+            Err(error) => self.dial_failed(*flow, &error),
+        }
+    }
+
+    /// Moves what can be moved of one flow.
+    pub(super) fn move_flow(&mut self, now: Instant, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id) else {
+            // Written down already: it only lingers to answer the client's retransmissions.
+            self.stack.transmit(now, id);
+            if self.stack.is_gone(id) {
+                self.stack.remove(id);
+            }
+            return;
+        };
+        flow.flow_waker.clear();
+        let mut cx = Context::from_waker(&flow.waker);
+        let more = match &mut flow.target {
+            Target::Tcp(target) => match splice::tcp(&mut self.stack, id, target, now, &mut cx) {
+                Progress::Waiting => false,
+                Progress::More => true,
+                Progress::Finished(end) => return self.finish(now, id, end),
+                Progress::Broken(end) => return self.end(now, id, end),
+            },
+            Target::Udp(socket) => splice::udp(&mut self.stack, id, socket, now, &mut self.scratch, &mut cx),
+            Target::Ping(socket) => splice::echo(&mut self.stack, id, socket, now, &mut self.scratch, &mut cx),
+            Target::Dialling(_) => {
+                if self.stack.cause(id).is_some() {
+                    return self.end(now, id, FlowEnd::ClientReset);
+                }
+                false
+            }
+            Target::Nobody { .. } => false,
+        };
+        if more {
+            self.stack.mark_changed(id);
+        }
+    }
+
+    /// Sends a client's datagram to its target.
+    pub(super) fn deliver_datagram(&mut self, id: FlowId, payload: &[u8]) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let sent = match &flow.target {
+            // A pending error of an earlier datagram is reported first; this one is then sent.
+            Target::Udp(socket) => match socket.try_send(payload) {
+                Err(error) if splice::unreachable(&error).is_some() => socket.try_send(payload),
+                sent => sent,
+            },
+            Target::Nobody { silent } => {
+                if !silent {
+                    self.stack.send_unreachable(id, Unreachable::Prohibited);
+                }
+                return;
+            }
+            Target::Tcp(_) | Target::Ping(_) | Target::Dialling(_) => return,
+        };
+        match sent {
+            Ok(_) => self.stack.delivered(id, payload.len()),
+            Err(error) => self.undelivered(id, &error),
+        }
+    }
+
+    /// Sends a client's echo request to its target.
+    pub(super) fn deliver_echo(&mut self, id: FlowId, destination: IpAddr, echo: &Echo<'_>) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let sent = match &flow.target {
+            Target::Ping(socket) => {
+                let request = echo_request(&mut self.scratch, destination, echo);
+                match socket.try_send(request) {
+                    Err(error) if splice::unreachable(&error).is_some() => socket.try_send(request),
+                    sent => sent,
+                }
+            }
+            Target::Nobody { silent } => {
+                if !silent {
+                    self.stack.send_unreachable(id, Unreachable::Prohibited);
+                }
+                return;
+            }
+            Target::Tcp(_) | Target::Udp(_) | Target::Dialling(_) => return,
+        };
+        match sent {
+            Ok(_) => self.stack.delivered(id, echo.data.len()),
+            Err(error) => self.undelivered(id, &error),
+        }
+    }
+
+    fn undelivered(&mut self, id: FlowId, error: &std::io::Error) {
+        if let Some(unreachable) = splice::unreachable(error) {
+            self.stack.send_unreachable(id, unreachable);
+        }
+        let full = error.kind() == std::io::ErrorKind::WouldBlock;
+        self.drop_packet(if full { DropReason::QueueFull } else { DropReason::SendFailed });
+    }
+
+    /// Judges a live flow again. A loser ends: by `FlowEnd::Expired` when time did it, else by `FlowEnd::Revoked`.
+    /// Returns whether it goes on.
+    pub(super) fn rejudge(&mut self, now: Instant, wall: Timestamp, id: FlowId, loser: FlowEnd) -> bool {
+        let Some(flow) = self.flows.get_mut(id) else { return false };
+        let device = match judge::current_device(&self.snapshot, flow.onramp, &flow.device, &flow.key.tuple, wall) {
+            Ok(device) => device,
+            Err(end) => {
+                self.end(now, id, end);
+                return false;
+            }
+        };
+        if !flow.is_permitted() {
+            // The next packet is judged as if it were the first.
+            self.forget(id);
+            return false;
+        }
+        match judge::judge(&self.snapshot, &self.config.local_services, &device, &flow.key.tuple, wall) {
+            Ok(permit) => {
+                flow.expiry = expiry(now, &permit, &device);
+                flow.device = device;
+                flow.decision = Decision::Permitted(permit);
+                self.watch_expiry(id);
+                true
+            }
+            Err(refused) => {
+                self.end_as(now, id, loser, Some(refused));
+                false
+            }
+        }
+    }
+
+    /// Makes sure that a flow is looked at when its permit ends. A later look is not entered again: the earlier one
+    /// comes first and finds the time.
+    fn watch_expiry(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        if let Some(at) = flow.expiry
+            && flow.watched.is_none_or(|watched| at < watched)
+        {
+            flow.watched = Some(at);
+            self.expiries.push(Reverse((at, id)));
+        }
+    }
+
+    /// An entry of a flow came up: judge it again, or wait for the time that is now right.
+    pub(super) fn expiry_due(&mut self, now: Instant, at: Instant, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id).filter(|flow| flow.watched == Some(at)) else { return };
+        flow.watched = None;
+        match flow.expiry {
+            Some(expiry) if expiry <= now => {
+                self.rejudge(now, Timestamp::now(), id, FlowEnd::Expired);
+            }
+            Some(_) => self.watch_expiry(id),
+            None => {}
+        }
+    }
+
+    /// Ends an open flow at both ends.
+    pub(super) fn end(&mut self, now: Instant, id: FlowId, end: FlowEnd) {
+        self.end_as(now, id, end, None);
+    }
+
+    fn end_as(&mut self, now: Instant, id: FlowId, end: FlowEnd, refused: Option<Refused>) {
+        let Some(flow) = self.take(id) else { return };
+        flow.target.reset_on_drop();
+        let traffic = self.stack.traffic(id);
+        if end == FlowEnd::ClientReset {
+            self.stack.remove(id);
+        } else {
+            self.stack.abort(now, id);
+        }
+        self.close(now, &flow, traffic, end, refused);
+    }
+
+    /// Both ends closed in order: write it down, and let the stack answer the client's retransmissions.
+    fn finish(&mut self, now: Instant, id: FlowId, end: FlowEnd) {
+        let Some(flow) = self.take(id) else { return };
+        let traffic = self.stack.traffic(id);
+        if self.stack.is_gone(id) {
+            self.stack.remove(id);
+        }
+        self.close(now, &flow, traffic, end, None);
+    }
+
+    /// Forgets a denied association, which was written down when it began.
+    fn forget(&mut self, id: FlowId) {
+        if self.take(id).is_some() {
+            self.stack.remove(id);
+        }
+    }
+
+    fn close(
+        &mut self,
+        now: Instant,
+        flow: &Flow,
+        traffic: portcullis_netstack::Traffic,
+        end: FlowEnd,
+        refused: Option<Refused>,
+    ) {
+        if !flow.is_permitted() {
+            return;
+        }
+        let mut record = flow.record(now, traffic, Some(end));
+        if let Some(refused) = refused {
+            // The verdict that ended it, not the one that opened it.
+            record.allowed = false;
+            record.rule = refused.rule;
+            record.revision = refused.revision.0;
+        }
+        self.counters.bytes_up.add(traffic.bytes_up);
+        self.counters.bytes_down.add(traffic.bytes_down);
+        self.write_down(record, end);
+    }
+
+    /// Hands a record to the log. A log that cannot keep up loses it, and that is counted.
+    fn write_down(&mut self, record: FlowRecord, end: FlowEnd) {
+        self.counters.flow_ended(end);
+        if self.records.try_send(record).is_err() {
+            self.counters.records_lost.add(1);
+        }
+    }
+
+    /// Ends the flows an administrator named. Returns how many.
+    pub(super) fn kill(&mut self, now: Instant, filter: &FlowFilter) -> usize {
+        let doomed: Vec<FlowId> = self
+            .flows
+            .iter()
+            .filter(|flow| flow.is_permitted() && filter.matches(&flow.record(now, self.stack.traffic(flow.id), None)))
+            .map(|flow| flow.id)
+            .collect();
+        for &id in &doomed {
+            self.end(now, id, FlowEnd::Killed);
+        }
+        doomed.len()
+    }
+
+    /// Ends every flow of a peer.
+    pub(super) fn end_ingress(&mut self, now: Instant, ingress: IngressId, end: FlowEnd) {
+        let doomed: Vec<FlowId> =
+            self.flows.iter().filter(|flow| flow.key.ingress == ingress).map(|flow| flow.id).collect();
+        for id in doomed {
+            self.end(now, id, end);
+        }
+    }
+
+    /// Ends every flow.
+    pub(super) fn end_all(&mut self, now: Instant, end: FlowEnd) {
+        let doomed: Vec<FlowId> = self.flows.iter().map(|flow| flow.id).collect();
+        for id in doomed {
+            self.end(now, id, end);
+        }
+    }
+}
+
+/// When the permit, or the device, ends by itself.
+fn expiry(now: Instant, permit: &Permit, device: &Device) -> Option<Instant> {
+    let until = [permit.until(), device.expires].into_iter().flatten().min()?;
+    let left = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
+    // Not before the instant itself: timers are kept in whole milliseconds.
+    Some(now + (left + Duration::from_millis(1)).min(LONGEST_TRUST))
+}
+
+/// A number nobody can guess, for initial sequence numbers.
+fn seed() -> u64 {
+    getrandom::u64().expect("the system's random source is there from boot on")
+}
+
+/// An echo request with the client's sequence number and data. The kernel fills in identifier and checksum.
+fn echo_request<'s>(scratch: &'s mut [u8], destination: IpAddr, echo: &Echo<'_>) -> &'s [u8] {
+    let kind = if destination.is_ipv4() { 8 } else { 128 };
+    let [high, low] = echo.sequence.to_be_bytes();
+    let [id_high, id_low] = echo.identifier.to_be_bytes();
+    let header = [kind, 0, 0, 0, id_high, id_low, high, low];
+    let len = header.len() + echo.data.len();
+    if let Some((to_header, to_data)) = scratch.get_mut(..len).and_then(|s| s.split_at_mut_checked(header.len())) {
+        to_header.copy_from_slice(&header);
+        to_data.copy_from_slice(echo.data);
+    }
+    scratch.get(..len).unwrap_or_default()
+}

@@ -1,0 +1,96 @@
+//! The translation between a flow and the policy's question, and the answer's consequences.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use portcullis_netstack::{FiveTuple, Protocol};
+use portcullis_policy::{Permit, Request, Revision, Service, Verdict};
+
+use super::link::Snapshot;
+use crate::destination;
+use crate::directory::Device;
+use crate::flow_record::{FlowEnd, OnrampKind};
+
+/// Why a flow may not be.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// The rule that denied, when one did.
+    pub(crate) rule: Option<Arc<str>>,
+    /// Of the policy asked.
+    pub(crate) revision: Revision,
+    /// Whether the client gets no answer.
+    pub(crate) silent: bool,
+    /// The destination can never be one, whatever the policy says.
+    pub(crate) forbidden: bool,
+}
+
+/// Asks the policy of `snapshot` whether `device` may open, or keep, a flow.
+pub(crate) fn judge(
+    snapshot: &Snapshot,
+    local_services: &[SocketAddr],
+    device: &Device,
+    tuple: &FiveTuple,
+    now: Timestamp,
+) -> Result<Permit, Refused> {
+    let revision = snapshot.ruleset.revision();
+    if destination::check(tuple.destination(), &snapshot.own_addresses, local_services).is_err() {
+        return Err(Refused { rule: None, revision, silent: false, forbidden: true });
+    }
+    let request = Request {
+        identity: &device.identity,
+        source: tuple.source,
+        destination: tuple.destination,
+        service: service(tuple),
+    };
+    let verdict = snapshot.ruleset.evaluate(&request, now);
+    for rule in verdict.audited() {
+        tracing::info!(%rule, device = %device.identity.device, user = %device.identity.user,
+            destination = %tuple.destination(), "audit rule matched");
+    }
+    match verdict {
+        Verdict::Allow(permit) => Ok(permit),
+        Verdict::Deny(denial) => Err(Refused {
+            rule: denial.rule().cloned(),
+            revision: denial.revision(),
+            silent: denial.silent(),
+            forbidden: false,
+        }),
+    }
+}
+
+fn service(tuple: &FiveTuple) -> Service {
+    match tuple.protocol {
+        Protocol::Tcp => Service::Tcp(tuple.destination_port),
+        Protocol::Udp => Service::Udp(tuple.destination_port),
+        Protocol::Echo => Service::Icmp,
+    }
+}
+
+/// The device a live flow belongs to now, or why it belongs to none.
+pub(crate) fn current_device(
+    snapshot: &Snapshot,
+    onramp: OnrampKind,
+    device: &Device,
+    tuple: &FiveTuple,
+    now: Timestamp,
+) -> Result<Arc<Device>, FlowEnd> {
+    let current = match onramp {
+        OnrampKind::Wireguard => snapshot
+            .directory
+            .device(&device.identity.device)
+            .filter(|now| now.public_key == device.public_key && now.addresses.contains(&tuple.source)),
+        OnrampKind::Tun => snapshot
+            .directory
+            .device_by_network(tuple.source)
+            .filter(|now| now.identity.device == device.identity.device),
+    };
+    let Some(current) = current else { return Err(FlowEnd::DeviceGone) };
+    if current.disabled {
+        return Err(FlowEnd::DeviceGone);
+    }
+    if !current.usable_at(now) {
+        return Err(FlowEnd::Expired);
+    }
+    Ok(Arc::clone(current))
+}

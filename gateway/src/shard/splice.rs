@@ -1,0 +1,215 @@
+//! Bytes between off-ramp sockets and the stack's rings, with no buffer in between.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use portcullis_netstack::packet::build::Unreachable;
+use portcullis_netstack::{CloseCause, FlowId, Stack};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::flow::TcpTarget;
+use crate::flow_record::FlowEnd;
+use crate::offramp::DatagramSocket;
+
+/// Most bytes moved each way before another flow has its turn.
+const BYTES_A_TURN: usize = 256 * 1024;
+/// Most datagrams of an association before another flow has its turn.
+const DATAGRAMS_A_TURN: usize = 64;
+
+/// What became of a TCP flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It goes on; wakers and packets tell when.
+    Waiting,
+    /// There is more to move at once.
+    More,
+    /// Both ends closed in order.
+    Finished(FlowEnd),
+    /// It must be reset at both ends.
+    Broken(FlowEnd),
+}
+
+enum Step {
+    Moved,
+    Blocked,
+    End,
+    Failed(io::Error),
+}
+
+/// Moves what can be moved between a TCP client and its target.
+pub(crate) fn tcp(
+    stack: &mut Stack,
+    id: FlowId,
+    target: &mut TcpTarget,
+    now: Instant,
+    cx: &mut Context<'_>,
+) -> Progress {
+    let down = from_target(stack, id, target, now, cx);
+    let up = to_target(stack, id, target, cx);
+    // What the target sent before it failed goes on its way first.
+    stack.transmit(now, id);
+    let more = match (up, down) {
+        (Err(error), _) | (_, Err(error)) => return Progress::Broken(target_failed(&error)),
+        (Ok(up), Ok(down)) => up || down,
+    };
+    match stack.cause(id) {
+        Some(CloseCause::ClientReset) => Progress::Broken(FlowEnd::ClientReset),
+        Some(CloseCause::Timeout) => Progress::Broken(FlowEnd::Idle),
+        Some(CloseCause::Orderly) if target.shut => Progress::Finished(if stack.client_closed_first(id) {
+            FlowEnd::ClientClosed
+        } else {
+            FlowEnd::TargetClosed
+        }),
+        Some(CloseCause::Orderly) | None if more => Progress::More,
+        Some(CloseCause::Orderly) | None => Progress::Waiting,
+    }
+}
+
+/// Writes the client's bytes to the target, then its end. Returns whether there is more.
+fn to_target(stack: &mut Stack, id: FlowId, target: &mut TcpTarget, cx: &mut Context<'_>) -> io::Result<bool> {
+    let mut moved = 0;
+    while moved < BYTES_A_TURN {
+        let step = stack.recv_with(id, |ring| match Pin::new(&mut target.stream).poll_write(cx, ring) {
+            Poll::Ready(Ok(len)) => {
+                moved += len;
+                (len, Step::Moved)
+            }
+            Poll::Ready(Err(error)) => (0, Step::Failed(error)),
+            Poll::Pending => (0, Step::Blocked),
+        });
+        match step {
+            Some(Step::Moved) => {}
+            Some(Step::Failed(error)) => return Err(error),
+            Some(Step::Blocked) => return Ok(false),
+            Some(Step::End) | None => {
+                if !target.shut && stack.client_finished(id) {
+                    match Pin::new(&mut target.stream).poll_shutdown(cx) {
+                        Poll::Ready(Ok(())) => target.shut = true,
+                        // The target is gone already, which reading tells in its own words.
+                        Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::NotConnected => target.shut = true,
+                        Poll::Ready(Err(error)) => return Err(error),
+                        Poll::Pending => {}
+                    }
+                }
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Reads the target's bytes into the ring towards the client, then its end. Returns whether there is more.
+fn from_target(
+    stack: &mut Stack,
+    id: FlowId,
+    target: &mut TcpTarget,
+    now: Instant,
+    cx: &mut Context<'_>,
+) -> io::Result<bool> {
+    let mut moved = 0;
+    while !target.finished && moved < BYTES_A_TURN {
+        let step = stack.send_with(now, id, |ring| {
+            let mut buffer = ReadBuf::new(ring);
+            match Pin::new(&mut target.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => (0, Step::End),
+                Poll::Ready(Ok(())) => {
+                    moved += buffer.filled().len();
+                    (buffer.filled().len(), Step::Moved)
+                }
+                Poll::Ready(Err(error)) => (0, Step::Failed(error)),
+                Poll::Pending => (0, Step::Blocked),
+            }
+        });
+        match step {
+            Some(Step::Moved) => {}
+            Some(Step::End) => {
+                target.finished = true;
+                stack.close(id);
+            }
+            Some(Step::Failed(error)) => return Err(error),
+            // A full ring: the client's next acknowledgment brings us back.
+            Some(Step::Blocked) | None => return Ok(false),
+        }
+    }
+    Ok(!target.finished)
+}
+
+fn target_failed(error: &io::Error) -> FlowEnd {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
+            FlowEnd::TargetReset
+        }
+        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            FlowEnd::TargetUnreachable
+        }
+        _ => FlowEnd::Error,
+    }
+}
+
+/// Hands the target's datagrams to the client. Returns whether there is more.
+pub(crate) fn udp(
+    stack: &mut Stack,
+    id: FlowId,
+    socket: &DatagramSocket,
+    now: Instant,
+    scratch: &mut [u8],
+    cx: &mut Context<'_>,
+) -> bool {
+    for _ in 0..DATAGRAMS_A_TURN {
+        if stack.batch().is_full() {
+            return true;
+        }
+        match socket.poll_recv(cx, scratch) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(len)) => stack.send_datagram(now, id, scratch.get(..len).unwrap_or_default()),
+            Poll::Ready(Err(error)) => match unreachable(&error) {
+                Some(unreachable) => stack.send_unreachable(id, unreachable),
+                None => return false,
+            },
+        }
+    }
+    true
+}
+
+/// Hands echo replies of the target to the client. Returns whether there is more.
+pub(crate) fn echo(
+    stack: &mut Stack,
+    id: FlowId,
+    socket: &DatagramSocket,
+    now: Instant,
+    scratch: &mut [u8],
+    cx: &mut Context<'_>,
+) -> bool {
+    for _ in 0..DATAGRAMS_A_TURN {
+        if stack.batch().is_full() {
+            return true;
+        }
+        match socket.poll_recv(cx, scratch) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(len)) => {
+                // The kernel put its own identifier in; type and code are an echo reply's, or it would not be here.
+                if let Some([_, _, _, _, _, _, high, low, data @ ..]) = scratch.get(..len) {
+                    stack.send_echo_reply(now, id, u16::from_be_bytes([*high, *low]), data);
+                }
+            }
+            Poll::Ready(Err(error)) => match unreachable(&error) {
+                Some(unreachable) => stack.send_unreachable(id, unreachable),
+                None => return false,
+            },
+        }
+    }
+    true
+}
+
+/// The ICMP error behind what the kernel says about a connected socket.
+pub(crate) fn unreachable(error: &io::Error) -> Option<Unreachable> {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Some(Unreachable::Port),
+        io::ErrorKind::HostUnreachable => Some(Unreachable::Host),
+        io::ErrorKind::NetworkUnreachable => Some(Unreachable::Network),
+        io::ErrorKind::PermissionDenied => Some(Unreachable::Prohibited),
+        _ => None,
+    }
+}

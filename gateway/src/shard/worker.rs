@@ -1,0 +1,689 @@
+//! The loop of a shard: read everything that is ready, feed it, move each changed flow once, flush.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
+use portcullis_netstack::{DropReason, FlowId, Handled, Ingress, IngressId, Stack, StackLimits};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::Sleep;
+
+use super::flow::Flows;
+use super::link::{Command, PeerStatus, Snapshot};
+use super::mail::Mail;
+use super::ready::ReadyList;
+use crate::config::Config;
+use crate::directory::Device;
+use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
+use crate::host::TunDevice;
+use crate::metrics::counters::ShardCounters;
+use crate::offramp::{DialError, Offramps};
+use crate::onramp::tun::{self, TunReader};
+use crate::onramp::wireguard::peers::{Peers, Route, Surroundings, TICK, WireguardIdentity};
+use crate::onramp::wireguard::socket::{Endpoint, Outbox, ReceiveBuffers, WireguardSocket};
+
+/// The TUN device as an ingress; WireGuard peers follow.
+const TUN: IngressId = IngressId(0);
+/// Packets read from the TUN device before anything else has its turn.
+const TUN_PACKETS_A_TURN: usize = 128;
+/// Batches of mail read before anything else has its turn.
+const MAIL_A_TURN: usize = 16;
+/// Changed flows looked at before anything else has its turn.
+const FLOWS_A_TURN: usize = 256;
+/// Bytes of packets made before they are sent.
+const BATCH: usize = 512 * 1024;
+/// Live flows judged again before anything else has its turn.
+const REJUDGED_A_TURN: usize = 256;
+/// Turns before the runtime may look for new events.
+const TURNS: usize = 8;
+/// Looks of the tunnels at their timers in a second.
+const TICKS_A_SECOND: u32 = 4;
+/// A client that was answered must complete the handshake within this.
+const SYN_RECEIVED: Duration = Duration::from_secs(10);
+
+/// What a shard is made of.
+pub(super) struct Parts {
+    pub(super) index: usize,
+    pub(super) config: Arc<Config>,
+    pub(super) identity: Option<Arc<WireguardIdentity>>,
+    pub(super) socket: Option<std::net::UdpSocket>,
+    pub(super) tun: Option<Arc<TunDevice>>,
+    pub(super) offramps: Arc<Offramps>,
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) records: mpsc::Sender<FlowRecord>,
+    pub(super) counters: Arc<ShardCounters>,
+    pub(super) mailbox: mpsc::Receiver<Vec<Mail>>,
+    pub(super) neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
+}
+
+/// The body of a shard's thread.
+pub(super) fn run(parts: Parts) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // The loop does its own batching: look for new events after each of its turns.
+        .event_interval(1)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "cannot start the runtime of a shard"),
+    };
+    let index = parts.index;
+    LocalSet::new().block_on(&runtime, async move {
+        match Shard::new(parts) {
+            Ok(mut shard) => tokio::task::unconstrained(poll_fn(|cx| shard.turns(cx))).await,
+            Err(error) => tracing::error!(shard = index, %error, "cannot start a shard"),
+        }
+    });
+}
+
+/// The WireGuard on-ramp of a shard.
+struct Wireguard {
+    socket: WireguardSocket,
+    memory: ReceiveBuffers,
+    outbox: Outbox,
+    peers: Peers,
+    mtu: u16,
+    identity: Arc<WireguardIdentity>,
+}
+
+/// What a dial came to.
+pub(super) struct Dialled {
+    pub(super) flow: FlowId,
+    pub(super) took: Duration,
+    pub(super) result: Result<TcpStream, DialError>,
+}
+
+/// A pass over live flows after a new snapshot.
+#[derive(Default)]
+pub(super) struct Pass {
+    /// The place to go on at; `None`: no pass is under way.
+    pub(super) next: Option<usize>,
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// Open flows of a device in this shard.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Load {
+    pub(super) flows: usize,
+    pub(super) half_open: usize,
+}
+
+/// A data-plane thread's state. One owner, no lock.
+pub(super) struct Shard {
+    pub(super) index: usize,
+    pub(super) config: Arc<Config>,
+    pub(super) stack: Stack,
+    pub(super) flows: Flows,
+    pub(super) ready: Arc<ReadyList>,
+    ready_now: Vec<FlowId>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) snapshot: Arc<Snapshot>,
+    commands: mpsc::Receiver<Command>,
+    pub(super) records: mpsc::Sender<FlowRecord>,
+    pub(super) counters: Arc<ShardCounters>,
+    pub(super) offramps: Arc<Offramps>,
+    pub(super) dials: JoinSet<Dialled>,
+    wireguard: Option<Wireguard>,
+    tun: Option<Arc<TunDevice>>,
+    tun_reader: Option<TunReader>,
+    tun_mtu: u16,
+    mailbox: mpsc::Receiver<Vec<Mail>>,
+    neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
+    outgoing_mail: Vec<Vec<Mail>>,
+    pub(super) pass: Pass,
+    /// When permits end by themselves.
+    pub(super) expiries: BinaryHeap<Reverse<(Instant, FlowId)>>,
+    pub(super) loads: HashMap<Arc<str>, Load>,
+    pub(super) half_open: usize,
+    pub(super) next_record: u64,
+    pub(super) draining: bool,
+    drained: Vec<oneshot::Sender<()>>,
+    stopping: Option<oneshot::Sender<()>>,
+    pub(super) scratch: Box<[u8]>,
+    timer: Pin<Box<Sleep>>,
+    next_tick: Option<Instant>,
+    ticks: u32,
+}
+
+impl Shard {
+    fn new(parts: Parts) -> std::io::Result<Self> {
+        let Parts {
+            index,
+            config,
+            identity,
+            socket,
+            tun,
+            offramps,
+            mut snapshots,
+            commands,
+            records,
+            counters,
+            mailbox,
+            neighbours,
+        } = parts;
+        let now = clock();
+        let limits = &config.limits;
+        let stack = Stack::new(
+            StackLimits {
+                tcp_buffer: limits.tcp_buffer,
+                syn_received: SYN_RECEIVED,
+                tcp_user_timeout: limits.tcp_user_timeout,
+                tcp_idle: limits.tcp_idle,
+                udp_idle_one_way: limits.udp_idle_one_way,
+                udp_idle: limits.udp_idle,
+                echo_idle: limits.icmp_idle,
+                batch: BATCH,
+            },
+            now,
+        );
+        let wireguard = match (identity, socket, &config.wireguard) {
+            (Some(identity), Some(socket), Some(settings)) => Some(Wireguard {
+                socket: WireguardSocket::new(socket)?,
+                memory: ReceiveBuffers::default(),
+                outbox: Outbox::default(),
+                peers: Peers::new(Arc::clone(&identity), index, config.shards),
+                mtu: settings.mtu,
+                identity,
+            }),
+            _ => None,
+        };
+        // One reader: packets of a flow stay in order, and other shards get theirs by mail.
+        let tun_reader = match &tun {
+            Some(device) if index == 0 => Some(TunReader::new(Arc::clone(device))?),
+            _ => None,
+        };
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        counters.revision.set(snapshot.ruleset.revision().0);
+        Ok(Self {
+            index,
+            stack,
+            flows: Flows::default(),
+            ready: Arc::default(),
+            ready_now: Vec::new(),
+            snapshots,
+            snapshot,
+            commands,
+            records,
+            counters,
+            offramps,
+            dials: JoinSet::new(),
+            next_tick: wireguard.is_some().then_some(now + TICK),
+            wireguard,
+            tun_mtu: config.tun.as_ref().map_or(1500, |tun| tun.mtu),
+            tun,
+            tun_reader,
+            mailbox,
+            outgoing_mail: neighbours.iter().map(|_| Vec::new()).collect(),
+            neighbours,
+            pass: Pass::default(),
+            expiries: BinaryHeap::new(),
+            loads: HashMap::new(),
+            half_open: 0,
+            next_record: 1,
+            draining: false,
+            drained: Vec::new(),
+            stopping: None,
+            scratch: vec![0; 65_536].into_boxed_slice(),
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            ticks: 0,
+            config,
+        })
+    }
+
+    /// Some turns of the loop. Ready when the shard was stopped.
+    fn turns(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.ready.register(cx.waker());
+        for _ in 0..TURNS {
+            let now = clock();
+            let mut busy = self.poll_commands(cx, now);
+            busy |= self.adopt_snapshot(now);
+            busy |= self.poll_mail(cx, now);
+            busy |= self.poll_wireguard(cx, now);
+            busy |= self.poll_tun(cx, now);
+            busy |= self.poll_dials(cx, now);
+            busy |= self.poll_timers(cx, now);
+            busy |= self.pump(now);
+            busy |= self.continue_pass(now);
+            self.flush(cx);
+            self.send_mail();
+            if self.is_stopped() {
+                return Poll::Ready(());
+            }
+            if !busy {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_commands(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut busy = false;
+        while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+            busy = true;
+            match command {
+                Command::Flows(filter, answer) => {
+                    let records = self.flows.iter().filter(|flow| flow.is_permitted());
+                    let records = records.map(|flow| flow.record(now, self.stack.traffic(flow.id), None));
+                    let _ = answer.send(records.filter(|record| filter.matches(record)).collect());
+                }
+                Command::Kill(filter, answer) => {
+                    let _ = answer.send(self.kill(now, &filter));
+                }
+                Command::Peers(answer) => {
+                    let _ = answer.send(self.peers());
+                }
+                Command::Ping(answer) => {
+                    let _ = answer.send(());
+                }
+                Command::Rejudge(answer) => {
+                    // The snapshot is adopted before the next slice of the pass.
+                    self.pass.next = Some(0);
+                    self.pass.waiting.push(answer);
+                }
+                Command::Drain(answer) => {
+                    self.draining = true;
+                    self.drained.push(answer);
+                }
+                Command::Stop(answer) => {
+                    self.end_all(now, FlowEnd::Drained);
+                    self.stopping = Some(answer);
+                }
+            }
+        }
+        if self.draining && self.flows.permitted() == 0 {
+            for answer in self.drained.drain(..) {
+                let _ = answer.send(());
+            }
+        }
+        busy
+    }
+
+    fn peers(&self) -> Vec<PeerStatus> {
+        let Some(wireguard) = &self.wireguard else { return Vec::new() };
+        let status = |(_, peer): (usize, &crate::onramp::wireguard::peers::Peer)| {
+            let (bytes_received, bytes_sent) = peer.bytes();
+            let device = Arc::clone(&peer.device().identity.device);
+            PeerStatus {
+                flows: self.loads.get(&device).map_or(0, |load| load.flows),
+                device,
+                endpoint: peer.endpoint().map(|endpoint| endpoint.canonical()),
+                last_handshake: peer.last_handshake(),
+                bytes_received,
+                bytes_sent,
+            }
+        };
+        wireguard.peers.iter().map(status).collect()
+    }
+
+    /// Takes over a new snapshot, if there is one: peers at once, flows in slices.
+    fn adopt_snapshot(&mut self, now: Instant) -> bool {
+        if !self.snapshots.has_changed().unwrap_or(false) {
+            return false;
+        }
+        self.snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        self.pass.next = Some(0);
+        if let Some(wireguard) = &mut self.wireguard {
+            let gone = wireguard.peers.apply(&self.snapshot.directory, Timestamp::now());
+            for slot in gone {
+                self.end_ingress(now, peer_ingress(slot), FlowEnd::DeviceGone);
+            }
+        }
+        true
+    }
+
+    /// Judges a slice of the live flows again. Returns whether there are more.
+    fn continue_pass(&mut self, now: Instant) -> bool {
+        let Some(start) = self.pass.next else { return false };
+        let wall = Timestamp::now();
+        let end = (start + REJUDGED_A_TURN).min(self.flows.places());
+        for place in start..end {
+            if let Some(id) = self.flows.at(place) {
+                self.rejudge(now, wall, id, FlowEnd::Revoked);
+            }
+        }
+        if end < self.flows.places() {
+            self.pass.next = Some(end);
+            return true;
+        }
+        self.pass.next = None;
+        self.counters.revision.set(self.snapshot.ruleset.revision().0);
+        for answer in self.pass.waiting.drain(..) {
+            let _ = answer.send(());
+        }
+        // What was revoked has answers to flush.
+        true
+    }
+
+    fn poll_mail(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        for _ in 0..MAIL_A_TURN {
+            let Poll::Ready(Some(mails)) = self.mailbox.poll_recv(cx) else { return false };
+            for mail in mails {
+                match mail {
+                    Mail::Datagram(from, datagram) => self.handle_datagram(now, from, &datagram, true),
+                    Mail::Packet(packet) => self.handle_tun_packet(now, &packet),
+                }
+            }
+        }
+        true
+    }
+
+    fn poll_wireguard(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some(mut wireguard) = self.wireguard.take() else { return false };
+        let Wireguard { socket, memory, outbox, peers, mtu, .. } = &mut wireguard;
+        let polled = socket.poll_receive(cx, memory, |from, datagram| {
+            self.take_datagram(now, peers, outbox, *mtu, from, datagram, false);
+        });
+        self.wireguard = Some(wireguard);
+        match polled {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(error)) => {
+                // An ICMP error about a datagram sent earlier, or memory pressure: the next call goes on.
+                tracing::debug!(%error, "receiving from WireGuard clients");
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    fn handle_datagram(&mut self, now: Instant, from: Endpoint, datagram: &[u8], verified: bool) {
+        let Some(mut wireguard) = self.wireguard.take() else { return };
+        let Wireguard { outbox, peers, mtu, .. } = &mut wireguard;
+        self.take_datagram(now, peers, outbox, *mtu, from, datagram, verified);
+        self.wireguard = Some(wireguard);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of the on-ramp are borrowed one by one")]
+    fn take_datagram(
+        &mut self,
+        now: Instant,
+        peers: &mut Peers,
+        outbox: &mut Outbox,
+        mtu: u16,
+        from: Endpoint,
+        datagram: &[u8],
+        verified: bool,
+    ) {
+        let snapshot = Arc::clone(&self.snapshot);
+        let counters = Arc::clone(&self.counters);
+        let mut around =
+            Surroundings { directory: &snapshot.directory, now: Timestamp::now(), counters: &counters, outbox };
+        let route = peers.handle_datagram(&mut around, from, datagram, verified, |slot, device, packet| {
+            let ingress = Ingress { id: peer_ingress(slot), mtu };
+            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet);
+        });
+        match route {
+            Ok(Route::Here) => {}
+            Ok(Route::Elsewhere(shard)) => self.mail(shard, Mail::Datagram(from, datagram.into())),
+            Err(reason) => self.drop_packet(reason),
+        }
+    }
+
+    fn poll_tun(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some(mut reader) = self.tun_reader.take() else { return false };
+        let mut busy = true;
+        for _ in 0..TUN_PACKETS_A_TURN {
+            match reader.poll_read(cx, |packet| self.route_tun_packet(now, packet)) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    // EBADFD: the device was set down. It comes back by itself.
+                    tracing::debug!(%error, "reading from the TUN device");
+                    break;
+                }
+                Poll::Pending => {
+                    busy = false;
+                    break;
+                }
+            }
+        }
+        self.tun_reader = Some(reader);
+        busy
+    }
+
+    /// Hands a packet to the shard that owns its flow.
+    fn route_tun_packet(&mut self, now: Instant, packet: &[u8]) {
+        if self.neighbours.len() > 1
+            && let Ok(parsed) = IpPacket::parse(packet, ChecksumPolicy::Trusted)
+        {
+            let owner = spread(&parsed.tuple(), self.neighbours.len());
+            if owner != self.index {
+                return self.mail(owner, Mail::Packet(packet.into()));
+            }
+        }
+        self.handle_tun_packet(now, packet);
+    }
+
+    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8]) {
+        let Some(source) = source_address(bytes) else { return self.drop_packet(DropReason::Malformed) };
+        let snapshot = Arc::clone(&self.snapshot);
+        let Some(device) = snapshot.directory.device_by_network(source) else {
+            return self.drop_packet(DropReason::UnknownDevice);
+        };
+        let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
+        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes);
+    }
+
+    /// A packet whose device is known: validated, its source checked, then into the stack.
+    fn handle_packet(&mut self, now: Instant, onramp: OnrampKind, from: Ingress, device: &Arc<Device>, bytes: &[u8]) {
+        let checksums = match onramp {
+            OnrampKind::Wireguard => ChecksumPolicy::Trusted,
+            OnrampKind::Tun => ChecksumPolicy::Verify,
+        };
+        let packet = match IpPacket::parse(bytes, checksums) {
+            Ok(packet) => packet,
+            Err(reason) => return self.drop_packet(reason),
+        };
+        if onramp == OnrampKind::Wireguard && !device.addresses.contains(&packet.tuple().source) {
+            return self.drop_packet(DropReason::SpoofedSource);
+        }
+        match self.stack.handle_packet(now, from, &packet) {
+            Ok(Handled::Opened(id)) => {
+                self.open(now, id, onramp, device, packet.tuple());
+                self.deliver(id, &packet);
+            }
+            Ok(Handled::Known(id)) => self.deliver(id, &packet),
+            Err(reason) => self.drop_packet(reason),
+        }
+    }
+
+    fn deliver(&mut self, id: FlowId, packet: &IpPacket<'_>) {
+        match packet.transport() {
+            Transport::Tcp(_) => {}
+            Transport::Udp(datagram) => self.deliver_datagram(id, datagram.payload),
+            Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo),
+        }
+    }
+
+    fn poll_dials(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut busy = false;
+        while let Poll::Ready(Some(joined)) = self.dials.poll_join_next(cx) {
+            busy = true;
+            // An aborted dial's flow is gone already.
+            if let Ok(dialled) = joined {
+                self.dialled(now, dialled);
+            }
+        }
+        busy
+    }
+
+    fn poll_timers(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut busy = false;
+        if self.stack.poll_timeout().is_some_and(|at| at <= now) {
+            busy = true;
+            let mut idle = Vec::new();
+            self.stack.handle_timeout(now, |id| idle.push(id));
+            for id in idle {
+                self.end(now, id, FlowEnd::Idle);
+            }
+        }
+        while self.expiries.peek().is_some_and(|Reverse((at, _))| *at <= now) {
+            busy = true;
+            if let Some(Reverse((at, id))) = self.expiries.pop() {
+                self.expiry_due(now, at, id);
+            }
+        }
+        if self.next_tick.is_some_and(|at| at <= now) {
+            self.next_tick = Some(now + TICK);
+            self.tick(now);
+        }
+        let next = [self.stack.poll_timeout(), self.expiries.peek().map(|Reverse((at, _))| *at), self.next_tick];
+        if let Some(next) = next.into_iter().flatten().min() {
+            let next = tokio::time::Instant::from_std(next);
+            if self.timer.deadline() != next {
+                self.timer.as_mut().reset(next);
+            }
+            // Registers the wake-up; when it is due already the next turn does the work.
+            busy |= self.timer.as_mut().poll(cx).is_ready();
+        }
+        busy
+    }
+
+    /// Lets the tunnels look at their timers, and forgets those of expired devices.
+    fn tick(&mut self, now: Instant) {
+        let Self { wireguard, loads, ticks, index, .. } = self;
+        let Some(wireguard) = wireguard else { return };
+        *ticks += 1;
+        if *index == 0 && ticks.is_multiple_of(TICKS_A_SECOND) {
+            wireguard.identity.tick();
+        }
+        wireguard.peers.tick(&mut wireguard.outbox, |device| {
+            loads.get(&device.identity.device).is_some_and(|load| load.flows > 0)
+        });
+        let wall = Timestamp::now();
+        let expired: Vec<usize> =
+            wireguard.peers.iter().filter(|(_, peer)| !peer.device().usable_at(wall)).map(|(slot, _)| slot).collect();
+        for slot in expired {
+            if let Some(wireguard) = &mut self.wireguard {
+                wireguard.peers.remove(slot);
+            }
+            self.end_ingress(now, peer_ingress(slot), FlowEnd::Expired);
+        }
+    }
+
+    /// Moves each changed flow once, as long as there is room for what they send.
+    fn pump(&mut self, now: Instant) -> bool {
+        let mut ready = std::mem::take(&mut self.ready_now);
+        self.ready.take(&mut ready);
+        for id in ready.drain(..) {
+            self.stack.mark_changed(id);
+        }
+        self.ready_now = ready;
+        if self.wireguard.as_ref().is_some_and(|wireguard| !wireguard.outbox.is_empty()) {
+            // The kernel takes no more datagrams for now: the flush registered for when it does.
+            return false;
+        }
+        for _ in 0..self.stack.changed().min(FLOWS_A_TURN) {
+            if self.stack.batch().is_full() {
+                break;
+            }
+            let Some(id) = self.stack.poll_changed() else { break };
+            self.move_flow(now, id);
+        }
+        self.stack.changed() > 0
+    }
+
+    /// Hands every packet made to its on-ramp, and the kernel as much as it takes.
+    fn flush(&mut self, cx: &mut Context<'_>) {
+        let Self { stack, wireguard, tun, counters, .. } = self;
+        for (to, packet) in stack.batch().iter() {
+            let sent = match (to, &mut *wireguard, &*tun) {
+                (TUN, _, Some(device)) => tun::write(device, packet).is_ok(),
+                (to, Some(wireguard), _) => {
+                    peer_slot(to).is_some_and(|slot| wireguard.peers.send(slot, packet, &mut wireguard.outbox))
+                }
+                _ => false,
+            };
+            if !sent {
+                counters.drop_packet(DropReason::SendFailed);
+            }
+        }
+        stack.batch().clear();
+        if let Some(wireguard) = wireguard {
+            let failed = |error: &std::io::Error, datagrams: usize| {
+                tracing::trace!(%error, datagrams, "sending to a WireGuard client");
+                for _ in 0..datagrams {
+                    counters.drop_packet(DropReason::SendFailed);
+                }
+            };
+            let _ = wireguard.socket.poll_flush(cx, &mut wireguard.outbox, failed);
+        }
+    }
+
+    fn mail(&mut self, shard: usize, mail: Mail) {
+        match self.outgoing_mail.get_mut(shard) {
+            Some(mails) => mails.push(mail),
+            None => self.drop_packet(DropReason::UnknownPeer),
+        }
+    }
+
+    fn send_mail(&mut self) {
+        for (mails, neighbour) in self.outgoing_mail.iter_mut().zip(&self.neighbours) {
+            if mails.is_empty() {
+                continue;
+            }
+            if let Err(mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost)) =
+                neighbour.try_send(std::mem::take(mails))
+            {
+                for _ in lost {
+                    self.counters.drop_packet(DropReason::QueueFull);
+                }
+            }
+        }
+    }
+
+    /// Whether the loop is to end: asked to, and the last packets are on their way.
+    fn is_stopped(&mut self) -> bool {
+        match self.stopping.take() {
+            Some(answer) => {
+                let _ = answer.send(());
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Counts a dropped packet.
+    pub(super) fn drop_packet(&self, reason: DropReason) {
+        self.counters.drop_packet(reason);
+        tracing::trace!(%reason, "packet dropped");
+    }
+}
+
+/// The time, by the runtime's clock, so that a test can hold it.
+pub(super) fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn peer_ingress(slot: usize) -> IngressId {
+    IngressId(u32::try_from(slot).map_or(u32::MAX, |slot| slot.saturating_add(1)))
+}
+
+fn peer_slot(ingress: IngressId) -> Option<usize> {
+    ingress.0.checked_sub(1).map(|slot| slot as usize)
+}
+
+/// The source address of a packet that is not yet validated.
+fn source_address(bytes: &[u8]) -> Option<std::net::IpAddr> {
+    match bytes.first()? >> 4 {
+        4 => <[u8; 4]>::try_from(bytes.get(12..16)?).ok().map(Into::into),
+        6 => <[u8; 16]>::try_from(bytes.get(8..24)?).ok().map(Into::into),
+        _ => None,
+    }
+}
+
+/// The shard that owns a flow from the TUN device.
+fn spread(tuple: &portcullis_netstack::FiveTuple, shards: usize) -> usize {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    tuple.hash(&mut hasher);
+    usize::try_from(hasher.finish() % shards.max(1) as u64).unwrap_or(0)
+}

@@ -1,0 +1,109 @@
+//! The only module with unsafe code: kernel interfaces that no safe wrapper we depend on covers.
+#![expect(unsafe_code, reason = "an ioctl, a few socket options and the adoption of descriptors have no safe wrapper")]
+
+use std::fs::File;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::sync::Arc;
+
+use socket2::Socket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::host::TunDevice;
+
+/// `IP_LOCAL_PORT_RANGE` of `linux/in.h` (Linux 6.3).
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
+/// A value that owns one open descriptor, keeps it for as long as it lives, and always answers with the same number.
+pub(crate) trait OwnsDescriptor: AsRawFd {}
+
+impl OwnsDescriptor for Socket {}
+impl OwnsDescriptor for TunDevice {}
+impl OwnsDescriptor for Arc<TunDevice> {}
+
+/// Registers a descriptor with the tokio runtime of the calling thread.
+pub(crate) fn register<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
+    register_with(owner, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// Registers a descriptor with the tokio runtime of the calling thread, to be read only. Urgent conditions count as
+/// readable.
+pub(crate) fn register_for_reading<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
+    register_with(owner, Interest::READABLE | Interest::PRIORITY)
+}
+
+fn register_with<T: OwnsDescriptor>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `OwnsDescriptor` says what is asked for, this module alone implements it, and the `AsyncFd` owns `owner`;
+    // neither type lets go of its descriptor through a shared or mutable reference.
+    unsafe { AsyncFd::register_with_interest(owner, interest) }.map_err(io::Error::from)
+}
+
+/// Takes the descriptor out of a TUN device of the `tun` crate.
+pub(crate) fn into_file(device: tun::Device) -> File {
+    let descriptor = device.into_raw_fd();
+    // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and nobody else has it.
+    unsafe { File::from_raw_fd(descriptor) }
+}
+
+/// `TUNSETOFFLOAD`: which offloads the reader of a TUN device can take (`TUN_F_*`).
+pub(crate) fn set_tun_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the request takes its argument by value and touches no memory of ours; `tun` is open for the call.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `IP_LOCAL_PORT_RANGE`: the ports the kernel may choose a local port from, for IPv4 and IPv6 sockets.
+///
+/// The kernel ignores a bound that lies outside `net.ipv4.ip_local_port_range`.
+pub(crate) fn set_local_port_range(socket: BorrowedFd<'_>, ports: &RangeInclusive<u16>) -> io::Result<()> {
+    let value = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
+    set_option(socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, value)
+}
+
+/// `SO_SELECT_ERR_QUEUE`: an error of the socket is an urgent condition, which wakes a reader as data does.
+pub(crate) fn set_errors_wake_reader(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 1)
+}
+
+/// `IP_PMTUDISC_DONT` of both families: what does not fit the path is fragmented, by us or by routers.
+pub(crate) fn allow_fragments(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+    let dont = libc::IP_PMTUDISC_DONT.cast_unsigned();
+    if ipv6 {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+    }
+    // An IPv6 socket also carries IPv4.
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, dont)
+}
+
+/// `IP_MTU` or `IPV6_MTU` of a connected socket.
+pub(crate) fn path_mtu(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<u32> {
+    let (level, name) = if ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU) } else { (libc::IPPROTO_IP, libc::IP_MTU) };
+    let mut value: u32 = 0;
+    let mut length = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: the option is an int; pointer and length describe `value`, to which alone the kernel writes.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Sets an option of 32 bits.
+fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: u32) -> io::Result<()> {
+    // SAFETY: pointer and length describe `value`, which outlives the call and is only read.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether the kernel answered with this error number.
+pub(crate) fn is_errno(error: &io::Error, errno: nix::errno::Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}

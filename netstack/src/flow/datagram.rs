@@ -1,0 +1,56 @@
+//! UDP associations and echo exchanges: no connection, only a memory of who spoke when.
+
+use std::time::Instant;
+
+use crate::limits::StackLimits;
+use crate::packet::build::QUOTE;
+use crate::tuple::{FiveTuple, Protocol};
+
+const DNS: u16 = 53;
+
+/// A UDP association or an echo exchange.
+pub(crate) struct DatagramFlow {
+    last_up: Instant,
+    last_down: Option<Instant>,
+    quote: [u8; QUOTE],
+    quote_len: usize,
+}
+
+impl DatagramFlow {
+    /// Opened by `packet` at `now`.
+    pub(crate) fn new(now: Instant, packet: &[u8]) -> Self {
+        let mut flow = Self { last_up: now, last_down: None, quote: [0; QUOTE], quote_len: 0 };
+        flow.heard_client(now, packet);
+        flow
+    }
+
+    /// Notes a packet from the client.
+    pub(crate) fn heard_client(&mut self, now: Instant, packet: &[u8]) {
+        self.last_up = now;
+        self.quote_len = packet.len().min(QUOTE);
+        let (Some(to), Some(from)) = (self.quote.get_mut(..self.quote_len), packet.get(..self.quote_len)) else {
+            return;
+        };
+        to.copy_from_slice(from);
+    }
+
+    /// Notes a packet from the target.
+    pub(crate) fn heard_target(&mut self, now: Instant) {
+        self.last_down = Some(now);
+    }
+
+    /// The beginning of the client's last packet, for ICMP errors.
+    pub(crate) fn quote(&self) -> &[u8] {
+        self.quote.get(..self.quote_len).unwrap_or_default()
+    }
+
+    /// When it ends unless somebody speaks, RFC 4787 section 4.3.
+    pub(crate) fn deadline(&self, tuple: &FiveTuple, limits: &StackLimits) -> Instant {
+        let idle = match (tuple.protocol, self.last_down) {
+            (Protocol::Echo | Protocol::Tcp, _) => limits.echo_idle,
+            (Protocol::Udp, Some(_)) if tuple.destination_port != DNS => limits.udp_idle,
+            (Protocol::Udp, _) => limits.udp_idle_one_way,
+        };
+        self.last_down.map_or(self.last_up, |down| down.max(self.last_up)) + idle
+    }
+}

@@ -1,0 +1,285 @@
+//! One TCP connection: first a held SYN, then a smoltcp socket on an interface of its own.
+
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
+use smoltcp::time::Instant as StackInstant;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
+
+use super::CloseCause;
+use crate::device::FlowLink;
+use crate::limits::StackLimits;
+use crate::packet::TcpSegment;
+use crate::tuple::FiveTuple;
+
+/// Most packets one flow may send before the next flow has its turn.
+const PACKETS_A_TURN: u32 = 64;
+
+/// A TCP flow of the table.
+pub(crate) enum TcpFlow {
+    /// The client's SYN waits for a verdict and a dial. There is no socket and no buffer yet.
+    Held(HeldSyn),
+    /// The target answered; the client was, or is being, accepted.
+    Open(Box<TcpSocket>),
+}
+
+/// A SYN that has not been answered.
+pub(crate) struct HeldSyn {
+    pub(crate) packet: Box<[u8]>,
+    pub(crate) sequence: u32,
+}
+
+/// A smoltcp socket with the interface that serves only it.
+pub(crate) struct TcpSocket {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    opened: Instant,
+    last_heard: Instant,
+    last_active: Instant,
+    cause: Option<CloseCause>,
+    /// The client closed its half before ours was closed.
+    client_closed_first: bool,
+}
+
+/// smoltcp's clock: microseconds since `epoch`.
+pub(crate) fn stack_time(epoch: Instant, now: Instant) -> StackInstant {
+    // smoltcp treats 0 as "long ago" in places; starting at one second keeps clear of it.
+    let since = now.saturating_duration_since(epoch) + Duration::from_secs(1);
+    StackInstant::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// The instant smoltcp means by `at`.
+pub(crate) fn std_time(epoch: Instant, at: StackInstant) -> Instant {
+    let micros = u64::try_from(at.total_micros()).unwrap_or(0).saturating_sub(1_000_000);
+    epoch + Duration::from_micros(micros)
+}
+
+impl TcpSocket {
+    /// Listens on the target's address and port for exactly this client.
+    pub(crate) fn listen(
+        tuple: &FiveTuple,
+        limits: &StackLimits,
+        seed: u64,
+        now: Instant,
+        time: StackInstant,
+        link: &mut FlowLink<'_>,
+    ) -> Self {
+        let mut config = Config::new(HardwareAddress::Ip);
+        // It makes the initial sequence number: with smoltcp's default two flows would share one.
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, link, time);
+        let local = IpAddress::from(tuple.destination);
+        interface.update_ip_addrs(|addresses| {
+            // Prefix length 0: every client is on-link, so no route is needed.
+            let _ = addresses.push(IpCidr::new(local, 0));
+        });
+        let buffer = || SocketBuffer::new(vec![0; limits.tcp_buffer]);
+        let mut socket = Socket::new(buffer(), buffer());
+        socket.set_congestion_control(CongestionControl::Cubic);
+        socket.set_nagle_enabled(false);
+        socket
+            .listen(IpListenEndpoint { addr: Some(local), port: tuple.destination_port })
+            .expect("a fresh socket listens on any port but 0, which parsing refused");
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self {
+            interface,
+            sockets,
+            handle,
+            opened: now,
+            last_heard: now,
+            last_active: now,
+            cause: None,
+            client_closed_first: false,
+        }
+    }
+
+    fn socket(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    fn state(&self) -> State {
+        self.sockets.get::<Socket<'_>>(self.handle).state()
+    }
+
+    /// Feeds one packet of the client.
+    pub(crate) fn handle_segment(
+        &mut self,
+        now: Instant,
+        time: StackInstant,
+        segment: &TcpSegment<'_>,
+        link: &mut FlowLink<'_>,
+    ) {
+        self.last_heard = now;
+        self.last_active = now;
+        let before = self.state();
+        let result = self.interface.poll_ingress_single(time, link, &mut self.sockets);
+        debug_assert_ne!(result, PollIngressSingleResult::None, "the link had a packet");
+        let after = self.state();
+        if before == State::Established && after == State::CloseWait {
+            self.client_closed_first = true;
+        }
+        if self.cause.is_some() {
+            return;
+        }
+        self.cause = match after {
+            State::Closed if segment.rst => Some(CloseCause::ClientReset),
+            // smoltcp goes back to LISTEN when a reset answers its SYN-ACK.
+            State::Listen if before == State::SynReceived => Some(CloseCause::ClientReset),
+            State::Closed | State::TimeWait => Some(CloseCause::Orderly),
+            State::Listen
+            | State::SynSent
+            | State::SynReceived
+            | State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck => None,
+        };
+    }
+
+    /// Sends what may be sent now. Returns whether there is more than a turn's worth.
+    pub(crate) fn transmit(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
+        if self.is_undrained() {
+            // The end of TIME-WAIT would empty the ring: the target must have every byte before.
+            return false;
+        }
+        let first = link.sent;
+        loop {
+            let before = link.sent;
+            if self.interface.poll_egress(time, link, &mut self.sockets) == PollResult::None || link.sent == before {
+                return link.batch.is_full()
+                    && self.interface.poll_at(time, &self.sockets).is_some_and(|at| at <= time);
+            }
+            if link.sent - first >= PACKETS_A_TURN {
+                return true;
+            }
+        }
+    }
+
+    /// Resets the client, RFC 9293 section 3.10.7.
+    pub(crate) fn abort(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
+        self.socket().abort();
+        self.interface.poll_egress(time, link, &mut self.sockets);
+    }
+
+    /// Closes the half towards the client, after everything sent.
+    pub(crate) fn close(&mut self) {
+        self.socket().close();
+    }
+
+    /// Lets `read` fill free space of the ring towards the client; it returns how many bytes it wrote.
+    /// `None`: the half is closed or not open yet, or the ring is full.
+    pub(crate) fn send_with<R>(
+        &mut self,
+        now: Instant,
+        read: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Option<(usize, R)> {
+        let socket = self.socket();
+        if !socket.can_send() {
+            return None;
+        }
+        let sent = socket
+            .send(|ring| {
+                let (len, result) = read(ring);
+                (len, (len, result))
+            })
+            .ok()?;
+        if sent.0 > 0 {
+            self.last_active = now;
+        }
+        Some(sent)
+    }
+
+    /// Lets `write` take bytes of the client from the ring; it returns how many it took. `None`: there is nothing.
+    pub(crate) fn recv_with<R>(&mut self, write: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<(usize, R)> {
+        let socket = self.socket();
+        if !socket.can_recv() {
+            return None;
+        }
+        socket
+            .recv(|ring| {
+                let (len, result) = write(ring);
+                (len, (len, result))
+            })
+            .ok()
+    }
+
+    /// Whether the client closed its half and every byte before that has been taken.
+    pub(crate) fn client_finished(&mut self) -> bool {
+        self.socket().recv(|_| (0, ())) == Err(RecvError::Finished)
+    }
+
+    /// Whether the handshake with the client is over.
+    pub(crate) fn is_established(&self) -> bool {
+        !matches!(self.state(), State::Listen | State::SynReceived)
+    }
+
+    /// Why the connection is over, when it is. It may still linger to answer retransmissions.
+    pub(crate) fn cause(&self) -> Option<CloseCause> {
+        self.cause
+    }
+
+    /// Whether nothing is left to be done for the client: no retransmission to answer.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.state(), State::Closed | State::Listen) && self.cause.is_some()
+    }
+
+    /// Whether the connection is over in order but bytes of the client still wait to be taken.
+    fn is_undrained(&self) -> bool {
+        let socket = self.sockets.get::<Socket<'_>>(self.handle);
+        socket.state() == State::TimeWait && socket.recv_queue() > 0
+    }
+
+    /// Whether the client's FIN came before ours was asked for.
+    pub(crate) fn client_closed_first(&self) -> bool {
+        self.client_closed_first
+    }
+
+    /// Whether a bare SYN now means a new connection: the old one is over, RFC 9293 section 3.10.7.4.
+    pub(crate) fn may_be_reused(&self) -> bool {
+        self.cause.is_some()
+    }
+
+    /// Whether the client owes an acknowledgment.
+    fn unacknowledged(&self) -> bool {
+        let socket = self.sockets.get::<Socket<'_>>(self.handle);
+        socket.send_queue() > 0 || matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck)
+    }
+
+    /// The earliest time at which something must be done without a packet.
+    pub(crate) fn deadline(&mut self, epoch: Instant, time: StackInstant, limits: &StackLimits) -> Instant {
+        let mut deadline = self.last_active + limits.tcp_idle;
+        if self.is_undrained() {
+            return deadline;
+        }
+        if let Some(at) = self.interface.poll_at(time, &self.sockets) {
+            deadline = deadline.min(std_time(epoch, at));
+        }
+        deadline.min(self.patience(limits))
+    }
+
+    /// When the client is given up.
+    fn patience(&self, limits: &StackLimits) -> Instant {
+        if self.cause.is_some() {
+            // TIME-WAIT ends by smoltcp's own timer.
+            self.last_active + limits.tcp_idle
+        } else if !self.is_established() {
+            self.opened + limits.syn_received
+        } else if self.unacknowledged() {
+            self.last_heard.max(self.last_active) + limits.tcp_user_timeout
+        } else {
+            self.last_active + limits.tcp_idle
+        }
+    }
+
+    /// Notes what the passing of time did to the connection.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, limits: &StackLimits) {
+        if self.cause.is_none() && now >= self.patience(limits) {
+            self.cause = Some(CloseCause::Timeout);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! From decrypted bytes to a packet, or to a reason to drop it. Pure, total, never panics.
+
+use std::net::IpAddr;
+
+use etherparse::{
+    IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice, TcpSlice, UdpSlice,
+};
+use smoltcp::wire::{IpAddress, IpProtocol, checksum};
+
+use crate::DropReason;
+use crate::tuple::{FiveTuple, Protocol};
+
+/// Most IPv6 extension headers a packet may carry.
+const MAX_EXTENSION_HEADERS: usize = 8;
+
+/// Whether transport checksums must be verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChecksumPolicy {
+    /// Verify them: the packet crossed links without authentication.
+    Verify,
+    /// The packet is covered by an AEAD from the client's kernel to here.
+    Trusted,
+}
+
+/// A whole IP packet whose lengths and headers are known to hold.
+#[derive(Debug, Clone, Copy)]
+pub struct IpPacket<'p> {
+    bytes: &'p [u8],
+    tuple: FiveTuple,
+    transport: Transport<'p>,
+}
+
+/// What an [`IpPacket`] carries.
+#[derive(Debug, Clone, Copy)]
+pub enum Transport<'p> {
+    /// A TCP segment.
+    Tcp(TcpSegment<'p>),
+    /// A UDP datagram.
+    Udp(UdpDatagram<'p>),
+    /// An ICMP or ICMPv6 echo request.
+    Echo(Echo<'p>),
+}
+
+/// The fields of a TCP segment the flow table looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct TcpSegment<'p> {
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgment number, meaningful when `ack` is set.
+    pub acknowledgment: u32,
+    /// SYN.
+    pub syn: bool,
+    /// ACK.
+    pub ack: bool,
+    /// RST.
+    pub rst: bool,
+    /// FIN.
+    pub fin: bool,
+    /// Data octets.
+    pub payload: &'p [u8],
+}
+
+impl TcpSegment<'_> {
+    /// A SYN that may open a connection: without ACK, RST or FIN.
+    pub fn is_bare_syn(&self) -> bool {
+        self.syn && !self.ack && !self.rst && !self.fin
+    }
+
+    /// Length in sequence space, RFC 9293 section 3.4.
+    pub fn sequence_len(&self) -> u32 {
+        let control = u32::from(self.syn) + u32::from(self.fin);
+        u32::try_from(self.payload.len()).unwrap_or(u32::MAX).wrapping_add(control)
+    }
+}
+
+/// The payload of a UDP datagram.
+#[derive(Debug, Clone, Copy)]
+pub struct UdpDatagram<'p> {
+    /// Payload octets.
+    pub payload: &'p [u8],
+}
+
+/// An echo request.
+#[derive(Debug, Clone, Copy)]
+pub struct Echo<'p> {
+    /// Identifier.
+    pub identifier: u16,
+    /// Sequence number.
+    pub sequence: u16,
+    /// Data octets after the header.
+    pub data: &'p [u8],
+}
+
+impl<'p> IpPacket<'p> {
+    /// Parses and validates one packet. Bytes after the IP total length are cut off.
+    ///
+    /// # Errors
+    /// The reason to drop it: contradictory lengths or headers (`malformed`), a wrong checksum, a fragment, an
+    /// unknown or forbidden extension header, or a transport the gateway does not carry.
+    pub fn parse(bytes: &'p [u8], checksums: ChecksumPolicy) -> Result<Self, DropReason> {
+        let ip = IpSlice::from_slice(bytes).map_err(|_| DropReason::Malformed)?;
+        let (source, destination) = (ip.source_addr(), ip.destination_addr());
+        let whole = match &ip {
+            IpSlice::Ipv4(v4) => {
+                let header = v4.header();
+                if checksum::data(header.slice()) != !0 {
+                    return Err(DropReason::Checksum);
+                }
+                if v4.extensions().auth.is_some() {
+                    return Err(DropReason::Protocol);
+                }
+                usize::from(header.total_len())
+            }
+            IpSlice::Ipv6(v6) => {
+                check_extension_headers(v6)?;
+                // Payload length 0 with a next header is a jumbogram or a lie.
+                40 + usize::from(v6.header().payload_length())
+            }
+        };
+        let bytes = bytes.get(..whole).ok_or(DropReason::Malformed)?;
+        if ip.is_fragmenting_payload() {
+            return Err(DropReason::Fragment);
+        }
+        let payload = ip.payload();
+        let body = payload.payload;
+        let sums = Sums { policy: checksums, source, destination, body };
+        let (protocol, source_port, destination_port, transport) = match payload.ip_number {
+            IpNumber::TCP => {
+                let tcp = TcpSlice::from_slice(body).map_err(|_| DropReason::Malformed)?;
+                sums.verify(IpProtocol::Tcp)?;
+                // The payload borrows from `body`, not from the slice made of it.
+                let payload = body.get(tcp.header_slice().len()..).ok_or(DropReason::Malformed)?;
+                let segment = TcpSegment {
+                    sequence: tcp.sequence_number(),
+                    acknowledgment: tcp.acknowledgment_number(),
+                    syn: tcp.syn(),
+                    ack: tcp.ack(),
+                    rst: tcp.rst(),
+                    fin: tcp.fin(),
+                    payload,
+                };
+                (Protocol::Tcp, tcp.source_port(), tcp.destination_port(), Transport::Tcp(segment))
+            }
+            IpNumber::UDP => {
+                let udp = UdpSlice::from_slice(body).map_err(|_| DropReason::Malformed)?;
+                if udp.checksum() != 0 {
+                    // A UDP length shorter than the IP payload leaves bytes the checksum does not cover.
+                    Sums { body: udp.slice(), ..sums }.verify(IpProtocol::Udp)?;
+                } else if source.is_ipv6() {
+                    return Err(DropReason::Checksum);
+                }
+                let payload = udp.payload();
+                (Protocol::Udp, udp.source_port(), udp.destination_port(), Transport::Udp(UdpDatagram { payload }))
+            }
+            IpNumber::ICMP if source.is_ipv4() => {
+                let icmp = Icmpv4Slice::from_slice(body).map_err(|_| DropReason::Malformed)?;
+                if checksums == ChecksumPolicy::Verify && checksum::data(body) != !0 {
+                    return Err(DropReason::Checksum);
+                }
+                let Icmpv4Type::EchoRequest(header) = icmp.icmp_type() else {
+                    return Err(DropReason::IcmpType);
+                };
+                echo(header, icmp.payload())
+            }
+            IpNumber::IPV6_ICMP if source.is_ipv6() => {
+                let icmp = Icmpv6Slice::from_slice(body).map_err(|_| DropReason::Malformed)?;
+                sums.verify(IpProtocol::Icmpv6)?;
+                let Icmpv6Type::EchoRequest(header) = icmp.icmp_type() else {
+                    return Err(DropReason::IcmpType);
+                };
+                echo(header, icmp.payload())
+            }
+            _ => return Err(DropReason::Protocol),
+        };
+        if destination_port == 0 && protocol != Protocol::Echo {
+            return Err(DropReason::Malformed);
+        }
+        check_source(source)?;
+        let tuple = FiveTuple { protocol, source, source_port, destination, destination_port };
+        Ok(Self { bytes, tuple, transport })
+    }
+
+    /// The packet as it came, header included, cut to its own length.
+    pub fn bytes(&self) -> &'p [u8] {
+        self.bytes
+    }
+
+    /// Its addresses and ports.
+    pub fn tuple(&self) -> FiveTuple {
+        self.tuple
+    }
+
+    /// What it carries.
+    pub fn transport(&self) -> &Transport<'p> {
+        &self.transport
+    }
+}
+
+/// What a transport checksum is computed over.
+#[derive(Clone, Copy)]
+struct Sums<'p> {
+    policy: ChecksumPolicy,
+    source: IpAddr,
+    destination: IpAddr,
+    body: &'p [u8],
+}
+
+impl Sums<'_> {
+    fn verify(self, protocol: IpProtocol) -> Result<(), DropReason> {
+        if self.policy == ChecksumPolicy::Trusted {
+            return Ok(());
+        }
+        let length = u32::try_from(self.body.len()).map_err(|_| DropReason::Malformed)?;
+        let pseudo = checksum::pseudo_header(
+            &IpAddress::from(self.source),
+            &IpAddress::from(self.destination),
+            protocol,
+            length,
+        );
+        if checksum::combine(&[pseudo, checksum::data(self.body)]) == !0 { Ok(()) } else { Err(DropReason::Checksum) }
+    }
+}
+
+fn echo(header: IcmpEchoHeader, data: &[u8]) -> (Protocol, u16, u16, Transport<'_>) {
+    let echo = Echo { identifier: header.id, sequence: header.seq, data };
+    (Protocol::Echo, header.id, 0, Transport::Echo(echo))
+}
+
+/// Refuses routing headers, unknown headers and long chains, which hide the transport from a filter.
+fn check_extension_headers(packet: &etherparse::Ipv6Slice<'_>) -> Result<(), DropReason> {
+    let mut headers = 0;
+    for extension in packet.extensions().clone() {
+        headers += 1;
+        match extension {
+            etherparse::Ipv6ExtensionSlice::HopByHop(_)
+            | etherparse::Ipv6ExtensionSlice::DestinationOptions(_)
+            | etherparse::Ipv6ExtensionSlice::Fragment(_) => {}
+            etherparse::Ipv6ExtensionSlice::Routing(_) | etherparse::Ipv6ExtensionSlice::Authentication(_) => {
+                return Err(DropReason::ExtensionHeader);
+            }
+        }
+    }
+    if headers > MAX_EXTENSION_HEADERS { Err(DropReason::ExtensionHeader) } else { Ok(()) }
+}
+
+/// An address no client can have, whatever its device's entry says.
+fn check_source(source: IpAddr) -> Result<(), DropReason> {
+    let never = source.is_unspecified()
+        || source.is_multicast()
+        || source.is_loopback()
+        || matches!(source, IpAddr::V4(v4) if v4.is_broadcast());
+    if never { Err(DropReason::ForbiddenSource) } else { Ok(()) }
+}

@@ -1,0 +1,509 @@
+//! The flow table and what moves through it.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use hashbrown::HashMap;
+use slab::Slab;
+
+use crate::batch::PacketBatch;
+use crate::deadlines::Deadlines;
+use crate::device::FlowLink;
+use crate::drop_reason::DropReason;
+use crate::flow::datagram::DatagramFlow;
+use crate::flow::tcp::{HeldSyn, TcpFlow, TcpSocket, stack_time};
+use crate::flow::{CloseCause, Flow, FlowKind, Traffic};
+use crate::limits::StackLimits;
+use crate::packet::build::{self, Reply, Unreachable};
+use crate::packet::{IpPacket, TcpSegment, Transport};
+use crate::tuple::{FlowId, FlowKey, IngressId};
+
+/// Where a packet entered, and how large a packet may be on the way back.
+#[derive(Debug, Clone, Copy)]
+pub struct Ingress {
+    /// Which peer or device.
+    pub id: IngressId,
+    /// Largest IP packet towards it, in bytes.
+    pub mtu: u16,
+}
+
+/// What became of a packet that was not dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    /// It opened a flow, which is now in the table and must be judged: dialled and [accepted](Stack::accept),
+    /// or [refused](Stack::refuse). The payload of a datagram is still to be delivered.
+    Opened(FlowId),
+    /// It belongs to this flow. The payload of a datagram is still to be delivered; a TCP segment was taken in.
+    Known(FlowId),
+}
+
+/// How a flow that never opened is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// RST for TCP, ICMP port unreachable otherwise.
+    Reset,
+    /// ICMP unreachable.
+    Unreachable(Unreachable),
+    /// RST for TCP, ICMP administratively prohibited otherwise.
+    Prohibited,
+    /// No answer.
+    Silent,
+}
+
+/// All flows of one shard. Packets and time in, packets and flow states out; no IO, no clock.
+pub struct Stack {
+    limits: StackLimits,
+    epoch: Instant,
+    flows: Slab<Flow>,
+    table: HashMap<FlowKey, FlowId>,
+    next_generation: u32,
+    deadlines: Deadlines,
+    changed: VecDeque<FlowId>,
+    batch: PacketBatch,
+    identification: u32,
+}
+
+impl Stack {
+    /// An empty stack. `now` becomes the beginning of its time.
+    pub fn new(limits: StackLimits, now: Instant) -> Self {
+        let batch = PacketBatch::new(limits.batch);
+        Self {
+            limits,
+            epoch: now,
+            flows: Slab::new(),
+            table: HashMap::new(),
+            next_generation: 1,
+            deadlines: Deadlines::default(),
+            changed: VecDeque::new(),
+            batch,
+            identification: 0,
+        }
+    }
+
+    /// Takes one packet of a client.
+    ///
+    /// # Errors
+    /// Why it was dropped. A TCP segment that belongs to no flow is answered with a reset, unless it is one.
+    pub fn handle_packet(&mut self, now: Instant, from: Ingress, packet: &IpPacket<'_>) -> Result<Handled, DropReason> {
+        let key = FlowKey { ingress: from.id, tuple: packet.tuple() };
+        let Some(&id) = self.table.get(&key) else {
+            return self.open(now, from, key, packet);
+        };
+        let Some(flow) = self.flows.get_mut(id.index()) else {
+            return Err(DropReason::NoFlow);
+        };
+        flow.mtu = from.mtu;
+        match (&mut flow.kind, packet.transport()) {
+            (FlowKind::Datagram(datagram), _) => {
+                flow.traffic.packets_up += 1;
+                datagram.heard_client(now, packet.bytes());
+                Ok(Handled::Known(id))
+            }
+            (FlowKind::Tcp(TcpFlow::Held(held)), Transport::Tcp(segment)) => {
+                flow.traffic.packets_up += 1;
+                if segment.is_bare_syn() {
+                    if segment.sequence != held.sequence {
+                        // The client gave up and tries again from the same port: answer the newer one.
+                        *held = HeldSyn { packet: packet.bytes().into(), sequence: segment.sequence };
+                    }
+                    return Ok(Handled::Known(id));
+                }
+                if segment.rst && segment.sequence.wrapping_sub(held.sequence) <= 1 {
+                    self.mark_changed(id);
+                    self.forget_held(id);
+                    return Ok(Handled::Known(id));
+                }
+                Err(DropReason::UnacceptableSegment)
+            }
+            (FlowKind::Tcp(TcpFlow::Open(socket)), Transport::Tcp(segment)) => {
+                if segment.is_bare_syn() && socket.may_be_reused() {
+                    self.remove(id);
+                    return self.open(now, from, key, packet);
+                }
+                flow.traffic.packets_up += 1;
+                let time = stack_time(self.epoch, now);
+                let mut link = FlowLink {
+                    received: Some(packet.bytes()),
+                    batch: &mut self.batch,
+                    to: from.id,
+                    mtu: from.mtu,
+                    sent: 0,
+                    last_word: false,
+                };
+                socket.handle_segment(now, time, segment, &mut link);
+                flow.traffic.packets_down += u64::from(link.sent);
+                self.mark_changed(id);
+                Ok(Handled::Known(id))
+            }
+            (FlowKind::Tcp(_), Transport::Udp(_) | Transport::Echo(_)) => Err(DropReason::Malformed),
+        }
+    }
+
+    /// Enters a new flow in the table, when the packet may open one.
+    fn open(
+        &mut self,
+        now: Instant,
+        from: Ingress,
+        key: FlowKey,
+        packet: &IpPacket<'_>,
+    ) -> Result<Handled, DropReason> {
+        let kind = match packet.transport() {
+            Transport::Tcp(segment) if segment.is_bare_syn() => {
+                let held = HeldSyn { packet: packet.bytes().into(), sequence: segment.sequence };
+                FlowKind::Tcp(TcpFlow::Held(held))
+            }
+            Transport::Tcp(segment) => {
+                if !segment.rst {
+                    // A connection of a former life: a cut must be seen as a cut.
+                    let reply = self.reply(from, &key);
+                    build::tcp_reset(&mut self.batch, reply, segment);
+                }
+                return Err(DropReason::NoFlow);
+            }
+            Transport::Udp(_) | Transport::Echo(_) => FlowKind::Datagram(DatagramFlow::new(now, packet.bytes())),
+        };
+        let generation = self.next_generation;
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let traffic = Traffic { packets_up: 1, ..Traffic::default() };
+        let flow = Flow { generation, key, mtu: from.mtu, kind, traffic, armed: None, queued: false };
+        let index = u32::try_from(self.flows.insert(flow)).expect("fewer than 2^32 flows fit in memory");
+        let id = FlowId { index, generation };
+        self.table.insert(key, id);
+        self.rearm(now, id);
+        Ok(Handled::Opened(id))
+    }
+
+    fn reply(&mut self, to: Ingress, key: &FlowKey) -> Reply {
+        self.identification = self.identification.wrapping_add(1);
+        Reply { to: to.id, tuple: key.tuple, mtu: to.mtu, identification: self.identification }
+    }
+
+    fn flow(&self, id: FlowId) -> Option<&Flow> {
+        self.flows.get(id.index()).filter(|flow| flow.generation == id.generation)
+    }
+
+    fn flow_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
+        self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation)
+    }
+
+    fn socket(&mut self, id: FlowId) -> Option<&mut TcpSocket> {
+        match &mut self.flow_mut(id)?.kind {
+            FlowKind::Tcp(TcpFlow::Open(socket)) => Some(socket),
+            FlowKind::Tcp(TcpFlow::Held(_)) | FlowKind::Datagram(_) => None,
+        }
+    }
+
+    /// A held SYN whose client gave up: an open socket without a connection stands for it until it is removed.
+    fn forget_held(&mut self, id: FlowId) {
+        if let Some(flow) = self.flow_mut(id)
+            && let FlowKind::Tcp(TcpFlow::Held(held)) = &mut flow.kind
+        {
+            held.packet = Box::default();
+        }
+    }
+
+    /// Whether the client took back its SYN before it was answered.
+    pub fn client_gave_up(&self, id: FlowId) -> bool {
+        self.flow(id).is_some_and(|flow| match &flow.kind {
+            FlowKind::Tcp(TcpFlow::Held(held)) => held.packet.is_empty(),
+            FlowKind::Tcp(TcpFlow::Open(_)) | FlowKind::Datagram(_) => false,
+        })
+    }
+
+    /// Answers the held SYN of a flow whose target answered. `seed` must be fresh from the system's random source:
+    /// the initial sequence number is made of it.
+    pub fn accept(&mut self, now: Instant, id: FlowId, seed: u64) {
+        let time = stack_time(self.epoch, now);
+        let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
+            return;
+        };
+        let FlowKind::Tcp(TcpFlow::Held(held)) = &flow.kind else { return };
+        let packet = held.packet.clone();
+        let Ok(syn) = IpPacket::parse(&packet, crate::packet::ChecksumPolicy::Trusted) else { return };
+        let Transport::Tcp(segment) = syn.transport() else { return };
+        let mut link = FlowLink {
+            received: Some(&packet),
+            batch: &mut self.batch,
+            to: flow.key.ingress,
+            mtu: flow.mtu,
+            sent: 0,
+            last_word: false,
+        };
+        let mut socket = TcpSocket::listen(&flow.key.tuple, &self.limits, seed, now, time, &mut link);
+        socket.handle_segment(now, time, segment, &mut link);
+        flow.traffic.packets_down += u64::from(link.sent);
+        flow.kind = FlowKind::Tcp(TcpFlow::Open(Box::new(socket)));
+        self.mark_changed(id);
+    }
+
+    /// Answers a flow that is not to open, and removes it.
+    pub fn refuse(&mut self, id: FlowId, refusal: Refusal) {
+        let Some(flow) = self.flow(id) else { return };
+        let to = Ingress { id: flow.key.ingress, mtu: flow.mtu };
+        let key = flow.key;
+        let reply = self.reply(to, &key);
+        let Some(flow) = self.flows.get_mut(id.index()) else { return };
+        let made = match &flow.kind {
+            FlowKind::Tcp(TcpFlow::Held(held)) => refuse_held(&mut self.batch, reply, &held.packet, refusal),
+            FlowKind::Datagram(datagram) => {
+                let error = match refusal {
+                    Refusal::Reset => Some(Unreachable::Port),
+                    Refusal::Unreachable(error) => Some(error),
+                    Refusal::Prohibited => Some(Unreachable::Prohibited),
+                    Refusal::Silent => None,
+                };
+                error.map_or(0, |error| build::unreachable(&mut self.batch, reply, error, datagram.quote()))
+            }
+            FlowKind::Tcp(TcpFlow::Open(_)) => 0,
+        };
+        flow.traffic.packets_down += made as u64;
+        self.remove(id);
+    }
+
+    /// Ends an open flow: TCP is reset, anything else just stops. Removes it.
+    pub fn abort(&mut self, now: Instant, id: FlowId) {
+        let time = stack_time(self.epoch, now);
+        if let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) {
+            let to = flow.key.ingress;
+            let mut link =
+                FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, last_word: true };
+            match &mut flow.kind {
+                FlowKind::Tcp(TcpFlow::Open(socket)) => socket.abort(time, &mut link),
+                FlowKind::Tcp(TcpFlow::Held(_)) => return self.refuse(id, Refusal::Reset),
+                FlowKind::Datagram(_) => {}
+            }
+        }
+        self.remove(id);
+    }
+
+    /// Takes a flow out of the table without a word to the client.
+    pub fn remove(&mut self, id: FlowId) {
+        if self.flow(id).is_some() {
+            let flow = self.flows.remove(id.index());
+            self.table.remove(&flow.key);
+        }
+    }
+
+    /// A datagram from the target of an association, or the data of an echo reply with its sequence number.
+    pub fn send_datagram(&mut self, now: Instant, id: FlowId, payload: &[u8]) {
+        self.answer(now, id, payload.len(), |batch, reply| build::udp(batch, reply, payload));
+    }
+
+    /// An echo reply from the target of an echo exchange.
+    pub fn send_echo_reply(&mut self, now: Instant, id: FlowId, sequence: u16, data: &[u8]) {
+        self.answer(now, id, data.len(), |batch, reply| build::echo_reply(batch, reply, sequence, data));
+    }
+
+    fn answer(&mut self, now: Instant, id: FlowId, len: usize, make: impl FnOnce(&mut PacketBatch, Reply) -> usize) {
+        let Some(flow) = self.flow(id) else { return };
+        let (to, key) = (Ingress { id: flow.key.ingress, mtu: flow.mtu }, flow.key);
+        let reply = self.reply(to, &key);
+        let Some(flow) = self.flows.get_mut(id.index()) else { return };
+        let FlowKind::Datagram(datagram) = &mut flow.kind else { return };
+        datagram.heard_target(now);
+        flow.traffic.packets_down += make(&mut self.batch, reply) as u64;
+        flow.traffic.bytes_down += len as u64;
+    }
+
+    /// Tells the client of an association that its last packet did not arrive. The flow stays.
+    pub fn send_unreachable(&mut self, id: FlowId, error: Unreachable) {
+        let Some(flow) = self.flow(id) else { return };
+        let (to, key) = (Ingress { id: flow.key.ingress, mtu: flow.mtu }, flow.key);
+        let reply = self.reply(to, &key);
+        let Some(flow) = self.flows.get_mut(id.index()) else { return };
+        let FlowKind::Datagram(datagram) = &flow.kind else { return };
+        flow.traffic.packets_down += build::unreachable(&mut self.batch, reply, error, datagram.quote()) as u64;
+    }
+
+    /// Counts payload of a datagram that was delivered to the target.
+    pub fn delivered(&mut self, id: FlowId, len: usize) {
+        if let Some(flow) = self.flow_mut(id) {
+            flow.traffic.bytes_up += len as u64;
+        }
+    }
+
+    /// Lets `read` fill free space of a TCP flow's ring towards the client; it returns how many bytes it wrote.
+    /// `None`: the ring is full, or the half is not open.
+    pub fn send_with<R>(&mut self, now: Instant, id: FlowId, read: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
+        let (len, result) = self.socket(id)?.send_with(now, read)?;
+        if let Some(flow) = self.flow_mut(id) {
+            flow.traffic.bytes_down += len as u64;
+        }
+        Some(result)
+    }
+
+    /// Lets `write` take bytes of the client from a TCP flow's ring; it returns how many it took. `None`: nothing
+    /// is there.
+    pub fn recv_with<R>(&mut self, id: FlowId, write: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
+        let (len, result) = self.socket(id)?.recv_with(write)?;
+        if let Some(flow) = self.flow_mut(id) {
+            flow.traffic.bytes_up += len as u64;
+        }
+        Some(result)
+    }
+
+    /// Whether a TCP client closed its half and all its bytes have been taken.
+    pub fn client_finished(&mut self, id: FlowId) -> bool {
+        self.socket(id).is_some_and(TcpSocket::client_finished)
+    }
+
+    /// Whether a TCP client closed its half before the target did.
+    pub fn client_closed_first(&mut self, id: FlowId) -> bool {
+        self.socket(id).is_some_and(|socket| socket.client_closed_first())
+    }
+
+    /// Closes the half of a TCP flow towards the client, after everything sent.
+    pub fn close(&mut self, id: FlowId) {
+        if let Some(socket) = self.socket(id) {
+            socket.close();
+        }
+    }
+
+    /// Why a TCP flow's connection with the client is over, when it is.
+    pub fn cause(&mut self, id: FlowId) -> Option<CloseCause> {
+        if self.client_gave_up(id) {
+            return Some(CloseCause::ClientReset);
+        }
+        self.socket(id)?.cause()
+    }
+
+    /// Sends what a TCP flow may send now and sets its deadline. Call it after every change.
+    ///
+    /// A flow that is over is removed once nothing of the client needs an answer any more.
+    pub fn transmit(&mut self, now: Instant, id: FlowId) {
+        let time = stack_time(self.epoch, now);
+        let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
+            return;
+        };
+        if let FlowKind::Tcp(TcpFlow::Open(socket)) = &mut flow.kind {
+            let to = flow.key.ingress;
+            let mut link =
+                FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, last_word: false };
+            let more = socket.transmit(time, &mut link);
+            flow.traffic.packets_down += u64::from(link.sent);
+            if more {
+                self.mark_changed(id);
+            }
+        }
+        self.rearm(now, id);
+    }
+
+    /// Whether a TCP flow has left nothing to be answered: it can be removed.
+    pub fn is_gone(&mut self, id: FlowId) -> bool {
+        self.socket(id).is_some_and(|socket| socket.is_gone())
+    }
+
+    /// Sets the deadline of a flow from its state.
+    fn rearm(&mut self, now: Instant, id: FlowId) {
+        let time = stack_time(self.epoch, now);
+        let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
+            return;
+        };
+        let at = match &mut flow.kind {
+            // The dial has its own timeout.
+            FlowKind::Tcp(TcpFlow::Held(_)) => return,
+            FlowKind::Tcp(TcpFlow::Open(socket)) => socket.deadline(self.epoch, time, &self.limits),
+            FlowKind::Datagram(datagram) => datagram.deadline(&flow.key.tuple, &self.limits),
+        };
+        self.deadlines.arm(id, at.max(now), &mut flow.armed);
+    }
+
+    /// Puts a flow in the queue of those to be looked at, once.
+    pub fn mark_changed(&mut self, id: FlowId) {
+        if let Some(flow) = self.flow_mut(id)
+            && !flow.queued
+        {
+            flow.queued = true;
+            self.changed.push_back(id);
+        }
+    }
+
+    /// The next flow that was changed by a packet, by time, or by [`mark_changed`](Self::mark_changed).
+    pub fn poll_changed(&mut self) -> Option<FlowId> {
+        loop {
+            let id = self.changed.pop_front()?;
+            if let Some(flow) = self.flow_mut(id) {
+                flow.queued = false;
+                return Some(id);
+            }
+        }
+    }
+
+    /// How many flows wait in the queue.
+    pub fn changed(&self) -> usize {
+        self.changed.len()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    /// Looks at every flow whose deadline is due. TCP flows are queued as changed; `idle` is told of associations and
+    /// exchanges that have been silent too long, which the caller then removes.
+    pub fn handle_timeout(&mut self, now: Instant, mut idle: impl FnMut(FlowId)) {
+        while let Some((at, id)) = self.deadlines.pop_due(now) {
+            let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
+                continue;
+            };
+            if flow.armed != Some(at) {
+                continue;
+            }
+            flow.armed = None;
+            match &mut flow.kind {
+                FlowKind::Tcp(TcpFlow::Held(_)) => {}
+                FlowKind::Tcp(TcpFlow::Open(socket)) => {
+                    socket.handle_timeout(now, &self.limits);
+                    self.mark_changed(id);
+                }
+                FlowKind::Datagram(datagram) if datagram.deadline(&flow.key.tuple, &self.limits) <= now => idle(id),
+                FlowKind::Datagram(_) => self.rearm(now, id),
+            }
+        }
+    }
+
+    /// The packets made so far, to be sent and then [cleared](PacketBatch::clear).
+    pub fn batch(&mut self) -> &mut PacketBatch {
+        &mut self.batch
+    }
+
+    /// Payload and packet counts of a flow.
+    pub fn traffic(&self, id: FlowId) -> Traffic {
+        self.flow(id).map(|flow| flow.traffic).unwrap_or_default()
+    }
+
+    /// The key of a flow.
+    pub fn key(&self, id: FlowId) -> Option<FlowKey> {
+        self.flow(id).map(|flow| flow.key)
+    }
+
+    /// How many flows are in the table, lingering ones included.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Whether the table is empty.
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Stack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stack").field("flows", &self.flows.len()).finish_non_exhaustive()
+    }
+}
+
+fn refuse_held(batch: &mut PacketBatch, reply: Reply, syn: &[u8], refusal: Refusal) -> usize {
+    let Ok(packet) = IpPacket::parse(syn, crate::packet::ChecksumPolicy::Trusted) else { return 0 };
+    let Transport::Tcp(segment) = packet.transport() else { return 0 };
+    let reset = |batch: &mut PacketBatch, segment: &TcpSegment<'_>| build::tcp_reset(batch, reply, segment);
+    match refusal {
+        Refusal::Reset | Refusal::Prohibited => reset(batch, segment),
+        Refusal::Unreachable(error) => {
+            let quote = syn.get(..syn.len().min(build::QUOTE)).unwrap_or_default();
+            build::unreachable(batch, reply, error, quote)
+        }
+        Refusal::Silent => 0,
+    }
+}
