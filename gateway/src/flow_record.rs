@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Serialize, Serializer};
 
 /// Why the gateway says a flow ended. Field of the flow log and label of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -180,4 +181,168 @@ pub struct FlowRecord {
     pub duration: Duration,
     /// Why it ended; `None` while it lives.
     pub ended: Option<FlowEnd>,
+}
+
+impl FlowRecord {
+    /// The service asked for, as policy writes it: `tcp/443`, `udp/53`, `icmp`.
+    pub fn service(&self) -> String {
+        match self.protocol {
+            FlowProtocol::Tcp => format!("tcp/{}", self.destination.port()),
+            FlowProtocol::Udp => format!("udp/{}", self.destination.port()),
+            FlowProtocol::Icmp => "icmp".to_owned(),
+        }
+    }
+}
+
+/// The JSON form of a flow: a line of the flow log, an element of `portcullis flows --json`.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowLine<'a>(pub &'a FlowRecord);
+
+impl Serialize for FlowLine<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The field order is the order of the keys, which is part of the contract.
+        #[derive(Serialize)]
+        struct Line<'a> {
+            id: u64,
+            start: String,
+            end: Option<String>,
+            device: &'a str,
+            user: &'a str,
+            groups: &'a [Arc<str>],
+            onramp: &'static str,
+            source: SocketAddr,
+            destination: SocketAddr,
+            protocol: &'static str,
+            service: String,
+            verdict: &'static str,
+            rule: Option<&'a str>,
+            revision: u64,
+            offramp: Option<&'a str>,
+            bytes_up: u64,
+            bytes_down: u64,
+            packets_up: u64,
+            packets_down: u64,
+            dial_ms: Option<f64>,
+            duration_ms: f64,
+            ended: Option<&'static str>,
+        }
+        let Self(r) = self;
+        Line {
+            id: r.id,
+            start: time_text(r.start),
+            end: r.end.map(time_text),
+            device: &r.device,
+            user: &r.user,
+            groups: &r.groups,
+            onramp: r.onramp.as_str(),
+            source: r.source,
+            destination: r.destination,
+            protocol: r.protocol.as_str(),
+            service: r.service(),
+            verdict: if r.allowed { "allow" } else { "deny" },
+            rule: r.rule.as_deref(),
+            revision: r.revision,
+            offramp: r.offramp.as_deref(),
+            bytes_up: r.traffic.bytes_up,
+            bytes_down: r.traffic.bytes_down,
+            packets_up: r.traffic.packets_up,
+            packets_down: r.traffic.packets_down,
+            dial_ms: r.dial.map(milliseconds),
+            duration_ms: milliseconds(r.duration),
+            ended: r.ended.map(FlowEnd::as_str),
+        }
+        .serialize(serializer)
+    }
+}
+
+/// RFC 3339 in UTC with microseconds.
+pub fn time_text(at: Timestamp) -> String {
+    format!("{at:.6}")
+}
+
+/// Milliseconds with microsecond resolution.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A flow that ended, with nothing left out.
+    pub(crate) fn record(id: u64) -> FlowRecord {
+        FlowRecord {
+            id,
+            start: "2027-03-01T09:00:00Z".parse().unwrap(),
+            end: Some("2027-03-01T09:00:01.5000019Z".parse().unwrap()),
+            device: "ann-laptop".into(),
+            user: "ann@example.com".into(),
+            groups: ["dba".into(), "eng".into()].into(),
+            onramp: OnrampKind::Wireguard,
+            source: "100.96.0.2:40000".parse().unwrap(),
+            destination: "10.0.5.12:5432".parse().unwrap(),
+            protocol: FlowProtocol::Tcp,
+            allowed: true,
+            rule: Some("dba-to-prod".into()),
+            revision: 7,
+            offramp: Some("direct".into()),
+            traffic: Traffic { bytes_up: 10, bytes_down: 20, packets_up: 3, packets_down: 4 },
+            dial: Some(Duration::from_micros(1_250)),
+            duration: Duration::from_micros(1_500_001),
+            ended: Some(FlowEnd::ClientClosed),
+        }
+    }
+
+    fn line(record: &FlowRecord) -> String {
+        serde_json::to_string(&FlowLine(record)).unwrap()
+    }
+
+    #[test]
+    fn an_allowed_flow() {
+        assert_eq!(
+            line(&record(42)),
+            concat!(
+                r#"{"id":42,"start":"2027-03-01T09:00:00.000000Z","end":"2027-03-01T09:00:01.500001Z","#,
+                r#""device":"ann-laptop","user":"ann@example.com","groups":["dba","eng"],"onramp":"wireguard","#,
+                r#""source":"100.96.0.2:40000","destination":"10.0.5.12:5432","protocol":"tcp","service":"tcp/5432","#,
+                r#""verdict":"allow","rule":"dba-to-prod","revision":7,"offramp":"direct","bytes_up":10,"bytes_down":20,"#,
+                r#""packets_up":3,"packets_down":4,"dial_ms":1.25,"duration_ms":1500.001,"ended":"client_closed"}"#
+            )
+        );
+    }
+
+    #[test]
+    fn a_denied_echo_with_a_hostile_name() {
+        let mut r = record(1);
+        r.device = "a\"b\n\u{1b}[2J\u{7f}\\ü".into();
+        r.groups = [].into();
+        r.onramp = OnrampKind::Tun;
+        r.source = "[fd00:96::2]:7".parse().unwrap();
+        r.destination = "[fd00:1::5]:0".parse().unwrap();
+        r.protocol = FlowProtocol::Icmp;
+        (r.allowed, r.rule, r.offramp, r.dial) = (false, None, None, None);
+        r.traffic = Traffic::default();
+        r.duration = Duration::ZERO;
+        r.end = Some(r.start);
+        r.ended = Some(FlowEnd::Denied);
+        assert_eq!(
+            line(&r),
+            concat!(
+                r#"{"id":1,"start":"2027-03-01T09:00:00.000000Z","end":"2027-03-01T09:00:00.000000Z","#,
+                r#""device":"a\"b\n\u001b[2J"#,
+                "\u{7f}",
+                r#"\\ü","user":"ann@example.com","groups":[],"onramp":"tun","#,
+                r#""source":"[fd00:96::2]:7","destination":"[fd00:1::5]:0","protocol":"icmp","service":"icmp","#,
+                r#""verdict":"deny","rule":null,"revision":7,"offramp":null,"bytes_up":0,"bytes_down":0,"#,
+                r#""packets_up":0,"packets_down":0,"dial_ms":null,"duration_ms":0.0,"ended":"denied"}"#
+            )
+        );
+    }
+
+    #[test]
+    fn a_live_flow_has_no_end() {
+        let mut r = record(1);
+        (r.end, r.ended) = (None, None);
+        assert!(line(&r).contains(r#""end":null"#) && line(&r).ends_with(r#""ended":null}"#));
+    }
 }

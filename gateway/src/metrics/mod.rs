@@ -1,3 +1,5 @@
 //! Prometheus metrics.
 
 pub mod counters;
+pub mod exporter;
+pub mod server;
