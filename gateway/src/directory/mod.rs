@@ -67,6 +67,12 @@ impl Device {
     pub fn usable_at(&self, now: Timestamp) -> bool {
         !self.disabled && self.expires.is_none_or(|end| now < end)
     }
+
+    /// Addresses that a packet of it could come from: its own, and one of each network behind it.
+    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        let inside = |net: &IpNet| net.hosts().next().unwrap_or_else(|| net.addr());
+        self.addresses.iter().copied().chain(self.networks.iter().map(inside))
+    }
 }
 
 /// What a directory is checked against.

@@ -56,6 +56,8 @@ pub enum Command {
     Kill(FlowFilter, oneshot::Sender<usize>),
     /// List the WireGuard peers this shard owns.
     Peers(oneshot::Sender<Vec<PeerStatus>>),
+    /// Answer, to show that the loop turns.
+    Ping(oneshot::Sender<()>),
     /// Judge every live flow again (the snapshot changed); answers when the pass is done.
     Rejudge(oneshot::Sender<()>),
     /// Open no new flow. Answers when no flow is left open.

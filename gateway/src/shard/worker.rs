@@ -282,6 +282,9 @@ impl Shard {
                 Command::Peers(answer) => {
                     let _ = answer.send(self.peers());
                 }
+                Command::Ping(answer) => {
+                    let _ = answer.send(());
+                }
                 Command::Rejudge(answer) => {
                     // The snapshot is adopted before the next slice of the pass.
                     self.pass.next = Some(0);

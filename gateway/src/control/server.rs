@@ -1,0 +1,255 @@
+//! The routes of the control socket.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, Query, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::api::{
+    ErrorBody, ExplainRequest, Explanation, FlowList, FlowsQuery, KillReport, KillRequest, MAX_FLOWS_LISTED, Onramp,
+    Peer, Problem, ReloadReport, ShardStatus, Status,
+};
+use super::peer::Admin;
+use super::shards::{Shards, Unanswered};
+use crate::config::Config;
+use crate::explain::{self, ExplainError};
+use crate::flow_record::FlowLine;
+use crate::metrics::server::Phase;
+use crate::rulesets::{ReloadError, Rulesets};
+use crate::shard::link::FlowFilter;
+
+/// Largest request body in bytes.
+const MAX_BODY: usize = 1 << 20;
+/// How long a request may take, its body included. More than a reload waits for its shards.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What the routes work with.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The static configuration.
+    pub config: Arc<Config>,
+    /// Policy and directory.
+    pub rulesets: Arc<Rulesets>,
+    /// The data plane.
+    pub shards: Shards,
+    /// What the process is doing.
+    pub phase: watch::Receiver<Phase>,
+    /// When it started.
+    pub since: (Timestamp, Instant),
+    /// The user the gateway runs as.
+    pub own_uid: u32,
+}
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The peer may only read.
+    #[error("only root and the gateway's own user may change anything")]
+    Forbidden,
+    /// No such thing.
+    #[error("there is nothing at this path")]
+    NotFound,
+    /// The path takes another method.
+    #[error("this path takes another method")]
+    Method,
+    /// It took too long.
+    #[error("the request took longer than {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
+    /// The question cannot be answered.
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
+    /// A file is bad; what was in force stays in force.
+    #[error("reload refused, revision {revision} stays in force")]
+    Refused {
+        /// What stays in force.
+        revision: u64,
+        /// What is wrong.
+        problems: Vec<Problem>,
+    },
+    /// The data plane did not answer.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::BadRequest(_)
+            | Self::Explain(ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_)) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::Explain(ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_)) => {
+                StatusCode::NOT_FOUND
+            }
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Refused { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Unanswered(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let error = self.to_string();
+        let problems = if let Self::Refused { problems, .. } = self { problems } else { Vec::new() };
+        (status, Json(ErrorBody { error, problems })).into_response()
+    }
+}
+
+/// `axum::Json` and `axum::extract::Query` with our error body.
+#[derive(Debug)]
+struct Body<T>(T);
+
+impl<T: DeserializeOwned> FromRequest<Context> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, context: &Context) -> Result<Self, ApiError> {
+        let parsed: Result<Json<T>, JsonRejection> = Json::from_request(request, context).await;
+        parsed.map(|Json(value)| Self(value)).map_err(|error| ApiError::BadRequest(error.body_text()))
+    }
+}
+
+/// Every route.
+pub fn router(context: Context) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/flows", get(flows))
+        .route("/v1/reload", post(reload))
+        .route("/v1/kill", post(kill))
+        .route("/v1/explain", post(explain))
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(async || ApiError::Method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(bound))
+        .with_state(context)
+}
+
+async fn bound(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::Timeout.into_response(),
+    }
+}
+
+async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError> {
+    let peers = context.shards.peers().await?;
+    let Context { config, rulesets, .. } = &context;
+    let snapshot = rulesets.current();
+    let wireguard = config.wireguard.as_ref().map(|w| Onramp {
+        kind: "wireguard".to_owned(),
+        at: w.listen.to_string(),
+        addresses: w.addresses.clone(),
+    });
+    let tun = config.tun.as_ref().map(|t| Onramp {
+        kind: "tun".to_owned(),
+        at: t.name.clone(),
+        addresses: t.addresses.clone(),
+    });
+    let mut users: Vec<_> = snapshot.directory.devices().map(|d| &d.identity.user).collect();
+    users.sort_unstable();
+    users.dedup();
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        phase: context.phase.borrow().as_str().to_owned(),
+        since: context.since.0,
+        uptime_s: context.since.1.elapsed().as_secs(),
+        revision: snapshot.ruleset.revision().0,
+        flows_open: context.shards.counters().map(|c| c.flows_open.value()).sum(),
+        shards: (0..)
+            .zip(context.shards.counters())
+            .map(|(shard, c)| ShardStatus { shard, flows_open: c.flows_open.value(), revision: c.revision.value() })
+            .collect(),
+        onramps: wireguard.into_iter().chain(tun).collect(),
+        config: config.source.display().to_string(),
+        policy: config.policy.display().to_string(),
+        directory: config.directory.display().to_string(),
+        users: users.len(),
+        devices: snapshot.directory.devices().count(),
+        last_reload: rulesets.last_reload(),
+        peers: peers
+            .into_iter()
+            .map(|p| Peer {
+                device: p.device.to_string(),
+                endpoint: p.endpoint,
+                last_handshake: p.last_handshake,
+                bytes_received: p.bytes_received,
+                bytes_sent: p.bytes_sent,
+                flows: p.flows,
+            })
+            .collect(),
+    }))
+}
+
+async fn flows(
+    State(context): State<Context>,
+    query: Result<Query<FlowsQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    let to = query.to.as_deref().map(parse_prefix).transpose()?;
+    let filter = FlowFilter { id: None, device: query.device, user: query.user, to };
+    let records = context.shards.flows(&filter).await?;
+    let listed = records.iter().take(query.limit.unwrap_or(MAX_FLOWS_LISTED).min(MAX_FLOWS_LISTED));
+    Ok(json(&FlowList { total: records.len(), flows: listed.map(FlowLine).collect() }))
+}
+
+fn json(value: &impl Serialize) -> Response {
+    Json(value).into_response()
+}
+
+fn parse_prefix(text: &str) -> Result<IpNet, ApiError> {
+    text.parse()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| ApiError::BadRequest("`to` is neither an address nor a prefix".to_owned()))
+}
+
+async fn reload(Admin(peer): Admin, State(context): State<Context>) -> Result<Json<ReloadReport>, ApiError> {
+    tracing::info!(uid = peer.uid, "reload asked for over the control socket");
+    match context.rulesets.reload().await {
+        Ok(report) => Ok(Json(report)),
+        Err(ReloadError { revision, problems }) => Err(ApiError::Refused { revision, problems }),
+    }
+}
+
+async fn kill(
+    Admin(peer): Admin,
+    State(context): State<Context>,
+    Body(request): Body<KillRequest>,
+) -> Result<Json<KillReport>, ApiError> {
+    let chosen =
+        [request.flow.is_some(), request.device.is_some(), request.user.is_some()].into_iter().filter(|c| *c).count();
+    if chosen != 1 {
+        // An empty filter means every flow, which nobody asks for by leaving everything out.
+        return Err(ApiError::BadRequest("give one of `flow`, `device` and `user`".to_owned()));
+    }
+    let filter = FlowFilter { id: request.flow, device: request.device, user: request.user, to: None };
+    let killed = context.shards.kill(&filter).await?;
+    tracing::info!(
+        uid = peer.uid,
+        flow = filter.id,
+        device = filter.device,
+        user = filter.user,
+        killed,
+        "flows killed"
+    );
+    Ok(Json(KillReport { killed }))
+}
+
+async fn explain(
+    State(context): State<Context>,
+    Body(request): Body<ExplainRequest>,
+) -> Result<Json<Explanation>, ApiError> {
+    let now = Timestamp::now();
+    Ok(Json(explain::explain(&context.rulesets.current(), &context.config, &request, now)?))
+}
