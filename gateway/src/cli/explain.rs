@@ -1,8 +1,77 @@
-//! `portcullis explain`.
+//! `portcullis policy explain`.
 
-use super::{ExitStatus, ExplainArgs};
+use std::io::{self, Write};
+use std::sync::Arc;
 
-/// Runs the verb.
-pub fn run(_args: ExplainArgs) -> ExitStatus {
-    ExitStatus::Failed
+use jiff::Timestamp;
+
+use super::output::{load_config, print};
+use super::{ExitStatus, ExplainArgs, client};
+use crate::config::Config;
+use crate::control::api::{ExplainRequest, Explanation};
+use crate::destination;
+use crate::explain::{ExplainError, explain};
+use crate::rulesets;
+use crate::telemetry::escape;
+
+/// Runs the verb: asks the running gateway, or with `--policy` that file with the configured directory.
+pub fn run(args: ExplainArgs) -> ExitStatus {
+    let mut config = match load_config(&args.config.path) {
+        Ok(config) => config,
+        Err(status) => return status,
+    };
+    let question = ExplainRequest { device: args.device, user: args.user, to: args.to, at: args.at };
+    let (value, json) = match args.policy {
+        Some(policy) => {
+            config.policy = policy;
+            match from_files(config, &question) {
+                Ok(value) => {
+                    let json = args.json.then(|| serde_json::to_string(&value));
+                    (value, json.and_then(Result::ok))
+                }
+                Err(status) => return status,
+            }
+        }
+        None => match client::post::<Explanation>(&config.control, "/v1/explain", &question) {
+            Ok(answer) => (answer.value, args.json.then_some(answer.text)),
+            Err(error) => return error.report(),
+        },
+    };
+    print(&json.unwrap_or_else(|| page(&value)))
+}
+
+fn from_files(config: Config, question: &ExplainRequest) -> Result<Explanation, ExitStatus> {
+    let mut err = io::stderr().lock();
+    let own = destination::own_addresses(&config).map_err(|error| {
+        let _ = writeln!(err, "portcullis: cannot list this host's addresses: {error}");
+        ExitStatus::Failed
+    })?;
+    let config = Arc::new(config);
+    let now = Timestamp::now();
+    let snapshot = rulesets::load(&config, None, own, now).map_err(|problems| {
+        for problem in problems {
+            let _ = writeln!(err, "{problem}");
+        }
+        ExitStatus::BadConfig
+    })?;
+    let mut explanation = explain(&snapshot, &config, question, now).map_err(|error| {
+        let _ = writeln!(err, "portcullis: {error}");
+        match error {
+            ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_) => ExitStatus::Usage,
+            ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_) => ExitStatus::Failed,
+        }
+    })?;
+    explanation.revision = None;
+    Ok(explanation)
+}
+
+fn page(explanation: &Explanation) -> String {
+    let mut out = String::new();
+    for answer in &explanation.answers {
+        for line in answer.text.lines() {
+            escape(line, &mut out);
+            out.push('\n');
+        }
+    }
+    out
 }

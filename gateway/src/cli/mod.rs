@@ -10,6 +10,7 @@ pub mod explain;
 pub mod flows;
 pub mod init;
 pub mod kill;
+pub mod output;
 pub mod reload;
 pub mod run;
 pub mod status;

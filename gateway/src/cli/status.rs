@@ -1,8 +1,125 @@
 //! `portcullis status`.
 
-use super::{ExitStatus, StatusArgs};
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use super::output::{ago, bytes, load_config, print, seconds, table};
+use super::{ExitStatus, StatusArgs, client};
+use crate::control::api::Status;
 
 /// Runs the verb.
-pub fn run(_args: StatusArgs) -> ExitStatus {
-    ExitStatus::Failed
+pub fn run(args: StatusArgs) -> ExitStatus {
+    let config = match load_config(&args.config.path) {
+        Ok(config) => config,
+        Err(status) => return status,
+    };
+    match client::get::<Status>(&config.control, "/v1/status") {
+        Ok(answer) if args.json => print(&answer.text),
+        Ok(answer) => print(&page(&answer.value, Timestamp::now())),
+        Err(error) => error.report(),
+    }
+}
+
+fn page(status: &Status, now: Timestamp) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "portcullis {} {} (process {})", status.version, status.phase, status.pid);
+    let _ = writeln!(out, "up         {}, since {}", seconds(status.uptime_s), status.since);
+    let _ = writeln!(out, "revision   {}", status.revision);
+    let load = &status.last_reload;
+    let result = if load.ok { "taken" } else { "REFUSED, the revision before stays in force" };
+    let _ = writeln!(out, "last load  {}, {result}", ago(Some(load.at), now));
+    for problem in &load.problems {
+        let _ = writeln!(out, "           {problem}");
+    }
+    let _ = writeln!(out, "policy     {}", status.policy);
+    let _ = writeln!(out, "directory  {} ({} users, {} devices)", status.directory, status.users, status.devices);
+    let _ = writeln!(out, "flows      {} open on {} shards", status.flows_open, status.shards.len());
+    for onramp in &status.onramps {
+        let addresses = onramp.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let _ = writeln!(out, "on-ramp    {} {} {addresses}", onramp.kind, onramp.at);
+    }
+    if !status.peers.is_empty() {
+        out.push('\n');
+        out.push_str(&table(
+            ["DEVICE", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "FLOWS"],
+            status.peers.iter().map(|peer| {
+                [
+                    peer.device.clone(),
+                    peer.endpoint.map_or_else(|| "-".to_owned(), |e| e.to_string()),
+                    ago(peer.last_handshake, now),
+                    bytes(peer.bytes_received),
+                    bytes(peer.bytes_sent),
+                    peer.flows.to_string(),
+                ]
+            }),
+        ));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::{LastReload, Onramp, Peer, Problem, ShardStatus};
+
+    #[test]
+    fn the_page() {
+        let now: Timestamp = "2027-01-01T00:02:00Z".parse().unwrap();
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            pid: 7,
+            phase: "serving".to_owned(),
+            since: "2027-01-01T00:00:00Z".parse().unwrap(),
+            uptime_s: 120,
+            revision: 3,
+            flows_open: 5,
+            shards: vec![ShardStatus { shard: 0, flows_open: 5, revision: 3 }],
+            onramps: vec![Onramp {
+                kind: "wireguard".to_owned(),
+                at: "[::]:51820".to_owned(),
+                addresses: vec!["100.96.0.1/16".parse().unwrap()],
+            }],
+            config: "/etc/portcullis/gateway.toml".to_owned(),
+            policy: "/etc/portcullis/policy.json".to_owned(),
+            directory: "/etc/portcullis/directory.json".to_owned(),
+            users: 1,
+            devices: 2,
+            last_reload: LastReload {
+                at: "2027-01-01T00:01:00Z".parse().unwrap(),
+                ok: false,
+                problems: vec![Problem {
+                    file: "policy.json".to_owned(),
+                    line: Some(3),
+                    column: Some(9),
+                    path: "rules[0].id".to_owned(),
+                    message: "is missing".to_owned(),
+                }],
+            },
+            peers: vec![Peer {
+                device: "ann-laptop".to_owned(),
+                endpoint: Some("192.0.2.7:1234".parse().unwrap()),
+                last_handshake: Some("2027-01-01T00:01:55Z".parse().unwrap()),
+                bytes_received: 2048,
+                bytes_sent: 1,
+                flows: 5,
+            }],
+        };
+        assert_eq!(
+            page(&status, now),
+            "portcullis 0.1.0 serving (process 7)\n\
+             up         2m0s, since 2027-01-01T00:00:00Z\n\
+             revision   3\n\
+             last load  1m0s ago, REFUSED, the revision before stays in force\n           \
+             policy.json:3:9: rules[0].id: is missing\n\
+             policy     /etc/portcullis/policy.json\n\
+             directory  /etc/portcullis/directory.json (1 users, 2 devices)\n\
+             flows      5 open on 1 shards\n\
+             on-ramp    wireguard [::]:51820 100.96.0.1/16\n\
+             \n\
+             DEVICE      ENDPOINT        HANDSHAKE  RECEIVED  SENT  FLOWS\n\
+             ann-laptop  192.0.2.7:1234  5s ago     2.0K      1     5\n"
+        );
+    }
 }
