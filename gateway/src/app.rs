@@ -14,7 +14,6 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
-use crate::config::resolved::OnStop;
 use crate::control::api::Problem;
 use crate::control::listener::Bounded;
 use crate::control::peer::MaybePeer;
@@ -22,7 +21,7 @@ use crate::control::server::{self as control_server, Context};
 use crate::control::shards::{Shards, Unanswered};
 use crate::control::socket::{ControlSocket, SocketError, SocketFile};
 use crate::destination;
-use crate::drain::{Drained, drain};
+use crate::drain::{Drained, drain, stop};
 use crate::flow_log::{self, FlowLog, FlowLogWriter};
 use crate::flow_record::FlowRecord;
 use crate::host::checks::{self, HostFacts};
@@ -78,9 +77,12 @@ pub enum StartError {
     /// Traffic cannot be steered into the TUN device.
     #[error(transparent)]
     Routes(#[from] RouteError),
-    /// The data plane cannot start.
+    /// The data plane cannot be bound.
     #[error(transparent)]
     Shards(#[from] BindError),
+    /// The kernel gives no thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
 }
 
 /// How a gateway that served came to its end.
@@ -104,15 +106,7 @@ pub struct Gateway {
     flow_log: FlowLog,
     records: mpsc::Receiver<FlowRecord>,
     shards: BoundShards,
-    tun: Option<SteeredTun>,
-}
-
-/// The TUN device with the routes into it. The routes go first.
-#[derive(Debug)]
-struct SteeredTun {
-    device: Arc<TunDevice>,
-    routes: SteeredRoutes,
-    on_stop: OnStop,
+    routes: Option<SteeredRoutes>,
 }
 
 impl Gateway {
@@ -125,8 +119,8 @@ impl Gateway {
         let config = Arc::new(config);
         let key = config.wireguard.as_ref().map(|w| PrivateKey::read_file(&w.key_file)).transpose()?;
         let own = destination::own_addresses(&config).map_err(StartError::OwnAddresses)?;
-        let rulesets =
-            Rulesets::load(Arc::clone(&config), key.as_ref().map(PrivateKey::public), own).map_err(StartError::Files)?;
+        let public_key = key.as_ref().map(PrivateKey::public);
+        let rulesets = Rulesets::load(Arc::clone(&config), public_key, own).map_err(StartError::Files)?;
         // First of all sockets: a second gateway must find out before it touches anything of the first one's.
         let control = ControlSocket::bind(&config.control)?;
         let metrics = match config.metrics {
@@ -138,35 +132,35 @@ impl Gateway {
         };
         let flow_log = FlowLog::open(&config.flow_log)
             .map_err(|source| StartError::FlowLog { path: config.flow_log.clone(), source })?;
-        prepare_host(&config);
+        look_at_host(&config);
+        let (tun, index) = match &config.tun {
+            Some(tun) => {
+                let device = TunDevice::create(tun).await?;
+                let index = device.index();
+                (Some(device), Some((tun, index)))
+            }
+            None => (None, None),
+        };
         let (sender, records) = mpsc::channel(flow_log::CHANNEL);
-        let device = match &config.tun {
-            Some(tun) => Some(Arc::new(TunDevice::create(tun).await?)),
+        let key = key.map(|key| key.to_bytes());
+        let shards = shard::bind(Arc::clone(&config), key, tun, rulesets.subscribe(), sender)?;
+        // Last, because from here on traffic comes: what cannot be served must not be steered.
+        let routes = match index {
+            Some((tun, index)) => Some(SteeredRoutes::install(tun, index).await?),
             None => None,
         };
-        let key = key.map(|key| key.to_bytes());
-        let shards = shard::bind(Arc::clone(&config), key, device.clone(), rulesets.subscribe(), sender)?;
-        // Last: from here on traffic comes in.
-        let tun = match (&config.tun, device) {
-            (Some(tun), Some(device)) => {
-                let routes = SteeredRoutes::install(tun, device.index()).await?;
-                Some(SteeredTun { device, routes, on_stop: tun.on_stop })
-            }
-            _ => None,
-        };
-        Ok(Self { config, rulesets: Arc::new(rulesets), control, metrics, flow_log, records, shards, tun })
+        Ok(Self { config, rulesets: Arc::new(rulesets), control, metrics, flow_log, records, shards, routes })
     }
 
     /// Serves until `signals` says stop, or a shard is gone.
     ///
     /// # Errors
     ///
-    /// The flow log's thread cannot be started.
+    /// A thread cannot be started.
     pub async fn serve(self, signals: mpsc::Receiver<SignalEvent>) -> Result<Outcome, StartError> {
-        let Self { config, rulesets, control, metrics, flow_log, records, shards, tun } = self;
-        let flow_log =
-            flow_log.start(records).map_err(|source| StartError::FlowLog { path: config.flow_log.clone(), source })?;
-        let handles = shards.start()?;
+        let Self { config, rulesets, control, metrics, flow_log, records, shards, routes } = self;
+        let flow_log = flow_log.start(records).map_err(StartError::Thread)?;
+        let handles = shards.start().map_err(StartError::Thread)?;
         let shards = Shards::new(&handles);
         rulesets.attach(shards.clone());
         let (phase, phases) = watch::channel(Phase::Starting);
@@ -185,7 +179,7 @@ impl Gateway {
                 Exporter::new(shards.clone(), Arc::clone(flow_log.counters()), Arc::clone(rulesets.failures()));
             serve_metrics(listener, metrics_server::router(exporter, shards.clone(), phases));
         }
-        let running = Running { config, rulesets, shards, handles, flow_log, phase, signals, socket, tun };
+        let running = Running { config, rulesets, shards, handles, flow_log, phase, signals, socket, routes };
         Ok(running.run().await)
     }
 }
@@ -200,7 +194,7 @@ struct Running {
     phase: watch::Sender<Phase>,
     signals: mpsc::Receiver<SignalEvent>,
     socket: SocketFile,
-    tun: Option<SteeredTun>,
+    routes: Option<SteeredRoutes>,
 }
 
 impl Running {
@@ -245,17 +239,28 @@ impl Running {
         notify(&[NotifyState::Stopping]);
         let open: u64 = self.shards.counters().map(|c| c.flows_open.value()).sum();
         tracing::info!(flows = open, limit = ?self.config.drain, "stopping: no new flows");
-        let stopped = tokio::select! {
-            (drained, stopped) = drain(&self.shards, self.config.drain) => {
+        let cut = tokio::select! {
+            drained = drain(&self.shards, self.config.drain) => {
                 if let Drained::Cut(flows) = drained {
                     tracing::info!(flows, "time is up, the rest is reset");
                 }
-                stopped
+                false
             }
-            () = second_stop(&mut self.signals) => {
-                tracing::warn!("asked to stop twice: ending at once");
-                return Outcome::Cut;
-            }
+            () = second_stop(&mut self.signals) => true,
+        };
+        // The device must still exist, and nothing new must come in while the rest is reset.
+        if let (Some(routes), Some(tun)) = (self.routes.take(), &self.config.tun)
+            && let Err(error) = routes.remove(tun.on_stop).await
+        {
+            tracing::error!(%error, "routes of this gateway stay; the next start takes them over");
+        }
+        if cut {
+            tracing::warn!("asked to stop twice: ending at once");
+            return Outcome::Cut;
+        }
+        let stopped = tokio::select! {
+            stopped = stop(&self.shards) => stopped,
+            () = second_stop(&mut self.signals) => return Outcome::Cut,
         };
         if let Err(error) = stopped {
             tracing::error!(%error, "not stopped in order");
@@ -263,15 +268,9 @@ impl Running {
         }
         // Blocking is right here: the threads are leaving, and nothing else is left to do.
         for (shard, handle) in self.handles.into_iter().enumerate() {
-            if handle.join().is_err() {
+            if handle.thread.join().is_err() {
                 tracing::error!(shard, "a data-plane thread panicked");
             }
-        }
-        if let Some(SteeredTun { device, routes, on_stop }) = self.tun {
-            if let Err(error) = routes.remove(on_stop).await {
-                tracing::error!(%error, "cannot take back the routes");
-            }
-            drop(device);
         }
         drop(self.socket);
         self.flow_log.join();
@@ -344,17 +343,20 @@ fn serve_metrics(listener: TcpListener, router: Router) {
     tokio::spawn(async move { axum::serve(Bounded::new(listener), router).await });
 }
 
-/// A flow takes a descriptor: use as many as we may. Says what on this host would stop or slow the gateway.
-fn prepare_host(config: &Config) {
+/// Uses as many descriptors as we may, and says what of the host would stop or slow the gateway.
+fn look_at_host(config: &Config) {
     if let Err(error) = checks::raise_nofile() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     match HostFacts::read() {
         Ok(facts) => {
             for warning in checks::check(&facts, config) {
-                tracing::warn!(mend = %warning.mend(), "{warning}");
+                tracing::warn!(mend = warning.mend(), "{warning}");
             }
         }
         Err(error) => tracing::warn!(%error, "cannot look at this host's settings"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,15 +14,17 @@ pub enum Drained {
     Cut(u64),
 }
 
-/// Has every shard take no new flow, waits until none is open or `limit` is over, then stops the shards.
-///
-/// When it returns without an error, every flow has its record and the shards leave their loops.
-pub async fn drain(shards: &Shards, limit: Duration) -> (Drained, Result<(), Unanswered>) {
-    let drained = match shards.ask(limit, Command::Drain).await.1 {
+/// Has every shard take no new flow, and waits until none is open or `limit` is over.
+pub async fn drain(shards: &Shards, limit: Duration) -> Drained {
+    match shards.ask(limit, Command::Drain).await.1 {
         Ok(()) => Drained::Empty,
         Err(_) => Drained::Cut(shards.counters().map(|c| c.flows_open.value()).sum()),
-    };
-    (drained, shards.ask(ANSWER_TIMEOUT, Command::Stop).await.1)
+    }
+}
+
+/// Ends what is still open. When it returns without an error, every flow has its record and the shards leave their loops.
+pub async fn stop(shards: &Shards) -> Result<(), Unanswered> {
+    shards.ask(ANSWER_TIMEOUT, Command::Stop).await.1
 }
 
 #[cfg(test)]
@@ -40,7 +42,8 @@ mod tests {
         let told = Arc::clone(&shard.told);
         let shards = Shards::from_parts([shard.start()]);
         let start = Instant::now();
-        assert_eq!(drain(&shards, Duration::from_secs(10)).await, (Drained::Empty, Ok(())));
+        assert_eq!(drain(&shards, Duration::from_secs(10)).await, Drained::Empty);
+        assert_eq!(stop(&shards).await, Ok(()));
         assert_eq!(*told.lock().unwrap(), ["drain", "stop"]);
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
@@ -53,7 +56,8 @@ mod tests {
         counters.flows_open.set(3);
         let shards = Shards::from_parts([(commands, counters), FakeShard::default().start()]);
         let start = Instant::now();
-        assert_eq!(drain(&shards, Duration::from_secs(10)).await, (Drained::Cut(3), Ok(())));
+        assert_eq!(drain(&shards, Duration::from_secs(10)).await, Drained::Cut(3));
+        assert_eq!(stop(&shards).await, Ok(()));
         assert_eq!(*told.lock().unwrap(), ["drain", "stop"]);
         assert_eq!(start.elapsed(), Duration::from_secs(10));
     }
@@ -62,7 +66,7 @@ mod tests {
     async fn a_stuck_shard_does_not_hold_the_end_up() {
         let stuck = FakeShard { stuck: true, ..FakeShard::default() };
         let shards = Shards::from_parts([stuck.start()]);
-        let (_, stopped) = drain(&shards, Duration::from_secs(1)).await;
-        assert_eq!(stopped, Err(Unanswered(vec![0])));
+        assert_eq!(drain(&shards, Duration::from_secs(1)).await, Drained::Cut(0));
+        assert_eq!(stop(&shards).await, Err(Unanswered(vec![0])));
     }
 }

@@ -285,3 +285,115 @@ fn summary(changes: &[Change]) -> String {
     }
     if lines.is_empty() { "none".to_owned() } else { lines.join(", ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::control::shards::tests::FakeShard;
+    use crate::control::tests::{DIRECTORY, Files, POLICY};
+
+    fn lines(report: &ReloadReport) -> Vec<String> {
+        report.changes.iter().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test]
+    async fn a_swap_publishes_both_files_at_once_and_judges_again() {
+        let files = Files::new();
+        let rulesets = files.rulesets();
+        let shard = FakeShard::default();
+        let told = Arc::clone(&shard.told);
+        rulesets.attach(Shards::from_parts([shard.start()]));
+        let mut watch = rulesets.subscribe();
+        watch.mark_unchanged();
+
+        files.write_policy(&POLICY.replace("tcp/22", "tcp/23").replace("\"eng\", \"action\"", "\"staff\", \"action\""));
+        files.write_directory(
+            &DIRECTORY.replace("\"networks\": [\"192.168.8.0/24\"]", "\"networks\": [\"192.168.9.0/24\"]"),
+        );
+        let report = rulesets.reload().await.unwrap();
+        assert_eq!((report.revision, report.judged), (2, true));
+        assert_eq!(
+            lines(&report),
+            ["device bob-phone changed", "rule no-ssh changed", "rule staff added", "rule eng removed"]
+        );
+        assert_eq!(*told.lock().unwrap(), ["rejudge"]);
+        assert!(watch.has_changed().unwrap());
+        let seen = Arc::clone(&watch.borrow_and_update());
+        assert_eq!(seen.ruleset.revision(), Revision(2));
+        assert!(seen.directory.device_by_network("192.168.9.1".parse().unwrap()).is_some());
+
+        let report = rulesets.reload().await.unwrap();
+        assert_eq!((report.revision, lines(&report).len()), (3, 0), "the same bytes are judged by again");
+        assert_eq!(told.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_bad_file_changes_nothing() {
+        let files = Files::new();
+        let rulesets = files.rulesets();
+        let shard = FakeShard::default();
+        let told = Arc::clone(&shard.told);
+        rulesets.attach(Shards::from_parts([shard.start()]));
+        let before = rulesets.current();
+        let mut refused = 0;
+        for (policy, directory) in [
+            (Some("{"), None),
+            (Some(""), None),
+            (Some(r#"{"version":1,"rules":[],"rules":[]}"#), None),
+            (Some(r#"{"version":1,"rules":[{"id":"x","action":"allow","from":[],"to":["*"]}]}"#), None),
+            (None, Some("[]")),
+            (None, Some(r#"{"users":{},"devices":{"a":{"user":"nobody","networks":["10.0.0.0/8"]}}}"#)),
+            (Some(POLICY), Some(r#"{"users":{},"devices":{}} x"#)),
+        ] {
+            files.write_policy(policy.unwrap_or(POLICY));
+            files.write_directory(directory.unwrap_or(DIRECTORY));
+            let error = rulesets.reload().await.unwrap_err();
+            refused += 1;
+            assert_eq!(error.revision, 1);
+            let bad = if directory.is_some() { &files.config.directory } else { &files.config.policy };
+            assert!(!error.problems.is_empty());
+            assert!(
+                error.problems.iter().all(|p| p.file == bad.display().to_string() && p.line.is_some()),
+                "{error:?}"
+            );
+            assert!(Arc::ptr_eq(&before, &rulesets.current()));
+            assert_eq!(rulesets.failures().load(Ordering::Relaxed), refused);
+            assert_eq!(rulesets.last_reload().problems, error.problems);
+        }
+        std::fs::remove_file(&files.config.policy).unwrap();
+        let error = rulesets.reload().await.unwrap_err();
+        assert!(error.problems[0].to_string().starts_with(&files.config.policy.display().to_string()));
+        assert!(told.lock().unwrap().is_empty());
+
+        files.write_policy(POLICY);
+        files.write_directory(DIRECTORY);
+        assert_eq!(rulesets.reload().await.unwrap().revision, 2);
+        assert!(rulesets.last_reload().ok);
+    }
+
+    #[tokio::test]
+    async fn reloads_come_one_after_another() {
+        let files = Files::new();
+        let rulesets = files.rulesets();
+        let reloads = (0..8).map(|_| rulesets.reload());
+        let mut revisions: Vec<_> =
+            futures_util::future::join_all(reloads).await.into_iter().map(|report| report.unwrap().revision).collect();
+        revisions.sort_unstable();
+        assert_eq!(revisions, [2, 3, 4, 5, 6, 7, 8, 9]);
+    }
+
+    #[tokio::test]
+    async fn own_addresses_are_published_when_they_change() {
+        let files = Files::new();
+        let rulesets = files.rulesets();
+        let before = rulesets.current();
+        rulesets.set_own_addresses(Arc::clone(&before.own_addresses)).await;
+        assert!(Arc::ptr_eq(&before, &rulesets.current()));
+        rulesets.set_own_addresses(["198.51.100.1".parse().unwrap()].into()).await;
+        let now = rulesets.current();
+        assert_eq!(now.own_addresses[..], ["198.51.100.1".parse::<IpAddr>().unwrap()]);
+        assert!(Arc::ptr_eq(&before.ruleset, &now.ruleset), "the revision is the same");
+    }
+}

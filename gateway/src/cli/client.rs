@@ -165,10 +165,14 @@ async fn exchange(
     path: &str,
     body: Option<Vec<u8>>,
 ) -> Result<(StatusCode, Bytes), ClientError> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NotRunning(socket.to_owned()),
-        ErrorKind::PermissionDenied => ClientError::SocketForbidden(socket.to_owned()),
-        _ => broken(socket, error),
+    let stream = UnixStream::connect(socket).await.map_err(|error| {
+        if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
+            ClientError::NotRunning(socket.to_owned())
+        } else if error.kind() == ErrorKind::PermissionDenied {
+            ClientError::SocketForbidden(socket.to_owned())
+        } else {
+            broken(socket, error)
+        }
     })?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|source| broken(socket, source))?;

@@ -8,6 +8,8 @@ use super::output::load_config;
 use super::{ExitStatus, RunArgs};
 use crate::app::{Gateway, Outcome, StartError};
 use crate::config::Config;
+use crate::host::routes::RouteError;
+use crate::host::tun::TunError;
 use crate::signals::Signals;
 use crate::telemetry;
 
@@ -70,11 +72,18 @@ fn refused(error: &StartError) -> ExitStatus {
             tracing::error!("{error}");
             ExitStatus::BadConfig
         }
+        StartError::Tun(TunError::NotPermitted { .. }) | StartError::Routes(RouteError::NotPermitted { .. }) => {
+            tracing::error!("not started: {error}");
+            ExitStatus::NotPermitted
+        }
         StartError::Control(_)
+        | StartError::Tun(_)
+        | StartError::Routes(_)
+        | StartError::Thread(_)
         | StartError::Metrics { .. }
         | StartError::FlowLog { .. }
         | StartError::OwnAddresses(_)
-        | StartError::Tun(_) | StartError::Routes(_) | StartError::Shards(_) => {
+        | StartError::Shards(_) => {
             let mut reason = error.to_string();
             let mut source = error.source();
             while let Some(cause) = source {

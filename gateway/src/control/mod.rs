@@ -10,3 +10,6 @@ pub mod peer;
 pub mod server;
 pub mod shards;
 pub mod socket;
+
+#[cfg(test)]
+pub(crate) mod tests;

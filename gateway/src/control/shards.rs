@@ -151,24 +151,28 @@ pub(crate) mod tests {
                         self.flows.iter().filter(|f| filter.matches(f)).cloned().collect::<Vec<_>>()
                     };
                     match command {
-                        Command::Flows(filter, answer) => drop(answer.send(matching(filter))),
+                        Command::Flows(filter, answer) => _ = answer.send(matching(filter)),
                         Command::Kill(filter, answer) => {
                             tell("kill");
-                            drop(answer.send(matching(filter).len()));
+                            _ = answer.send(matching(filter).len());
                         }
-                        Command::Peers(answer) => drop(answer.send(self.peers.clone())),
-                        Command::Ping(answer) => drop(answer.send(())),
+                        Command::Peers(answer) => _ = answer.send(self.peers.clone()),
+                        Command::Ping(answer) => _ = answer.send(()),
                         Command::Rejudge(answer) => {
                             tell("rejudge");
-                            drop(answer.send(()));
+                            _ = answer.send(());
                         }
                         Command::Drain(answer) => {
                             tell("drain");
-                            if self.busy { kept.push(Command::Drain(answer)) } else { drop(answer.send(())) }
+                            if self.busy {
+                                kept.push(Command::Drain(answer));
+                            } else {
+                                _ = answer.send(());
+                            }
                         }
                         Command::Stop(answer) => {
                             tell("stop");
-                            drop(answer.send(()));
+                            _ = answer.send(());
                             return;
                         }
                     }

@@ -65,7 +65,7 @@ impl Gateway {
         }
         // A shard counts the bucket before the total, so a scrape in between may see one too many; never below zero.
         let bounded: u64 = total.0.iter().map(|(_, n)| n).sum();
-        total.0.push((f64::MAX, total.1.saturating_sub(bounded)));
+        total.0.push((f64::INFINITY, total.1.saturating_sub(bounded)));
         total
     }
 }

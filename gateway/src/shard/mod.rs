@@ -42,9 +42,6 @@ pub enum BindError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// A data-plane thread.
-    #[error("cannot start a data-plane thread: {0}")]
-    Thread(#[source] io::Error),
 }
 
 /// A running shard.
@@ -55,17 +52,7 @@ pub struct ShardHandle {
     /// What it counts.
     pub counters: Arc<ShardCounters>,
     /// Ends after [`Command::Stop`].
-    thread: JoinHandle<()>,
-}
-
-impl ShardHandle {
-    /// Waits for the thread, which ends after [`Command::Stop`].
-    ///
-    /// # Errors
-    /// What the thread panicked with.
-    pub fn join(self) -> std::thread::Result<()> {
-        self.thread.join()
-    }
+    pub thread: JoinHandle<()>,
 }
 
 /// Shards with everything bound, not yet running.
@@ -85,7 +72,7 @@ pub struct BoundShards {
 pub fn bind(
     config: Arc<Config>,
     private_key: Option<[u8; 32]>,
-    tun: Option<Arc<TunDevice>>,
+    tun: Option<TunDevice>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     records: mpsc::Sender<FlowRecord>,
 ) -> Result<BoundShards, BindError> {
@@ -98,7 +85,7 @@ pub fn bind(
         }
         _ => None,
     };
-    Ok(BoundShards { config, wireguard, tun, snapshots, records })
+    Ok(BoundShards { config, wireguard, tun: tun.map(Arc::new), snapshots, records })
 }
 
 impl BoundShards {
@@ -106,7 +93,7 @@ impl BoundShards {
     ///
     /// # Errors
     /// What the kernel says about starting a thread.
-    pub fn start(self) -> Result<Vec<ShardHandle>, BindError> {
+    pub fn start(self) -> io::Result<Vec<ShardHandle>> {
         let Self { config, wireguard, tun, snapshots, records } = self;
         let offramps = Arc::new(Offramps::new(&config));
         let (identity, sockets) = match wireguard {
@@ -134,10 +121,8 @@ impl BoundShards {
                 mailbox,
                 neighbours: mailboxes.clone(),
             };
-            let thread = std::thread::Builder::new()
-                .name(format!("shard-{index}"))
-                .spawn(move || worker::run(parts))
-                .map_err(BindError::Thread)?;
+            let thread =
+                std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || worker::run(parts))?;
             handles.push(ShardHandle { commands, counters, thread });
         }
         Ok(handles)
