@@ -112,11 +112,11 @@ pub fn prefix_len(family: Family) -> u8 {
 /// The namespaces of one test.
 #[derive(Debug)]
 pub struct Lab {
-    /// Where clients live; each has one interface, `up`.
+    /// Where clients live; each has one interface, `uplink`.
     pub clients: Vec<Netns>,
     /// Where the gateway lives: `client0`, `client1`, … and `private`.
     pub gateway: Netns,
-    /// Where targets live; one interface, `down`.
+    /// Where targets live; one interface, `downlink`.
     pub private: Netns,
     /// What makes the names of this lab unique.
     pub unique: String,
@@ -148,10 +148,10 @@ impl Lab {
 
     fn join_client(&self, index: usize, client: &Netns) {
         let at_gateway = format!("client{index}");
-        veth(client, "up", &self.gateway, &at_gateway);
+        veth(client, "uplink", &self.gateway, &at_gateway);
         for family in FAMILIES {
             let len = prefix_len(family);
-            client.ip(&format!("addr add {}/{len} dev up{}", client_address(index, family), nodad(family)));
+            client.ip(&format!("addr add {}/{len} dev uplink{}", client_address(index, family), nodad(family)));
             let gateway = gateway_address(index, family);
             self.gateway.ip(&format!("addr add {gateway}/{len} dev {at_gateway}{}", nodad(family)));
             // Every client reaches the address that stands in client files.
@@ -162,13 +162,13 @@ impl Lab {
     }
 
     fn join_private(&self) {
-        veth(&self.private, "down", &self.gateway, "private");
+        veth(&self.private, "downlink", &self.gateway, "private");
         self.gateway.ip("addr add 10.20.0.1/24 dev private");
         self.gateway.ip("addr add fd00:20::1/64 dev private nodad");
         for host in [Host::Open, Host::OpenToo, Host::Shut, Host::Hole] {
             for family in FAMILIES {
                 let (address, len) = (host.address(family), prefix_len(family));
-                self.private.ip(&format!("addr add {address}/{len} dev down{}", nodad(family)));
+                self.private.ip(&format!("addr add {address}/{len} dev downlink{}", nodad(family)));
             }
         }
         self.private.ip("route add default via 10.20.0.1");
@@ -190,8 +190,8 @@ impl Lab {
 
     /// Stops the links from carrying batches in one piece, so that a rule that drops meets single datagrams.
     pub fn no_batches(&self) {
-        for (netns, link) in [(&self.clients[0], "up"), (&self.gateway, "client0")] {
-            netns.ip(&format!("link set {link} gso_max_segs 1"));
+        for (netns, link) in [(&self.clients[0], "uplink"), (&self.gateway, "client0")] {
+            netns.ip(&format!("link set dev {link} gso_max_segs 1"));
         }
     }
 
@@ -209,8 +209,8 @@ fn veth(a: &Netns, a_name: &str, b: &Netns, b_name: &str) {
     tools::output(std::process::Command::new("ip").args([
         "link", "add", a_name, "netns", a.name(), "type", "veth", "peer", "name", b_name, "netns", b.name(),
     ]));
-    a.ip(&format!("link set {a_name} up"));
-    b.ip(&format!("link set {b_name} up"));
+    a.ip(&format!("link set dev {a_name} up"));
+    b.ip(&format!("link set dev {b_name} up"));
 }
 
 fn nodad(family: Family) -> &'static str {

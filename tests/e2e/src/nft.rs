@@ -41,7 +41,7 @@ pub fn drop_arriving(netns: &Netns, table: &str, matching: &str) {
     load(
         netns,
         &format!(
-            "table inet {table} {{ chain arriving {{ type filter hook prerouting priority -300; {matching} drop; }} }}\n"
+            "table inet {table} {{ chain arriving {{ type filter hook prerouting priority -300; {matching} drop; }}; }}\n"
         ),
     );
 }
@@ -88,7 +88,7 @@ impl<'a> Counter<'a> {
         load(
             netns,
             &format!(
-                "table inet {table} {{ counter seen {{ }} chain seen {{ type filter hook {hook} priority -310; {matching} counter name seen; }} }}\n"
+                "table inet {table} {{ counter seen {{ }}; chain seen {{ type filter hook {hook} priority -310; {matching} counter name seen; }}; }}\n"
             ),
         );
         Self { netns, table }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -24,7 +24,7 @@ const STACK: usize = 256 * 1024;
 pub struct TcpTarget<R> {
     address: SocketAddr,
     listener: TcpListener,
-    results: Receiver<R>,
+    results: Mutex<Receiver<R>>,
 }
 
 impl<R: Send + 'static> TcpTarget<R> {
@@ -62,7 +62,7 @@ impl<R: Send + 'static> TcpTarget<R> {
                     .expect("a thread for a connection");
             }
         });
-        Self { address, listener, results }
+        Self { address, listener, results: Mutex::new(results) }
     }
 
     /// Where it listens.
@@ -76,12 +76,12 @@ impl<R: Send + 'static> TcpTarget<R> {
     ///
     /// When no connection ends in time.
     pub fn result(&self) -> R {
-        self.results.recv_timeout(REPORT_TIMEOUT).expect("a connection of the target ends")
+        lock(&self.results).recv_timeout(REPORT_TIMEOUT).expect("a connection of the target ends")
     }
 
     /// Whether no further connection has ended.
     pub fn quiet(&self) -> bool {
-        self.results.try_recv().is_err()
+        lock(&self.results).try_recv().is_err()
     }
 }
 
@@ -90,6 +90,10 @@ impl<R> Drop for TcpTarget<R> {
         // Wakes the accepting thread, which then ends.
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
     }
+}
+
+fn lock<T>(receiver: &Mutex<Receiver<T>>) -> std::sync::MutexGuard<'_, Receiver<T>> {
+    receiver.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Gives both directions of a stream the test's timeout.
@@ -117,7 +121,7 @@ pub fn reset(stream: TcpStream) {
 pub struct UdpTarget {
     address: SocketAddr,
     socket: UdpSocket,
-    sources: Receiver<SocketAddr>,
+    sources: Mutex<Receiver<SocketAddr>>,
 }
 
 impl UdpTarget {
@@ -143,9 +147,10 @@ impl UdpTarget {
                     // An empty datagram from itself asks it to end.
                     Ok((_, from)) if from == address => return,
                     Ok((len, from)) => {
+                        // The report first: who has the answer can ask for the source.
+                        let _ = report.send(from);
                         // An answer that cannot be sent is one the client misses.
                         let _ = answering.send_to(&answer(&buffer[..len]), from);
-                        let _ = report.send(from);
                     }
                     // An ICMP error for an earlier answer.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -153,7 +158,7 @@ impl UdpTarget {
                 }
             }
         });
-        Self { address, socket, sources }
+        Self { address, socket, sources: Mutex::new(sources) }
     }
 
     /// Where it listens.
@@ -163,7 +168,7 @@ impl UdpTarget {
 
     /// Where datagrams came from since the last call.
     pub fn sources(&self) -> Vec<SocketAddr> {
-        self.sources.try_iter().collect()
+        lock(&self.sources).try_iter().collect()
     }
 }
 
