@@ -11,7 +11,13 @@
 //! cargo built. A scenario that fails prints the gateway's log, the flow log, the metrics and the commands to look
 //! around by hand; with `PORTCULLIS_E2E_KEEP=1` everything stays as it was.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "all of this crate is test code, where a panic is the answer"
+)]
+
 pub mod child;
+pub mod expect;
 pub mod flow_log;
 pub mod gateway;
 pub mod lab;
@@ -22,6 +28,7 @@ pub mod setup;
 pub mod stream;
 pub mod target;
 pub mod tools;
+pub mod transfer;
 pub mod turn;
 pub mod wait;
 pub mod wg_client;

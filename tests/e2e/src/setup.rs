@@ -43,8 +43,10 @@ pub struct Setup {
     pub limits: Vec<(&'static str, String)>,
     /// `[runtime] shards`.
     pub shards: usize,
-    /// `[runtime] drain`.
+    /// `drain`.
     pub drain: &'static str,
+    /// `[tun] on_stop`: `block` instead of `remove`.
+    pub block_on_stop: bool,
     /// Whether the test needs the machine for itself.
     pub alone: bool,
 }
@@ -59,6 +61,7 @@ impl Setup {
             limits: Vec::new(),
             shards: 2,
             drain: "10s",
+            block_on_stop: false,
             alone: false,
         }
     }
@@ -95,6 +98,13 @@ impl Setup {
     #[must_use]
     pub fn drain(mut self, drain: &'static str) -> Self {
         self.drain = drain;
+        self
+    }
+
+    /// With a backstop that stays after a clean stop.
+    #[must_use]
+    pub fn block_on_stop(mut self) -> Self {
+        self.block_on_stop = true;
         self
     }
 
@@ -145,11 +155,11 @@ impl Setup {
     fn gateway_toml(&self) -> String {
         let mut toml = format!(
             "directory = \"directory.json\"\npolicy = \"policy.json\"\nstate_dir = \"state\"\n\
-             control = \"control.sock\"\n\n[log]\nflows = \"flows.jsonl\"\n\n[metrics]\nlisten = \"{}\"\n\n\
-             [runtime]\nshards = {}\ndrain = \"{}\"\n",
+             control = \"control.sock\"\ndrain = \"{}\"\n\n[log]\nflows = \"flows.jsonl\"\n\n[metrics]\nlisten = \"{}\"\n\n\
+             [runtime]\nshards = {}\n",
+            self.drain,
             metrics::LISTEN,
             self.shards,
-            self.drain,
         );
         if self.ramps.contains(&OnRamp::Wireguard) {
             let endpoint = match gateway_address(0, self.outer) {
@@ -167,7 +177,12 @@ impl Setup {
             let _ = write!(
                 toml,
                 "\n[tun]\nname = \"portcullis0\"\naddresses = [\"100.97.0.1/32\", \"fd00:97::1/128\"]\nmtu = 1500\n\
-                 routes = {PRIVATE_NETWORKS:?}\n",
+                 routes = {PRIVATE_NETWORKS:?}\non_stop = \"{}\"\n",
+                if self.block_on_stop {
+                    "block"
+                } else {
+                    "remove"
+                },
             );
         }
         if !self.limits.is_empty() {
@@ -208,13 +223,21 @@ pub fn usual_policy() -> Value {
 /// The usual policy with a rule `no-more` in front that denies everything to `host`.
 pub fn policy_without(host: Host) -> Value {
     let mut policy = usual_policy();
-    let rule = json!({ "id": "no-more", "action": "deny", "from": ["*"], "to": addresses(&[host]) });
-    policy["rules"].as_array_mut().expect("rules are a list").insert(0, rule);
+    let rule =
+        json!({ "id": "no-more", "action": "deny", "from": ["*"], "to": addresses(&[host]) });
+    policy["rules"]
+        .as_array_mut()
+        .expect("rules are a list")
+        .insert(0, rule);
     policy
 }
 
 fn addresses(hosts: &[Host]) -> Vec<String> {
-    hosts.iter().flat_map(|host| host.addresses()).map(|address| address.to_string()).collect()
+    hosts
+        .iter()
+        .flat_map(|host| host.addresses())
+        .map(|address| address.to_string())
+        .collect()
 }
 
 /// Writes a JSON file whole: beside it first, then in its place.

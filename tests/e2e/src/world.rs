@@ -26,7 +26,8 @@ pub struct Client<'a> {
     pub ramp: OnRamp,
     /// Its WireGuard client, on that on-ramp.
     pub wg: Option<WgClient>,
-    index: usize,
+    /// Its place in the set-up.
+    pub index: usize,
 }
 
 impl Client<'_> {
@@ -36,7 +37,9 @@ impl Client<'_> {
     ///
     /// The system's, such as `ConnectionRefused`.
     pub fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        let stream = self.netns.run(|| TcpStream::connect_timeout(&to, SOCKET_TIMEOUT))?;
+        let stream = self
+            .netns
+            .run(|| TcpStream::connect_timeout(&to, SOCKET_TIMEOUT))?;
         patient(&stream)?;
         Ok(stream)
     }
@@ -53,15 +56,20 @@ impl Client<'_> {
         };
         self.netns.run(|| {
             let socket = UdpSocket::bind((any, 0)).expect("a UDP socket");
-            socket.connect(to).unwrap_or_else(|error| panic!("connect to {to}: {error}"));
-            socket.set_read_timeout(Some(SOCKET_TIMEOUT)).expect("a timeout");
+            socket
+                .connect(to)
+                .unwrap_or_else(|error| panic!("connect to {to}: {error}"));
+            socket
+                .set_read_timeout(Some(SOCKET_TIMEOUT))
+                .expect("a timeout");
             socket
         })
     }
 
     /// Runs `ping` with these arguments before the address.
     pub fn ping(&self, args: &[&str], to: IpAddr) -> Output {
-        self.netns.run(|| tools::run(Command::new("ping").args(args).arg(to.to_string())))
+        self.netns
+            .run(|| tools::run(Command::new("ping").args(args).arg(to.to_string())))
     }
 
     /// The address its inner packets come from.
@@ -92,6 +100,8 @@ pub struct World<'a> {
     pub gateway: Gateway<'a>,
     /// The namespaces.
     pub lab: &'a Lab,
+    /// What the gateway's kernel routed by before the gateway first started.
+    pub pristine: String,
 }
 
 impl<'a> World<'a> {
@@ -130,21 +140,41 @@ impl Drop for World<'_> {
 ///
 /// When the set-up fails, or the scenario does; then everything known is printed.
 pub fn scenario(setup: Setup, run: impl FnOnce(&mut World<'_>)) {
-    let _turn = if setup.alone { Turn::alone() } else { Turn::shared() };
+    let _turn = if setup.alone {
+        Turn::alone()
+    } else {
+        Turn::shared()
+    };
     let dir = TempDir::with_prefix("portcullis-e2e-").expect("a temporary directory");
     let lab = Lab::new(setup.ramps.len());
     setup.write(dir.path());
-    let mut world = World { clients: Vec::new(), gateway: Gateway::new(&lab, dir.path()), lab: &lab };
-    let texts: Vec<Option<String>> = (0..setup.ramps.len()).map(|index| enroll(&world.gateway, &setup, index)).collect();
+    if setup.ramps.contains(&OnRamp::Tun) {
+        lab.forward();
+    }
+    let pristine = lab.gateway.routing();
+    let mut world = World {
+        clients: Vec::new(),
+        gateway: Gateway::new(&lab, dir.path()),
+        lab: &lab,
+        pristine,
+    };
+    let texts: Vec<Option<String>> = (0..setup.ramps.len())
+        .map(|index| enroll(&world.gateway, &setup, index))
+        .collect();
     world.gateway.start();
     for (index, text) in texts.into_iter().enumerate() {
         let netns = &lab.clients[index];
         let wg = text.map(|text| WgClient::start(netns, dir.path(), &text));
         if wg.is_none() {
-            lab.forward();
             lab.route_client(index);
         }
-        world.clients.push(Client { netns, device: device(index), ramp: setup.ramps[index], wg, index });
+        world.clients.push(Client {
+            netns,
+            device: device(index),
+            ramp: setup.ramps[index],
+            wg,
+            index,
+        });
     }
     run(&mut world);
     if keep() {
@@ -156,8 +186,12 @@ pub fn scenario(setup: Setup, run: impl FnOnce(&mut World<'_>)) {
 fn enroll(gateway: &Gateway<'_>, setup: &Setup, index: usize) -> Option<String> {
     match setup.ramps[index] {
         OnRamp::Tun => None,
-        OnRamp::Wireguard => {
-            Some(gateway.verb(&["device", "add", &device(index), "--user", &crate::setup::user(index)]))
-        }
+        OnRamp::Wireguard => Some(gateway.verb(&[
+            "device",
+            "add",
+            &device(index),
+            "--user",
+            &crate::setup::user(index),
+        ])),
     }
 }
