@@ -142,6 +142,11 @@ def comparison(unit, values):
     return ours / theirs, f"{ours / theirs:.2f} x"
 
 
+def shown(value):
+    """Three significant digits, and whole numbers from a hundred on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 def table(figures_path, machine_path):
     figures = read_figures(figures_path)
     candidates = []
@@ -153,7 +158,7 @@ def table(figures_path, machine_path):
     rows = [["", "unit", *candidates, "against the first"]]
     previous = None
     for (row, unit), values in figures.items():
-        cells = [f"{statistics.median(values[c]):,.10g}" if c in values else "-" for c in candidates]
+        cells = [shown(statistics.median(values[c])) if c in values else "-" for c in candidates]
         rows.append([row if row != previous else "", unit, *cells, comparison(unit, values)[1]])
         previous = row
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -161,7 +166,7 @@ def table(figures_path, machine_path):
     with open(machine_path, encoding="utf-8") as file:
         print(file.read(), end="")
     print(f"Medians of {runs} alternated runs. Everything shares these cores: clients, gateway and servers.")
-    print("The loads of the last rows of a group are in Python, whose cost is in every column.\n")
+    print("Round trips and short connections are driven from Python, whose cost is in every column.\n")
     for number, row in enumerate(rows):
         left = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
         print("  ".join(left + [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]).rstrip())
