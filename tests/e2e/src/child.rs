@@ -33,15 +33,8 @@ impl Process {
             .unwrap_or_else(|error| panic!("{}: {error}", log.display()));
         let errors = file.try_clone().expect("a second handle of a log file");
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
-        let child = netns.run(|| {
-            command
-                .spawn()
-                .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"))
-        });
-        Self {
-            child,
-            log: log.to_owned(),
-        }
+        let child = netns.run(|| command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}")));
+        Self { child, log: log.to_owned() }
     }
 
     /// Its process id.
@@ -88,11 +81,7 @@ impl Process {
     ///
     /// When it had ended before.
     pub fn kill9(&mut self) {
-        assert!(
-            self.ended().is_none(),
-            "ended by itself before:\n{}",
-            self.log()
-        );
+        assert!(self.ended().is_none(), "ended by itself before:\n{}", self.log());
         self.signal(Signal::SIGKILL);
         let status = self.wait(wait::PATIENCE);
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
@@ -100,18 +89,10 @@ impl Process {
 
     /// A field of `/proc/PID/status` in KiB, 0 when the process is gone.
     pub fn memory_kib(&self, field: &str) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         status
             .lines()
-            .find_map(|line| {
-                line.strip_prefix(field)?
-                    .strip_prefix(':')?
-                    .split_whitespace()
-                    .next()?
-                    .parse()
-                    .ok()
-            })
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok())
             .unwrap_or(0)
     }
 

@@ -62,8 +62,8 @@ pub fn parse(text: &str) -> Vec<FlowLine> {
     text.split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))
         .map(|line| {
-            let record: FlowLine = serde_json::from_str(line)
-                .unwrap_or_else(|error| panic!("not a flow record ({error}): {line}"));
+            let record: FlowLine =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("not a flow record ({error}): {line}"));
             for time in [&record.start, &record.end] {
                 assert!(is_utc_with_microseconds(time), "{time:?} in {line}");
             }
@@ -74,10 +74,7 @@ pub fn parse(text: &str) -> Vec<FlowLine> {
 
 /// `2026-01-02T03:04:05.678901Z`.
 fn is_utc_with_microseconds(time: &str) -> bool {
-    let shape: String = time
-        .chars()
-        .map(|c| if c.is_ascii_digit() { '0' } else { c })
-        .collect();
+    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     shape == "0000-00-00T00:00:00.000000Z"
 }
 
@@ -88,11 +85,7 @@ mod tests {
     #[test]
     fn times_have_one_shape() {
         assert!(is_utc_with_microseconds("2026-01-02T03:04:05.678901Z"));
-        for wrong in [
-            "2026-01-02T03:04:05Z",
-            "2026-01-02T03:04:05.678901+00:00",
-            "2026-01-02 03:04:05.678901Z",
-        ] {
+        for wrong in ["2026-01-02T03:04:05Z", "2026-01-02T03:04:05.678901+00:00", "2026-01-02 03:04:05.678901Z"] {
             assert!(!is_utc_with_microseconds(wrong));
         }
     }

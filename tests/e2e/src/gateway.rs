@@ -24,29 +24,17 @@ use crate::{tools, wait};
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("PORTCULLIS_BIN") {
         let path = PathBuf::from(path);
-        assert!(
-            path.is_file(),
-            "PORTCULLIS_BIN={} is not a file",
-            path.display()
-        );
+        assert!(path.is_file(), "PORTCULLIS_BIN={} is not a file", path.display());
         return path;
     }
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-    let profile = if cfg!(debug_assertions) {
-        "debug"
-    } else {
-        "release"
-    };
+    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
     let path = target.join(profile).join("portcullis");
     assert!(
         path.is_file(),
         "{} is missing: run `cargo build{} -p portcullis`, or set PORTCULLIS_BIN",
         path.display(),
-        if cfg!(debug_assertions) {
-            ""
-        } else {
-            " --release"
-        },
+        if cfg!(debug_assertions) { "" } else { " --release" },
     );
     path
 }
@@ -62,11 +50,7 @@ pub struct Gateway<'a> {
 impl<'a> Gateway<'a> {
     /// A gateway in `lab` with its files in `dir`, not started yet.
     pub fn new(lab: &'a Lab, dir: &Path) -> Self {
-        Self {
-            netns: &lab.gateway,
-            dir: dir.to_owned(),
-            process: None,
-        }
+        Self { netns: &lab.gateway, dir: dir.to_owned(), process: None }
     }
 
     /// The directory with its files.
@@ -77,10 +61,7 @@ impl<'a> Gateway<'a> {
     /// A command line of the binary with this gateway's configuration.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
-        command
-            .args(args)
-            .arg("--config")
-            .arg(self.dir.join("gateway.toml"));
+        command.args(args).arg("--config").arg(self.dir.join("gateway.toml"));
         command
     }
 
@@ -105,10 +86,7 @@ impl<'a> Gateway<'a> {
     /// When it ends or is not ready in time.
     pub fn start(&mut self) {
         let mut command = self.command(&["run"]);
-        command.env(
-            "RUST_LOG",
-            std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()),
-        );
+        command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
         // The directory the process runs in is where a test looks for a core file.
         command.current_dir(&self.dir);
         let mut process = Process::start(self.netns, &mut command, &self.dir.join("gateway.log"));
@@ -201,9 +179,7 @@ impl<'a> Gateway<'a> {
     ///
     /// When none comes, naming `what` and showing the flow log.
     pub fn wait_for_flow(&self, what: &str, fits: impl Fn(&FlowLine) -> bool) -> FlowLine {
-        wait::until(&format!("a flow record: {what}"), || {
-            self.flow_log().into_iter().find(|line| fits(line))
-        })
+        wait::until(&format!("a flow record: {what}"), || self.flow_log().into_iter().find(|line| fits(line)))
     }
 
     /// Waits for `count` records that fit.
@@ -211,18 +187,9 @@ impl<'a> Gateway<'a> {
     /// # Panics
     ///
     /// When fewer come.
-    pub fn wait_for_flows(
-        &self,
-        what: &str,
-        count: usize,
-        fits: impl Fn(&FlowLine) -> bool,
-    ) -> Vec<FlowLine> {
+    pub fn wait_for_flows(&self, what: &str, count: usize, fits: impl Fn(&FlowLine) -> bool) -> Vec<FlowLine> {
         wait::until(&format!("{count} flow records: {what}"), || {
-            let found: Vec<_> = self
-                .flow_log()
-                .into_iter()
-                .filter(|line| fits(line))
-                .collect();
+            let found: Vec<_> = self.flow_log().into_iter().filter(|line| fits(line)).collect();
             (found.len() >= count).then_some(found)
         })
     }
@@ -251,17 +218,13 @@ impl<'a> Gateway<'a> {
     /// Everything there is to know when a test has failed.
     pub fn report(&self) -> String {
         let log = std::fs::read(self.dir.join("gateway.log")).unwrap_or_default();
-        let metrics = std::panic::catch_unwind(|| metrics::get(self.netns, "/metrics"))
-            .ok()
-            .flatten();
+        let metrics = std::panic::catch_unwind(|| metrics::get(self.netns, "/metrics")).ok().flatten();
         let metrics: String = metrics
             .map(|(_, text)| text)
             .unwrap_or_else(|| "(does not answer)\n".to_owned())
             .lines()
             // What is still zero tells nothing.
-            .filter(|line| {
-                !line.starts_with('#') && !line.ends_with(" 0") && !line.ends_with(" 0.0")
-            })
+            .filter(|line| !line.starts_with('#') && !line.ends_with(" 0") && !line.ends_with(" 0.0"))
             .map(|line| format!("{line}\n"))
             .collect();
         format!(
@@ -276,8 +239,5 @@ impl<'a> Gateway<'a> {
 fn last_lines(text: &str) -> String {
     const LINES: usize = 60;
     let skip = text.lines().count().saturating_sub(LINES);
-    text.lines()
-        .skip(skip)
-        .map(|line| format!("{line}\n"))
-        .collect()
+    text.lines().skip(skip).map(|line| format!("{line}\n")).collect()
 }

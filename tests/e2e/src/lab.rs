@@ -132,9 +132,7 @@ impl Lab {
         tools::require();
         let unique = unique();
         let lab = Self {
-            clients: (0..clients)
-                .map(|index| Netns::new(&format!("client{index}"), &unique))
-                .collect(),
+            clients: (0..clients).map(|index| Netns::new(&format!("client{index}"), &unique)).collect(),
             gateway: Netns::new("gateway", &unique),
             private: Netns::new("private", &unique),
             unique,
@@ -144,8 +142,7 @@ impl Lab {
         }
         lab.join_private();
         // What an administrator is told to set: echo through ping sockets.
-        lab.gateway
-            .sysctl("net.ipv4.ping_group_range", "0 2147483647");
+        lab.gateway.sysctl("net.ipv4.ping_group_range", "0 2147483647");
         lab
     }
 
@@ -154,22 +151,12 @@ impl Lab {
         veth(client, "uplink", &self.gateway, &at_gateway);
         for family in FAMILIES {
             let len = prefix_len(family);
-            client.ip(&format!(
-                "addr add {}/{len} dev uplink{}",
-                client_address(index, family),
-                nodad(family)
-            ));
+            client.ip(&format!("addr add {}/{len} dev uplink{}", client_address(index, family), nodad(family)));
             let gateway = gateway_address(index, family);
-            self.gateway.ip(&format!(
-                "addr add {gateway}/{len} dev {at_gateway}{}",
-                nodad(family)
-            ));
+            self.gateway.ip(&format!("addr add {gateway}/{len} dev {at_gateway}{}", nodad(family)));
             // Every client reaches the address that stands in client files.
             if index > 0 {
-                client.ip(&format!(
-                    "route add {} via {gateway}",
-                    client_network(0, family)
-                ));
+                client.ip(&format!("route add {} via {gateway}", client_network(0, family)));
             }
         }
     }
@@ -181,10 +168,7 @@ impl Lab {
         for host in [Host::Open, Host::OpenToo, Host::Shut, Host::Hole] {
             for family in FAMILIES {
                 let (address, len) = (host.address(family), prefix_len(family));
-                self.private.ip(&format!(
-                    "addr add {address}/{len} dev downlink{}",
-                    nodad(family)
-                ));
+                self.private.ip(&format!("addr add {address}/{len} dev downlink{}", nodad(family)));
             }
         }
         self.private.ip("route add default via 10.20.0.1");
@@ -200,10 +184,7 @@ impl Lab {
     /// Sends the private network's traffic of a client to the gateway.
     pub fn route_client(&self, index: usize) {
         for (family, network) in FAMILIES.into_iter().zip(PRIVATE_NETWORKS) {
-            self.clients[index].ip(&format!(
-                "route add {network} via {}",
-                gateway_address(index, family)
-            ));
+            self.clients[index].ip(&format!("route add {network} via {}", gateway_address(index, family)));
         }
     }
 

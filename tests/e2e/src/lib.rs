@@ -11,10 +11,7 @@
 //! cargo built. A scenario that fails prints the gateway's log, the flow log, the metrics and the commands to look
 //! around by hand; with `PORTCULLIS_E2E_KEEP=1` everything stays as it was.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "all of this crate is test code, where a panic is the answer"
-)]
+#![expect(clippy::indexing_slicing, reason = "all of this crate is test code, where a panic is the answer")]
 
 pub mod child;
 pub mod expect;

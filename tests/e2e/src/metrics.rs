@@ -50,21 +50,13 @@ impl Metrics {
     ///
     /// When the gateway has no such metric at all.
     pub fn sum(&self, name: &str, label: Option<(&str, &str)>) -> f64 {
-        assert!(
-            self.text
-                .lines()
-                .any(|line| sample(line).is_some_and(|s| s.0 == name)),
-            "no metric {name}"
-        );
+        assert!(self.text.lines().any(|line| sample(line).is_some_and(|s| s.0 == name)), "no metric {name}");
         let wanted = label.map(|(key, value)| format!("{key}=\"{value}\""));
         self.text
             .lines()
             .filter_map(sample)
             .filter(|(found, labels, _)| {
-                *found == name
-                    && wanted
-                        .as_ref()
-                        .is_none_or(|w| labels.split(',').any(|label| label == w))
+                *found == name && wanted.as_ref().is_none_or(|w| labels.split(',').any(|label| label == w))
             })
             .map(|(_, _, value)| value)
             .sum()
@@ -82,18 +74,14 @@ fn sample(line: &str) -> Option<(&str, &str, f64)> {
         return None;
     }
     let (series, value) = line.rsplit_once(' ')?;
-    let (name, labels) = series
-        .split_once('{')
-        .map_or((series, ""), |(n, l)| (n, l.trim_end_matches('}')));
+    let (name, labels) = series.split_once('{').map_or((series, ""), |(n, l)| (n, l.trim_end_matches('}')));
     Some((name, labels, value.parse().ok()?))
 }
 
 /// Status and body of a GET on the metrics listener, `None` while nobody listens.
 pub fn get(netns: &Netns, path: &str) -> Option<(u16, String)> {
     let mut stream = netns.run(|| TcpStream::connect(LISTEN)).ok()?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: gateway\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;

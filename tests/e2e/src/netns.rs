@@ -23,11 +23,7 @@ pub fn keep() -> bool {
 /// A number no other lab on this machine has: process id and a count.
 pub(crate) fn unique() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    format!(
-        "{}-{}",
-        std::process::id(),
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Netns {
@@ -62,13 +58,10 @@ impl Netns {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 let handle = File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-                setns(handle, CloneFlags::CLONE_NEWNET)
-                    .unwrap_or_else(|error| panic!("setns {path}: {error}"));
+                setns(handle, CloneFlags::CLONE_NEWNET).unwrap_or_else(|error| panic!("setns {path}: {error}"));
                 code()
             });
-            inside
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -102,18 +95,13 @@ impl Netns {
 
     /// Everything the kernel routes by: rules and all tables of both families, without counters and timers.
     pub fn routing(&self) -> String {
-        [
-            "-4 rule",
-            "-6 rule",
-            "-4 route show table all",
-            "-6 route show table all",
-        ]
-        .map(|what| {
-            let mut lines: Vec<String> = self.ip(what).lines().map(str::to_owned).collect();
-            lines.sort_unstable();
-            format!("# ip {what}\n{}\n", lines.join("\n"))
-        })
-        .concat()
+        ["-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all"]
+            .map(|what| {
+                let mut lines: Vec<String> = self.ip(what).lines().map(str::to_owned).collect();
+                lines.sort_unstable();
+                format!("# ip {what}\n{}\n", lines.join("\n"))
+            })
+            .concat()
     }
 }
 
@@ -123,9 +111,7 @@ impl Drop for Netns {
             return;
         }
         // A failure here must not hide why the test ended.
-        let deleted = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .status();
+        let deleted = Command::new("ip").args(["netns", "del", &self.name]).status();
         if !deleted.is_ok_and(|status| status.success()) {
             eprintln!("namespace {} is left behind", self.name);
         }

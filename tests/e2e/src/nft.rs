@@ -26,12 +26,7 @@ pub fn load(netns: &Netns, rules: &str) {
             .stdin(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("nft does not start: {error}"));
-        child
-            .stdin
-            .take()
-            .expect("it is piped")
-            .write_all(rules.as_bytes())
-            .expect("nft reads its rules");
+        child.stdin.take().expect("it is piped").write_all(rules.as_bytes()).expect("nft reads its rules");
         let status = child.wait().expect("our own child");
         assert!(status.success(), "nft refuses:\n{rules}");
     });
@@ -57,11 +52,7 @@ pub fn drop_arriving(netns: &Netns, table: &str, matching: &str) {
 ///
 /// When `nft` refuses the expression.
 pub fn lose_one_percent(netns: &Netns, matching: &str) {
-    drop_arriving(
-        netns,
-        "loss",
-        &format!("{matching} numgen random mod 100 < 1 counter"),
-    );
+    drop_arriving(netns, "loss", &format!("{matching} numgen random mod 100 < 1 counter"));
 }
 
 /// Takes a table away again.
@@ -109,18 +100,11 @@ impl<'a> Counter<'a> {
     ///
     /// When `nft` does not answer with a counter.
     pub fn packets(&self) -> u64 {
-        let text = self.netns.output(
-            "nft",
-            &["-j", "list", "counter", "inet", &self.table, "seen"],
-        );
+        let text = self.netns.output("nft", &["-j", "list", "counter", "inet", &self.table, "seen"]);
         let value: Value = serde_json::from_str(&text).expect("nft prints JSON");
         value["nftables"]
             .as_array()
-            .and_then(|items| {
-                items
-                    .iter()
-                    .find_map(|item| item["counter"]["packets"].as_u64())
-            })
+            .and_then(|items| items.iter().find_map(|item| item["counter"]["packets"].as_u64()))
             .unwrap_or_else(|| panic!("no counter in {text}"))
     }
 }

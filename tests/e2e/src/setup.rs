@@ -178,11 +178,7 @@ impl Setup {
                 toml,
                 "\n[tun]\nname = \"portcullis0\"\naddresses = [\"100.97.0.1/32\", \"fd00:97::1/128\"]\nmtu = 1500\n\
                  routes = {PRIVATE_NETWORKS:?}\non_stop = \"{}\"\n",
-                if self.block_on_stop {
-                    "block"
-                } else {
-                    "remove"
-                },
+                if self.block_on_stop { "block" } else { "remove" },
             );
         }
         if !self.limits.is_empty() {
@@ -223,21 +219,13 @@ pub fn usual_policy() -> Value {
 /// The usual policy with a rule `no-more` in front that denies everything to `host`.
 pub fn policy_without(host: Host) -> Value {
     let mut policy = usual_policy();
-    let rule =
-        json!({ "id": "no-more", "action": "deny", "from": ["*"], "to": addresses(&[host]) });
-    policy["rules"]
-        .as_array_mut()
-        .expect("rules are a list")
-        .insert(0, rule);
+    let rule = json!({ "id": "no-more", "action": "deny", "from": ["*"], "to": addresses(&[host]) });
+    policy["rules"].as_array_mut().expect("rules are a list").insert(0, rule);
     policy
 }
 
 fn addresses(hosts: &[Host]) -> Vec<String> {
-    hosts
-        .iter()
-        .flat_map(|host| host.addresses())
-        .map(|address| address.to_string())
-        .collect()
+    hosts.iter().flat_map(|host| host.addresses()).map(|address| address.to_string()).collect()
 }
 
 /// Writes a JSON file whole: beside it first, then in its place.

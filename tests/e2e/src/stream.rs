@@ -22,9 +22,7 @@ pub struct Noise {
 impl Noise {
     /// The stream of this seed.
     pub fn new(seed: u64) -> Self {
-        Self {
-            state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
-        }
+        Self { state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1 }
     }
 
     /// The next bytes (xorshift64).
@@ -66,11 +64,7 @@ pub fn send(mut to: impl Write, seed: u64, len: u64) -> io::Result<Sum> {
 /// # Errors
 ///
 /// The first error of the writer.
-pub fn send_while(
-    mut to: impl Write,
-    seed: u64,
-    mut more: impl FnMut(u64) -> u64,
-) -> io::Result<(u64, Sum)> {
+pub fn send_while(mut to: impl Write, seed: u64, mut more: impl FnMut(u64) -> u64) -> io::Result<(u64, Sum)> {
     let mut noise = Noise::new(seed);
     let mut sum = Sha256::new();
     let mut buffer = vec![0; CHUNK];

@@ -33,27 +33,16 @@ impl<R: Send + 'static> TcpTarget<R> {
     /// # Panics
     ///
     /// When the address cannot be bound.
-    pub fn serve(
-        netns: &Netns,
-        address: IpAddr,
-        handler: impl Fn(TcpStream) -> R + Send + Sync + 'static,
-    ) -> Self {
+    pub fn serve(netns: &Netns, address: IpAddr, handler: impl Fn(TcpStream) -> R + Send + Sync + 'static) -> Self {
         let address = SocketAddr::new(address, 0);
         let listener: TcpListener = netns.run(|| {
-            let socket =
-                Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
-            socket
-                .bind(&address.into())
-                .unwrap_or_else(|error| panic!("bind {address}: {error}"));
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+            socket.bind(&address.into()).unwrap_or_else(|error| panic!("bind {address}: {error}"));
             socket.listen(4096).expect("a listening socket");
             socket.into()
         });
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
-        let accepting = listener
-            .try_clone()
-            .expect("a second handle of the listener");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let accepting = listener.try_clone().expect("a second handle of the listener");
         let (report, results) = channel();
         let handler = Arc::new(handler);
         std::thread::spawn(move || {
@@ -69,11 +58,7 @@ impl<R: Send + 'static> TcpTarget<R> {
                     .expect("a thread for a connection");
             }
         });
-        Self {
-            address,
-            listener,
-            results: Mutex::new(results),
-        }
+        Self { address, listener, results: Mutex::new(results) }
     }
 
     /// Where it listens.
@@ -87,9 +72,7 @@ impl<R: Send + 'static> TcpTarget<R> {
     ///
     /// When no connection ends in time.
     pub fn result(&self) -> R {
-        lock(&self.results)
-            .recv_timeout(REPORT_TIMEOUT)
-            .expect("a connection of the target ends")
+        lock(&self.results).recv_timeout(REPORT_TIMEOUT).expect("a connection of the target ends")
     }
 
     /// Whether no further connection has ended.
@@ -125,9 +108,7 @@ pub fn patient(stream: &TcpStream) -> io::Result<()> {
 ///
 /// When the system refuses the option.
 pub fn reset(stream: TcpStream) {
-    SockRef::from(&stream)
-        .set_linger(Some(Duration::ZERO))
-        .expect("SO_LINGER");
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
     drop(stream);
 }
 
@@ -157,14 +138,8 @@ impl UdpTarget {
     /// # Panics
     ///
     /// When the address cannot be bound.
-    pub fn serve(
-        netns: &Netns,
-        address: SocketAddr,
-        answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static,
-    ) -> Self {
-        let socket = netns.run(|| {
-            UdpSocket::bind(address).unwrap_or_else(|error| panic!("bind {address}: {error}"))
-        });
+    pub fn serve(netns: &Netns, address: SocketAddr, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> Self {
+        let socket = netns.run(|| UdpSocket::bind(address).unwrap_or_else(|error| panic!("bind {address}: {error}")));
         let address = socket.local_addr().expect("a bound socket has an address");
         let answering = socket.try_clone().expect("a second handle of the socket");
         let (report, sources) = channel();
@@ -186,11 +161,7 @@ impl UdpTarget {
                 }
             }
         });
-        Self {
-            address,
-            socket,
-            sources: Mutex::new(sources),
-        }
+        Self { address, socket, sources: Mutex::new(sources) }
     }
 
     /// Where it listens.

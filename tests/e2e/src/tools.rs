@@ -35,21 +35,12 @@ pub fn require() {
     assert!(
         missing.is_empty(),
         "not installed: {}\ninstall with: apt-get install {}",
-        missing
-            .iter()
-            .map(|(tool, _)| *tool)
-            .collect::<Vec<_>>()
-            .join(", "),
-        missing
-            .iter()
-            .map(|(_, package)| *package)
-            .collect::<Vec<_>>()
-            .join(" "),
+        missing.iter().map(|(tool, _)| *tool).collect::<Vec<_>>().join(", "),
+        missing.iter().map(|(_, package)| *package).collect::<Vec<_>>().join(" "),
     );
     // A thousand flows are two thousand sockets of the test's own.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)
-        .expect("the limit of open files can be raised to its maximum");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the limit of open files can be raised to its maximum");
 }
 
 /// Runs a command to its end and gives its standard output.
@@ -59,12 +50,7 @@ pub fn require() {
 /// When it cannot be started or fails; the message holds the command and what it said.
 pub fn output(command: &mut Command) -> String {
     let out = run(command);
-    assert!(
-        out.status.success(),
-        "{command:?} failed: {}\n{}",
-        out.status,
-        said(&out)
-    );
+    assert!(out.status.success(), "{command:?} failed: {}\n{}", out.status, said(&out));
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
@@ -74,16 +60,10 @@ pub fn output(command: &mut Command) -> String {
 ///
 /// When it cannot be started.
 pub fn run(command: &mut Command) -> Output {
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"))
+    command.output().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"))
 }
 
 /// Both outputs of a finished command as text.
 pub fn said(out: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }

@@ -16,34 +16,18 @@ use crate::world::Client;
 /// # Panics
 ///
 /// When a byte differs or either end sees an error.
-pub fn upload(
-    client: &Client<'_>,
-    private: &Netns,
-    host: IpAddr,
-    seed: u64,
-    len: u64,
-) -> SocketAddr {
+pub fn upload(client: &Client<'_>, private: &Netns, host: IpAddr, seed: u64, len: u64) -> SocketAddr {
     let target = TcpTarget::serve(private, host, |mut stream| -> io::Result<(u64, Sum)> {
         let got = stream::receive(&stream)?;
         stream.write_all(&got.1)?;
         Ok(got)
     });
-    let mut stream = client
-        .connect(target.address())
-        .expect("the target accepts");
+    let mut stream = client.connect(target.address()).expect("the target accepts");
     let sent = stream::send(&mut stream, seed, len).expect("everything is sent");
-    stream
-        .shutdown(Shutdown::Write)
-        .expect("half of the connection is closed");
+    stream.shutdown(Shutdown::Write).expect("half of the connection is closed");
     let mut answer = Vec::new();
-    stream
-        .read_to_end(&mut answer)
-        .expect("the target answers and closes");
-    assert_eq!(
-        target.result().expect("the target reads to the end"),
-        (len, sent),
-        "what arrived is not what was sent"
-    );
+    stream.read_to_end(&mut answer).expect("the target answers and closes");
+    assert_eq!(target.result().expect("the target reads to the end"), (len, sent), "what arrived is not what was sent");
     assert_eq!(answer, sent, "the answer after the half-close");
     target.address()
 }
@@ -53,13 +37,7 @@ pub fn upload(
 /// # Panics
 ///
 /// When a byte differs or either end sees an error.
-pub fn download(
-    client: &Client<'_>,
-    private: &Netns,
-    host: IpAddr,
-    seed: u64,
-    len: u64,
-) -> SocketAddr {
+pub fn download(client: &Client<'_>, private: &Netns, host: IpAddr, seed: u64, len: u64) -> SocketAddr {
     let target = TcpTarget::serve(private, host, move |mut stream| {
         let sent = stream::send(&mut stream, seed, len)?;
         stream.shutdown(Shutdown::Write)?;
@@ -67,16 +45,10 @@ pub fn download(
         stream::receive(&stream)?;
         Ok::<_, io::Error>(sent)
     });
-    let stream = client
-        .connect(target.address())
-        .expect("the target accepts");
+    let stream = client.connect(target.address()).expect("the target accepts");
     let got = stream::receive(&stream).expect("the stream ends in order");
     drop(stream);
-    assert_eq!(
-        got,
-        (len, target.result().expect("the target sends it all")),
-        "what arrived is not what was sent"
-    );
+    assert_eq!(got, (len, target.result().expect("the target sends it all")), "what arrived is not what was sent");
     target.address()
 }
 
@@ -99,33 +71,20 @@ impl Endless {
         let enough = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&enough);
         let target = TcpTarget::serve(private, host, move |mut stream| {
-            let sent = stream::send_while(&mut stream, 3, |chunk| {
-                if stop.load(Ordering::Relaxed) {
-                    0
-                } else {
-                    chunk
-                }
-            })?;
+            let sent =
+                stream::send_while(&mut stream, 3, |chunk| if stop.load(Ordering::Relaxed) { 0 } else { chunk })?;
             stream.shutdown(Shutdown::Write)?;
             stream::receive(&stream)?;
             Ok(sent)
         });
-        let mut stream: TcpStream = client
-            .connect(target.address())
-            .expect("the target accepts");
+        let mut stream: TcpStream = client.connect(target.address()).expect("the target accepts");
         let mut first = [0; 1];
         assert_eq!(stream.peek(&mut first).expect("the download starts"), 1);
         let received = Arc::new(AtomicU64::new(0));
         let progress = Arc::clone(&received);
-        let reader = std::thread::spawn(move || {
-            stream::receive_with(&mut stream, |len| progress.store(len, Ordering::Relaxed))
-        });
-        Self {
-            target,
-            enough,
-            received,
-            reader: Some(reader),
-        }
+        let reader =
+            std::thread::spawn(move || stream::receive_with(&mut stream, |len| progress.store(len, Ordering::Relaxed)));
+        Self { target, enough, received, reader: Some(reader) }
     }
 
     /// Where the target is.
@@ -140,9 +99,7 @@ impl Endless {
 
     /// Whether the client's side of it has ended, in whatever way.
     pub fn over(&self) -> bool {
-        self.reader
-            .as_ref()
-            .is_none_or(std::thread::JoinHandle::is_finished)
+        self.reader.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
     }
 
     /// Lets the target come to its end and compares all bytes.
@@ -164,15 +121,10 @@ impl Endless {
     ///
     /// When the download ends in order.
     pub fn cut(&mut self) -> io::Error {
-        self.join()
-            .expect_err("the download is cut, never ended in order")
+        self.join().expect_err("the download is cut, never ended in order")
     }
 
     fn join(&mut self) -> io::Result<(u64, Sum)> {
-        self.reader
-            .take()
-            .expect("the download is joined once")
-            .join()
-            .expect("the reader does not panic")
+        self.reader.take().expect("the download is joined once").join().expect("the reader does not panic")
     }
 }

@@ -12,11 +12,7 @@ struct Queue {
     taken: usize,
 }
 
-static QUEUE: Mutex<Queue> = Mutex::new(Queue {
-    next_ticket: 0,
-    serving: 0,
-    taken: 0,
-});
+static QUEUE: Mutex<Queue> = Mutex::new(Queue { next_ticket: 0, serving: 0, taken: 0 });
 static CHANGED: Condvar = Condvar::new();
 
 /// A share of the machine, given back when dropped.

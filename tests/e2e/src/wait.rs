@@ -22,20 +22,13 @@ pub fn until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
 /// # Panics
 ///
 /// When the time is over, naming `what`.
-pub fn until_within<T>(
-    patience: Duration,
-    what: &str,
-    mut condition: impl FnMut() -> Option<T>,
-) -> T {
+pub fn until_within<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(
-            Instant::now() < deadline,
-            "waited {patience:?} in vain for {what}"
-        );
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
         std::thread::sleep(INTERVAL);
     }
 }

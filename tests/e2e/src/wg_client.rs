@@ -24,12 +24,7 @@ pub struct QuickFile {
 impl QuickFile {
     /// Takes the text apart.
     pub fn parse(text: &str) -> Self {
-        let mut file = Self {
-            addresses: Vec::new(),
-            mtu: None,
-            allowed: Vec::new(),
-            wg: String::new(),
-        };
+        let mut file = Self { addresses: Vec::new(), mtu: None, allowed: Vec::new(), wg: String::new() };
         for line in text.lines() {
             let (key, value) = line.split_once('=').unwrap_or((line, ""));
             let (key, value) = (key.trim(), value.trim());
@@ -104,9 +99,7 @@ impl WgClient {
     fn up(&mut self, netns: &Netns) {
         let name = &self.interface;
         let mut command = Command::new("wireguard-go");
-        command
-            .args(["--foreground", name])
-            .env("LOG_LEVEL", "verbose");
+        command.args(["--foreground", name]).env("LOG_LEVEL", "verbose");
         let mut process = Process::start(netns, &mut command, &self.log);
         let socket = format!("/var/run/wireguard/{name}.sock");
         wait::until("wireguard-go's control socket", || {
@@ -122,10 +115,7 @@ impl WgClient {
             let nodad = if address.contains(':') { " nodad" } else { "" };
             netns.ip(&format!("addr add {address} dev {name}{nodad}"));
         }
-        netns.ip(&format!(
-            "link set {name} mtu {} up",
-            self.config.mtu.unwrap_or(1420)
-        ));
+        netns.ip(&format!("link set {name} mtu {} up", self.config.mtu.unwrap_or(1420)));
         for network in &self.config.allowed {
             netns.ip(&format!("route replace {network} dev {name}"));
         }
@@ -148,10 +138,7 @@ impl WgClient {
     /// When `wg` fails.
     pub fn latest_handshake(&self, netns: &Netns) -> u64 {
         let text = netns.output("wg", &["show", &self.interface, "latest-handshakes"]);
-        text.split_whitespace()
-            .nth(1)
-            .and_then(|time| time.parse().ok())
-            .unwrap_or(0)
+        text.split_whitespace().nth(1).and_then(|time| time.parse().ok()).unwrap_or(0)
     }
 
     /// What it logged.

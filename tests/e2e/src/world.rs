@@ -37,9 +37,7 @@ impl Client<'_> {
     ///
     /// The system's, such as `ConnectionRefused`.
     pub fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        let stream = self
-            .netns
-            .run(|| TcpStream::connect_timeout(&to, SOCKET_TIMEOUT))?;
+        let stream = self.netns.run(|| TcpStream::connect_timeout(&to, SOCKET_TIMEOUT))?;
         patient(&stream)?;
         Ok(stream)
     }
@@ -56,20 +54,15 @@ impl Client<'_> {
         };
         self.netns.run(|| {
             let socket = UdpSocket::bind((any, 0)).expect("a UDP socket");
-            socket
-                .connect(to)
-                .unwrap_or_else(|error| panic!("connect to {to}: {error}"));
-            socket
-                .set_read_timeout(Some(SOCKET_TIMEOUT))
-                .expect("a timeout");
+            socket.connect(to).unwrap_or_else(|error| panic!("connect to {to}: {error}"));
+            socket.set_read_timeout(Some(SOCKET_TIMEOUT)).expect("a timeout");
             socket
         })
     }
 
     /// Runs `ping` with these arguments before the address.
     pub fn ping(&self, args: &[&str], to: IpAddr) -> Output {
-        self.netns
-            .run(|| tools::run(Command::new("ping").args(args).arg(to.to_string())))
+        self.netns.run(|| tools::run(Command::new("ping").args(args).arg(to.to_string())))
     }
 
     /// The address its inner packets come from.
@@ -140,11 +133,7 @@ impl Drop for World<'_> {
 ///
 /// When the set-up fails, or the scenario does; then everything known is printed.
 pub fn scenario(setup: Setup, run: impl FnOnce(&mut World<'_>)) {
-    let _turn = if setup.alone {
-        Turn::alone()
-    } else {
-        Turn::shared()
-    };
+    let _turn = if setup.alone { Turn::alone() } else { Turn::shared() };
     let dir = TempDir::with_prefix("portcullis-e2e-").expect("a temporary directory");
     let lab = Lab::new(setup.ramps.len());
     setup.write(dir.path());
@@ -152,15 +141,9 @@ pub fn scenario(setup: Setup, run: impl FnOnce(&mut World<'_>)) {
         lab.forward();
     }
     let pristine = lab.gateway.routing();
-    let mut world = World {
-        clients: Vec::new(),
-        gateway: Gateway::new(&lab, dir.path()),
-        lab: &lab,
-        pristine,
-    };
-    let texts: Vec<Option<String>> = (0..setup.ramps.len())
-        .map(|index| enroll(&world.gateway, &setup, index))
-        .collect();
+    let mut world = World { clients: Vec::new(), gateway: Gateway::new(&lab, dir.path()), lab: &lab, pristine };
+    let texts: Vec<Option<String>> =
+        (0..setup.ramps.len()).map(|index| enroll(&world.gateway, &setup, index)).collect();
     world.gateway.start();
     for (index, text) in texts.into_iter().enumerate() {
         let netns = &lab.clients[index];
@@ -168,13 +151,7 @@ pub fn scenario(setup: Setup, run: impl FnOnce(&mut World<'_>)) {
         if wg.is_none() {
             lab.route_client(index);
         }
-        world.clients.push(Client {
-            netns,
-            device: device(index),
-            ramp: setup.ramps[index],
-            wg,
-            index,
-        });
+        world.clients.push(Client { netns, device: device(index), ramp: setup.ramps[index], wg, index });
     }
     run(&mut world);
     if keep() {
@@ -186,12 +163,8 @@ pub fn scenario(setup: Setup, run: impl FnOnce(&mut World<'_>)) {
 fn enroll(gateway: &Gateway<'_>, setup: &Setup, index: usize) -> Option<String> {
     match setup.ramps[index] {
         OnRamp::Tun => None,
-        OnRamp::Wireguard => Some(gateway.verb(&[
-            "device",
-            "add",
-            &device(index),
-            "--user",
-            &crate::setup::user(index),
-        ])),
+        OnRamp::Wireguard => {
+            Some(gateway.verb(&["device", "add", &device(index), "--user", &crate::setup::user(index)]))
+        }
     }
 }

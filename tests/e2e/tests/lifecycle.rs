@@ -29,15 +29,9 @@ fn closed(world: &World<'_>, name: &str) {
     for family in FAMILIES {
         let to = SocketAddr::new(Host::Open.address(family), 80);
         let arrivals = expect::arrivals(world, &format!("{name}{family:?}"), to.ip());
-        let error = world
-            .client()
-            .connect(to)
-            .expect_err("nothing gets around a dead gateway");
+        let error = world.client().connect(to).expect_err("nothing gets around a dead gateway");
         let kinds = [ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
-        assert!(
-            kinds.contains(&error.kind()),
-            "refused at once, not {error}"
-        );
+        assert!(kinds.contains(&error.kind()), "refused at once, not {error}");
         let out = world.client().ping(&["-n", "-c", "1", "-W", "2"], to.ip());
         assert!(!out.status.success(), "{}", said(&out));
         assert_eq!(arrivals.packets(), 0);
@@ -48,10 +42,8 @@ fn closed(world: &World<'_>, name: &str) {
 #[test]
 fn a_crash_fails_closed_and_a_clean_stop_leaves_nothing() {
     scenario(Setup::new(OnRamp::Tun), |world| {
-        let main = || {
-            world.lab.gateway.ip("-4 route show table main")
-                + &world.lab.gateway.ip("-6 route show table main")
-        };
+        let main =
+            || world.lab.gateway.ip("-4 route show table main") + &world.lab.gateway.ip("-6 route show table main");
         let host = Host::Open.address(Family::V4);
         let to = upload(world.client(), world.private(), host, 1, MIB);
         expect::record(world, world.client(), to, "client_closed");
@@ -63,11 +55,7 @@ fn a_crash_fails_closed_and_a_clean_stop_leaves_nothing() {
             world.gateway.kill9();
             closed(world, &format!("dead{round}"));
             world.gateway.start();
-            assert_eq!(
-                world.lab.gateway.routing(),
-                running,
-                "a restart leaves what a start does, no more"
-            );
+            assert_eq!(world.lab.gateway.routing(), running, "a restart leaves what a start does, no more");
             assert_eq!(main(), main_before, "the main table is not ours");
             download(world.client(), world.private(), host, 2, MIB);
         }
@@ -76,10 +64,7 @@ fn a_crash_fails_closed_and_a_clean_stop_leaves_nothing() {
         assert_eq!(world.lab.gateway.routing(), world.pristine);
         let links = world.lab.gateway.ip("link show");
         assert!(!links.contains("portcullis0"), "{links}");
-        assert!(
-            !world.gateway.control().exists(),
-            "the control socket goes with the gateway"
-        );
+        assert!(!world.gateway.control().exists(), "the control socket goes with the gateway");
     });
 }
 
@@ -90,13 +75,7 @@ fn a_backstop_stays_when_asked_for() {
         assert_eq!(world.gateway.stop(PROMPT).code(), Some(0));
         closed(world, "stopped");
         world.gateway.start();
-        let to = upload(
-            world.client(),
-            world.private(),
-            Host::Open.address(Family::V6),
-            1,
-            MIB,
-        );
+        let to = upload(world.client(), world.private(), Host::Open.address(Family::V6), 1, MIB);
         expect::record(world, world.client(), to, "client_closed");
     });
 }
@@ -112,10 +91,7 @@ fn drain_finishes(world: &mut World<'_>) {
         let mut left = LEN;
         let sum = stream::send_while(&mut stream, 1, |chunk| {
             if !first && left == LEN - chunk {
-                wait.lock()
-                    .expect("one connection")
-                    .recv()
-                    .expect("the test says when");
+                wait.lock().expect("one connection").recv().expect("the test says when");
             }
             first = false;
             let now = left.min(chunk);
@@ -126,10 +102,7 @@ fn drain_finishes(world: &mut World<'_>) {
         stream::receive(&stream)?;
         Ok::<_, std::io::Error>(sum)
     });
-    let stream = world
-        .client()
-        .connect(target.address())
-        .expect("the target accepts");
+    let stream = world.client().connect(target.address()).expect("the target accepts");
     stream.peek(&mut [0]).expect("the download starts");
     world.gateway.process().signal(Signal::SIGTERM);
     wait::until("the gateway to say it is not ready", || {
@@ -138,10 +111,7 @@ fn drain_finishes(world: &mut World<'_>) {
     let late = TcpTarget::serve(world.private(), Host::OpenToo.address(Family::V4), |_| ());
     let arrivals = expect::arrivals(world, "late", late.address().ip());
     let to = late.address();
-    let attempt = world
-        .client()
-        .netns
-        .run(|| TcpStream::connect_timeout(&to, Duration::from_millis(1_500)));
+    let attempt = world.client().netns.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(1_500)));
     attempt.expect_err("nothing new opens");
     assert_eq!(arrivals.packets(), 0);
     go.send(()).expect("the target waits");
@@ -152,29 +122,15 @@ fn drain_finishes(world: &mut World<'_>) {
     let line = expect::record(world, world.client(), target.address(), "target_closed");
     assert_eq!(line.bytes_down, LEN);
 }
-on_both_ramps!(
-    a_drain_lets_open_flows_finish,
-    setup = |setup| setup.drain("60s"),
-    drain_finishes
-);
+on_both_ramps!(a_drain_lets_open_flows_finish, setup = |setup| setup.drain("60s"), drain_finishes);
 
 /// A connection that both sides hold open and silent.
 fn held_open(world: &World<'_>) -> (TcpTarget<ErrorKind>, TcpStream) {
-    let target = TcpTarget::serve(
-        world.private(),
-        Host::Open.address(Family::V4),
-        |mut stream| {
-            stream.write_all(b"!").expect("the client reads");
-            stream
-                .read_exact(&mut [0])
-                .expect_err("nobody speaks")
-                .kind()
-        },
-    );
-    let mut stream = world
-        .client()
-        .connect(target.address())
-        .expect("the target accepts");
+    let target = TcpTarget::serve(world.private(), Host::Open.address(Family::V4), |mut stream| {
+        stream.write_all(b"!").expect("the client reads");
+        stream.read_exact(&mut [0]).expect_err("nobody speaks").kind()
+    });
+    let mut stream = world.client().connect(target.address()).expect("the target accepts");
     stream.read_exact(&mut [0]).expect("the flow is open");
     (target, stream)
 }
@@ -183,23 +139,12 @@ fn held_open(world: &World<'_>) -> (TcpTarget<ErrorKind>, TcpStream) {
 fn drain_ends(world: &mut World<'_>) {
     let (target, mut stream) = held_open(world);
     assert_eq!(world.gateway.stop(wait::PATIENCE).code(), Some(0));
-    assert_eq!(
-        stream.read(&mut [0]).expect_err("reset, not closed").kind(),
-        ErrorKind::ConnectionReset
-    );
-    assert_eq!(
-        target.result(),
-        ErrorKind::ConnectionReset,
-        "a cut is seen as a cut on both sides"
-    );
+    assert_eq!(stream.read(&mut [0]).expect_err("reset, not closed").kind(), ErrorKind::ConnectionReset);
+    assert_eq!(target.result(), ErrorKind::ConnectionReset, "a cut is seen as a cut on both sides");
     expect::record(world, world.client(), target.address(), "drained");
     assert_eq!(world.lab.gateway.routing(), world.pristine);
 }
-on_both_ramps!(
-    a_drain_ends_what_does_not_finish,
-    setup = |setup| setup.drain("1s"),
-    drain_ends
-);
+on_both_ramps!(a_drain_ends_what_does_not_finish, setup = |setup| setup.drain("1s"), drain_ends);
 
 /// A second signal does not wait for the rest of the drain.
 fn second_signal(world: &mut World<'_>) {
@@ -214,41 +159,19 @@ fn second_signal(world: &mut World<'_>) {
     expect::record(world, world.client(), target.address(), "drained");
     assert_eq!(world.lab.gateway.routing(), world.pristine);
 }
-on_both_ramps!(
-    a_second_signal_ends_at_once,
-    setup = |setup| setup.drain("60s"),
-    second_signal
-);
+on_both_ramps!(a_second_signal_ends_at_once, setup = |setup| setup.drain("60s"), second_signal);
 
 /// A second gateway with the same files is refused, and the first does not notice.
 fn second_instance(world: &mut World<'_>) {
     let running = world.lab.gateway.routing();
     let log = world.gateway.dir().join("second.log");
-    let mut second = Process::start(
-        &world.lab.gateway,
-        &mut world.gateway.command(&["run"]),
-        &log,
-    );
+    let mut second = Process::start(&world.lab.gateway, &mut world.gateway.command(&["run"]), &log);
     let status = second.wait(PROMPT);
-    assert!(
-        !status.success() && status.code().is_some(),
-        "refused in order: {status}\n{}",
-        second.log()
-    );
+    assert!(!status.success() && status.code().is_some(), "refused in order: {status}\n{}", second.log());
     assert!(!second.log().is_empty(), "it says why");
     assert!(!second.log().contains("panicked"), "{}", second.log());
-    assert_eq!(
-        world.lab.gateway.routing(),
-        running,
-        "the routes of the first stay"
-    );
-    let to = upload(
-        world.client(),
-        world.private(),
-        Host::Open.address(Family::V4),
-        1,
-        MIB,
-    );
+    assert_eq!(world.lab.gateway.routing(), running, "the routes of the first stay");
+    let to = upload(world.client(), world.private(), Host::Open.address(Family::V4), 1, MIB);
     expect::record(world, world.client(), to, "client_closed");
     world.gateway.verb(&["status"]);
 }
@@ -262,26 +185,15 @@ fn curl_speaks_to_the_control_socket() {
         let curl = |path: &str| {
             let socket = world.gateway.control();
             let mut command = Command::new("curl");
-            command
-                .args(["--silent", "--show-error", "--fail", "--unix-socket"])
-                .arg(socket);
+            command.args(["--silent", "--show-error", "--fail", "--unix-socket"]).arg(socket);
             command.arg(format!("http://gateway{path}"));
             let text = portcullis_e2e::tools::output(&mut command);
-            serde_json::from_str::<serde_json::Value>(&text)
-                .unwrap_or_else(|error| panic!("{error}: {text}"))
+            serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
         };
         assert_eq!(curl("/v1/status")["flows_open"], 1);
         let flows = curl("/v1/flows");
-        assert_eq!(
-            flows["flows"][0]["destination"],
-            target.address().to_string(),
-            "{flows}"
-        );
-        assert_eq!(
-            flows["flows"][0]["device"],
-            world.client().device,
-            "{flows}"
-        );
+        assert_eq!(flows["flows"][0]["destination"], target.address().to_string(), "{flows}");
+        assert_eq!(flows["flows"][0]["device"], world.client().device, "{flows}");
     });
 }
 

@@ -31,16 +31,9 @@ fn reload_under_load(world: &mut World<'_>) {
             stream.write_all(&buffer).expect("the client reads");
         }
     });
-    let mut talk = world
-        .client()
-        .connect(echo.address())
-        .expect("the target accepts");
+    let mut talk = world.client().connect(echo.address()).expect("the target accepts");
     for round in 0..RELOADS {
-        let policy = if round % 2 == 0 {
-            policy_without(Host::OpenToo)
-        } else {
-            usual_policy()
-        };
+        let policy = if round % 2 == 0 { policy_without(Host::OpenToo) } else { usual_policy() };
         world.gateway.set_policy(&policy);
         let said = u64::from(round).to_be_bytes();
         talk.write_all(&said).expect("the flow is open");
@@ -50,10 +43,7 @@ fn reload_under_load(world: &mut World<'_>) {
     }
     assert!(running.received() > MIB, "the transfer went on");
     let after = world.gateway.metrics().sum(REVISION, None);
-    assert!(
-        after >= before + f64::from(RELOADS),
-        "revision {before} became {after}"
-    );
+    assert!(after >= before + f64::from(RELOADS), "revision {before} became {after}");
     drop(talk);
     expect::record(world, world.client(), echo.address(), "client_closed");
     let (to, len) = (running.address(), running.finish());
@@ -64,11 +54,7 @@ on_both_ramps!(two_hundred_reloads_lose_no_byte, reload_under_load);
 
 /// A broken policy says where it is broken, and the one in force stays, by reload and by signal.
 fn broken(world: &mut World<'_>) {
-    let running = Endless::start(
-        world.client(),
-        world.private(),
-        Host::Open.address(Family::V4),
-    );
+    let running = Endless::start(world.client(), world.private(), Host::Open.address(Family::V4));
     let before = world.gateway.metrics().sum(REVISION, None);
     let wrong = "{\n  \"version\": 1,\n  \"rules\": [\n    { \"id\": \"open\", \"action\": \"alow\", \"from\": [\"*\"], \"to\": [\"*\"] }\n  ]\n}\n";
     world.gateway.write_policy_text(wrong);
@@ -76,51 +62,28 @@ fn broken(world: &mut World<'_>) {
     for verb in [&["reload"][..], &["check"]] {
         let out = world.gateway.try_verb(verb);
         assert_eq!(out.status.code(), Some(78), "{verb:?}: {}", said(&out));
-        assert!(
-            said(&out).contains(&place) || said(&out).contains("policy.json:4:"),
-            "{verb:?}: {}",
-            said(&out)
-        );
-        assert!(
-            said(&out).contains("rules[0].action"),
-            "{verb:?}: {}",
-            said(&out)
-        );
+        assert!(said(&out).contains(&place) || said(&out).contains("policy.json:4:"), "{verb:?}: {}", said(&out));
+        assert!(said(&out).contains("rules[0].action"), "{verb:?}: {}", said(&out));
     }
-    world
-        .gateway
-        .wait_for_metric("portcullis_reload_failures_total", None, 1.0);
+    world.gateway.wait_for_metric("portcullis_reload_failures_total", None, 1.0);
     world.gateway.process().signal(Signal::SIGHUP);
-    world
-        .gateway
-        .wait_for_metric("portcullis_reload_failures_total", None, 2.0);
+    world.gateway.wait_for_metric("portcullis_reload_failures_total", None, 2.0);
     assert_eq!(world.gateway.metrics().sum(REVISION, None), before);
     let received = running.received();
-    wait::until("the download to go on", || {
-        (running.received() > received + MIB).then_some(())
-    });
+    wait::until("the download to go on", || (running.received() > received + MIB).then_some(()));
     let to = running.address();
     running.finish();
     expect::record(world, world.client(), to, "target_closed");
     // New flows are judged by the old policy: both what it allows and what it denies.
-    let refused = world
-        .client()
-        .connect(SocketAddr::new(Host::Shut.address(Family::V4), 80));
-    assert_eq!(
-        refused.expect_err("denied").kind(),
-        ErrorKind::ConnectionRefused
-    );
-    let line = world
-        .gateway
-        .wait_for_flow("denied", |line| line.ended == "denied");
+    let refused = world.client().connect(SocketAddr::new(Host::Shut.address(Family::V4), 80));
+    assert_eq!(refused.expect_err("denied").kind(), ErrorKind::ConnectionRefused);
+    let line = world.gateway.wait_for_flow("denied", |line| line.ended == "denied");
     assert_eq!(line.rule.as_deref(), Some("shut"));
 
     // A good one again, by signal.
     world.gateway.write_policy(&usual_policy());
     world.gateway.process().signal(Signal::SIGHUP);
-    wait::until("the next revision", || {
-        (world.gateway.metrics().sum(REVISION, None) > before).then_some(())
-    });
+    wait::until("the next revision", || (world.gateway.metrics().sum(REVISION, None) > before).then_some(()));
 }
 on_both_ramps!(a_broken_policy_changes_nothing, broken);
 
@@ -140,9 +103,7 @@ fn revoked(world: &mut World<'_>) {
         world.gateway.set_policy(&policy_without(Host::Open));
         let in_force = Instant::now();
         let arrivals = expect::arrivals(world, &format!("revoked{family:?}"), host);
-        wait::until_within(Duration::from_secs(1), "the cut", || {
-            running.over().then_some(())
-        });
+        wait::until_within(Duration::from_secs(1), "the cut", || running.over().then_some(()));
         assert!(in_force.elapsed() < Duration::from_secs(1));
         assert_eq!(running.cut().kind(), ErrorKind::ConnectionReset);
         for to in [running.address(), echo.address()] {
@@ -154,11 +115,7 @@ fn revoked(world: &mut World<'_>) {
         assert!(socket.recv(&mut [0; 64]).is_err(), "answered as prohibited");
         assert_eq!(echo.sources(), []);
         // At most the end of the flows itself, and answers to what the target still had on the way.
-        assert!(
-            arrivals.packets() <= late + 2,
-            "{late} packets became {}",
-            arrivals.packets()
-        );
+        assert!(arrivals.packets() <= late + 2, "{late} packets became {}", arrivals.packets());
     }
     expect::ended(world, "revoked", 4);
 }
@@ -174,9 +131,7 @@ fn device_revoked(world: &mut World<'_>) {
     let to = SocketAddr::new(Host::OpenToo.address(Family::V4), 9);
     let arrivals = expect::arrivals(world, "after", to.ip());
     let socket = client.udp(to);
-    socket
-        .set_read_timeout(Some(Duration::from_millis(500)))
-        .expect("a timeout");
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
     for _ in 0..3 {
         let _ = socket.send(b"let me in");
         assert!(socket.recv(&mut [0; 64]).is_err());

@@ -1,9 +1,6 @@
 //! Everything at once, on one shard, on two, and on more than there are cores.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "test code, where a panic is the answer"
-)]
+#![expect(clippy::indexing_slicing, reason = "test code, where a panic is the answer")]
 
 use std::net::SocketAddr;
 
@@ -36,26 +33,17 @@ fn busy(world: &World<'_>, client: &Client<'_>) {
         }
     }
     for family in FAMILIES {
-        let out = client.ping(
-            &["-n", "-c", "2", "-i", "0.2", "-W", "5"],
-            Host::Open.address(family),
-        );
+        let out = client.ping(&["-n", "-c", "2", "-i", "0.2", "-W", "5"], Host::Open.address(family));
         assert!(out.status.success(), "{}", said(&out));
         let denied = client.connect(SocketAddr::new(Host::Shut.address(family), 80));
-        assert_eq!(
-            denied.expect_err("denied").kind(),
-            std::io::ErrorKind::ConnectionRefused
-        );
+        assert_eq!(denied.expect_err("denied").kind(), std::io::ErrorKind::ConnectionRefused);
     }
 }
 
 /// Three clients on both on-ramps, all kinds of traffic side by side, then a policy that ends what still runs on
 /// every shard.
 fn mixed(shards: usize) {
-    let setup = Setup::new(OnRamp::Wireguard)
-        .and(OnRamp::Tun)
-        .and(OnRamp::Wireguard)
-        .shards(shards);
+    let setup = Setup::new(OnRamp::Wireguard).and(OnRamp::Tun).and(OnRamp::Wireguard).shards(shards);
     scenario(setup, |world| {
         std::thread::scope(|scope| {
             for client in &world.clients {
@@ -68,18 +56,11 @@ fn mixed(shards: usize) {
         expect::ended(world, "target_closed", transfers);
         expect::ended(world, "denied", 6);
         let udp = world.gateway.metrics().sum(OPEN, None);
-        assert_eq!(
-            udp,
-            f64::from(transfers + 6),
-            "associations and echo exchanges are still open"
-        );
+        assert_eq!(udp, f64::from(transfers + 6), "associations and echo exchanges are still open");
 
         let host = Host::OpenToo.addresses()[0];
-        let mut running: Vec<_> = world
-            .clients
-            .iter()
-            .map(|client| Endless::start(client, world.private(), host))
-            .collect();
+        let mut running: Vec<_> =
+            world.clients.iter().map(|client| Endless::start(client, world.private(), host)).collect();
         world.gateway.set_policy(&policy_without(Host::OpenToo));
         for (client, running) in world.clients.iter().zip(&mut running) {
             running.cut();
@@ -87,13 +68,8 @@ fn mixed(shards: usize) {
             assert_eq!(line.rule.as_deref(), Some("no-more"));
         }
         let status: serde_json::Value =
-            serde_json::from_str(&world.gateway.verb(&["status", "--json"]))
-                .expect("status prints JSON");
-        assert_eq!(
-            status["shards"].as_array().map(Vec::len),
-            Some(shards),
-            "{status}"
-        );
+            serde_json::from_str(&world.gateway.verb(&["status", "--json"])).expect("status prints JSON");
+        assert_eq!(status["shards"].as_array().map(Vec::len), Some(shards), "{status}");
     });
 }
 
