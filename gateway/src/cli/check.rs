@@ -12,6 +12,7 @@ use super::output::print;
 use super::{CheckArgs, ExitStatus};
 use crate::config::resolved::Limits;
 use crate::config::{Config, ConfigProblem};
+use crate::directory::names::Names;
 use crate::directory::{Directory, DirectoryContext, DirectoryError};
 use crate::files;
 use crate::keys::PrivateKey;
@@ -118,11 +119,13 @@ fn check(path: &Path) -> Report {
         Ok(directory) => directory,
         Err(DirectoryError::Read { path, source }) => {
             report.problems.push(whole_file(&path, format!("{} {source}", path.display())));
-            return without_policy(report);
+            report.warnings.push("the policy is not checked before there is a directory".to_owned());
+            return report;
         }
         Err(DirectoryError::Problems { path, problems }) => {
             report.problems.extend(problems.into_iter().map(|problem| of_json(&path, problem)));
-            return without_policy(report);
+            check_policy_alone(&config, &mut report);
+            return report;
         }
     };
     warn_about_directory(&config.directory, &directory, &mut report.warnings);
@@ -155,10 +158,21 @@ fn check(path: &Path) -> Report {
     report
 }
 
-/// Names in a policy prove nothing while those of the directory are in doubt.
-fn without_policy(mut report: Report) -> Report {
-    report.warnings.push("the policy is not checked before the directory is sound".to_owned());
-    report
+/// The policy beside a directory that is not sound: what it says by itself, but not its tests, which would prove nothing.
+fn check_policy_alone(config: &Config, report: &mut Report) {
+    report.warnings.push("the policy's tests are not run before the directory is sound".to_owned());
+    let names = files::read_text(&config.directory).ok().and_then(|text| Names::of(&text));
+    let text = match files::read_text(&config.policy) {
+        Ok(text) => text,
+        Err(error) => {
+            report.problems.push(whole_file(&config.policy, format!("{} {error}", config.policy.display())));
+            return;
+        }
+    };
+    let Some(names) = names else { return };
+    let problems = Ruleset::compile(text.as_bytes(), &names.context(config), Revision(1), Timestamp::now()).err();
+    let problems = problems.into_iter().flatten().filter(|problem| !problem.place.path.starts_with("tests["));
+    report.problems.extend(problems.map(|problem| of_json(&config.policy, problem)));
 }
 
 fn warn_about_config(config: &Config, warnings: &mut Vec<String>) {
@@ -280,6 +294,24 @@ mod tests {
         let found = problems(&path);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].starts_with(&format!("{}:2:53: rules[0].from[0]: ", policy.display())), "{found:?}");
+    }
+
+    #[test]
+    fn a_policy_is_checked_beside_a_bad_directory() {
+        let (dir, path) = files();
+        let directory = "{ \"users\": { \"ann\": { \"groups\": [\"eng\"], \"x\": 1 } }, \"devices\": {} }";
+        fs::write(dir.path().join("directory.json"), directory).unwrap();
+        let rule = |from: &str| {
+            format!("{{ \"id\": \"{from}\", \"action\": \"allow\", \"from\": [\"{from}\"], \"to\": [\"*\"] }}")
+        };
+        let tests = "{ \"from\": \"ann\", \"to\": \"10.0.0.1:22/tcp\", \"expect\": \"deny\" }";
+        let policy = |rules: &str| format!("{{ \"version\": 1, \"rules\": [ {rules} ], \"tests\": [ {tests} ] }}");
+        fs::write(dir.path().join("policy.json"), policy(&rule("group:eng"))).unwrap();
+        assert_eq!(problems(&path).len(), 1, "only the directory's: {:?}", problems(&path));
+        fs::write(dir.path().join("policy.json"), policy(&rule("group:ops"))).unwrap();
+        let found = problems(&path);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[1].contains("policy.json:1:"), "{found:?}");
     }
 
     #[test]

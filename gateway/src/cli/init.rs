@@ -131,7 +131,7 @@ fn next_steps(config: &Config) -> String {
         Some(_) | None => String::new(),
     };
     format!(
-        "next:\n{endpoint}  portcullis device add{option} laptop --user ann@example.com > laptop.conf\n  \
+        "next:\n{endpoint}  (umask 077; portcullis device add{option} laptop --user ann@example.com > laptop.conf)\n  \
          write rules into {}: as it is, everything is denied\n  portcullis check{option}\n  portcullis run{option}\n",
         config.policy.display()
     )

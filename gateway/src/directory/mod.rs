@@ -2,6 +2,7 @@
 
 pub mod allocate;
 pub mod edit;
+pub mod names;
 mod networks;
 mod read;
 #[cfg(test)]
