@@ -1,8 +1,325 @@
-//! `portcullis check`.
+//! `portcullis check`: everything `run` would refuse, without running.
 
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use jiff::Timestamp;
+use portcullis_policy::{Revision, Ruleset, json};
+use serde::Serialize;
+
+use super::output::print;
 use super::{CheckArgs, ExitStatus};
+use crate::config::resolved::Limits;
+use crate::config::{Config, ConfigProblem};
+use crate::directory::{Directory, DirectoryContext, DirectoryError};
+use crate::files;
+use crate::keys::PrivateKey;
+use crate::rulesets::policy_context;
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    ok: bool,
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counts: Option<Counts>,
+}
+
+/// What sound files hold.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Counts {
+    users: usize,
+    devices: usize,
+    rules: usize,
+    tests: usize,
+}
+
+/// One problem; `line` is the whole of it as text.
+#[derive(Debug, Serialize)]
+struct Problem {
+    file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    path: String,
+    message: String,
+    #[serde(skip)]
+    text: String,
+}
 
 /// Runs the verb.
-pub fn run(_args: CheckArgs) -> ExitStatus {
-    ExitStatus::Failed
+pub fn run(args: CheckArgs) -> ExitStatus {
+    if args.defaults {
+        return print(&defaults(args.json));
+    }
+    let mut report = check(&args.config.path);
+    report.ok = report.problems.is_empty();
+    let status = if report.ok { ExitStatus::Done } else { ExitStatus::BadConfig };
+    if args.json {
+        let printed = print(&serde_json::to_string_pretty(&report).expect("a report is plain data"));
+        return if printed == ExitStatus::Done { status } else { printed };
+    }
+    let mut err = io::stderr().lock();
+    for problem in &report.problems {
+        // Nobody reads standard error: the exit status still tells.
+        let _ = writeln!(err, "{}", problem.text);
+    }
+    for warning in &report.warnings {
+        let _ = writeln!(err, "warning: {warning}");
+    }
+    match &report.counts {
+        Some(Counts { users, devices, rules, tests }) => {
+            print(&format!("ok: {users} users, {devices} devices, {rules} rules, {tests} policy tests passed"))
+        }
+        None => status,
+    }
+}
+
+fn defaults(json: bool) -> String {
+    let defaults = Limits::defaults();
+    if json {
+        let values = defaults.iter().map(|limit| {
+            let value = limit
+                .value
+                .parse::<u64>()
+                .map_or_else(|_| limit.value.trim_matches('"').into(), serde_json::Value::from);
+            (limit.name.to_owned(), value)
+        });
+        return serde_json::Value::Object(values.collect()).to_string();
+    }
+    let lines =
+        defaults.iter().map(|limit| format!("{:<37} # {}\n", format!("{} = {}", limit.name, limit.value), limit.about));
+    std::iter::once("[limits]\n".to_owned()).chain(lines).collect()
+}
+
+fn check(path: &Path) -> Report {
+    let mut report = Report::default();
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(problems) => {
+            report.problems = problems.iter().map(of_config).collect();
+            report.warnings.push("directory and policy are not checked before the configuration is sound".to_owned());
+            return report;
+        }
+    };
+    warn_about_config(&config, &mut report.warnings);
+    let own_key = config.wireguard.as_ref().and_then(|wireguard| match PrivateKey::read_file(&wireguard.key_file) {
+        Ok(key) => Some(key.public()),
+        Err(error) => {
+            report.problems.push(whole_file(&wireguard.key_file, error.to_string()));
+            None
+        }
+    });
+    let directory = match Directory::load(&config.directory, &DirectoryContext::new(&config, own_key)) {
+        Ok(directory) => directory,
+        Err(DirectoryError::Read { path, source }) => {
+            report.problems.push(whole_file(&path, format!("{} {source}", path.display())));
+            return without_policy(report);
+        }
+        Err(DirectoryError::Problems { path, problems }) => {
+            report.problems.extend(problems.into_iter().map(|problem| of_json(&path, problem)));
+            return without_policy(report);
+        }
+    };
+    warn_about_directory(&config.directory, &directory, &mut report.warnings);
+    let text = match files::read_text(&config.policy) {
+        Ok(text) => text,
+        Err(error) => {
+            report.problems.push(whole_file(&config.policy, format!("{} {error}", config.policy.display())));
+            return report;
+        }
+    };
+    let context = policy_context(&config, &directory);
+    match Ruleset::compile(text.as_bytes(), &context, Revision(1), Timestamp::now()) {
+        Ok(ruleset) => {
+            if ruleset.is_empty() {
+                report.warnings.push(format!("{} has no rules, so everything is denied", config.policy.display()));
+            }
+            if report.problems.is_empty() {
+                report.counts = Some(Counts {
+                    users: directory.users().count(),
+                    devices: directory.devices().count(),
+                    rules: ruleset.len(),
+                    tests: count_tests(&text),
+                });
+            }
+        }
+        Err(problems) => {
+            report.problems.extend(problems.into_iter().map(|problem| of_json(&config.policy, problem)));
+        }
+    }
+    report
+}
+
+/// Names in a policy prove nothing while those of the directory are in doubt.
+fn without_policy(mut report: Report) -> Report {
+    report.warnings.push("the policy is not checked before the directory is sound".to_owned());
+    report
+}
+
+fn warn_about_config(config: &Config, warnings: &mut Vec<String>) {
+    if let Some(listen) = config.metrics.filter(|listen| !listen.ip().is_loopback()) {
+        warnings
+            .push(format!("metrics.listen: {listen} is not on loopback, and whoever reaches it can read the metrics"));
+    }
+    if let Some(wireguard) = &config.wireguard {
+        if wireguard.endpoint.is_none() {
+            warnings.push("wireguard.endpoint is not set, so `device add` cannot write a client file".to_owned());
+        }
+        if wireguard.client_routes.is_empty() {
+            warnings.push(
+                "wireguard.client_routes is empty, so clients send nothing to the networks behind the gateway"
+                    .to_owned(),
+            );
+        }
+    }
+    if config.tun.as_ref().is_some_and(|tun| tun.routes.is_empty()) {
+        warnings.push("tun.routes is empty, so nothing is steered into the device".to_owned());
+    }
+}
+
+fn warn_about_directory(path: &Path, directory: &Directory, warnings: &mut Vec<String>) {
+    let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+    if mode & 0o007 != 0 && directory.devices().any(|device| device.preshared_key.is_some()) {
+        let path = path.display();
+        warnings.push(format!("{path} holds preshared keys and everybody can read it; `chmod o= {path}`"));
+    }
+}
+
+fn count_tests(policy: &str) -> usize {
+    #[derive(serde::Deserialize)]
+    struct Tests {
+        #[serde(default)]
+        tests: Vec<serde::de::IgnoredAny>,
+    }
+    serde_json::from_str::<Tests>(policy).map_or(0, |policy| policy.tests.len())
+}
+
+fn of_config(problem: &ConfigProblem) -> Problem {
+    Problem {
+        file: problem.file.display().to_string(),
+        line: problem.place.map(|place| place.line),
+        column: problem.place.map(|place| place.column),
+        path: problem.key.clone(),
+        message: problem.error.to_string(),
+        text: problem.to_string(),
+    }
+}
+
+fn of_json(file: &Path, problem: json::Problem) -> Problem {
+    let text = problem.in_file(file.display()).to_string();
+    Problem {
+        text,
+        file: file.display().to_string(),
+        line: Some(problem.place.line),
+        column: Some(problem.place.column),
+        path: problem.place.path,
+        message: problem.message,
+    }
+}
+
+fn whole_file(file: &Path, message: String) -> Problem {
+    Problem {
+        file: file.display().to_string(),
+        line: None,
+        column: None,
+        path: String::new(),
+        text: message.clone(),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::init::create;
+    use super::*;
+
+    fn files() -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        create(Some(dir.path()), Some("vpn.example.com:51820")).unwrap();
+        let path = dir.path().join("gateway.toml");
+        (dir, path)
+    }
+
+    fn problems(path: &Path) -> Vec<String> {
+        check(path).problems.into_iter().map(|problem| problem.text).collect()
+    }
+
+    #[test]
+    fn fresh_files_are_sound() {
+        let (_dir, path) = files();
+        let report = check(&path);
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        assert_eq!(report.counts, Some(Counts { users: 0, devices: 0, rules: 0, tests: 0 }));
+        assert_eq!(report.warnings.len(), 1, "{:?}", report.warnings);
+        assert!(report.warnings[0].ends_with("policy.json has no rules, so everything is denied"));
+    }
+
+    #[test]
+    fn each_file_is_named_with_the_place() {
+        let (dir, path) = files();
+        let directory = dir.path().join("directory.json");
+        fs::write(&directory, "{ \"users\": {},\n\"devices\": { \"a\": {} } }").unwrap();
+        let key = dir.path().join("state/wireguard.key");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+        let found = problems(&path);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].contains("wireguard.key has mode 0644"), "{found:?}");
+        assert!(found[1].starts_with(&format!("{}:2:19: devices.a: ", directory.display())), "{found:?}");
+
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&directory, "{ \"users\": { \"ann\": {} }, \"devices\": {} }").unwrap();
+        let policy = dir.path().join("policy.json");
+        fs::write(&policy, "{ \"version\": 1,\n\"rules\": [ { \"id\": \"a\", \"action\": \"allow\", \"from\": [\"user:bob\"], \"to\": [\"*\"] } ] }").unwrap();
+        let found = problems(&path);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(&format!("{}:2:53: rules[0].from[0]: ", policy.display())), "{found:?}");
+    }
+
+    #[test]
+    fn a_failing_policy_test_is_a_problem() {
+        let (dir, path) = files();
+        fs::write(dir.path().join("directory.json"), "{ \"users\": { \"ann\": {} }, \"devices\": {} }").unwrap();
+        let policy = |expect: &str| {
+            let test = format!("{{ \"from\": \"ann\", \"to\": \"10.0.0.1:22/tcp\", \"expect\": \"{expect}\" }}");
+            fs::write(
+                dir.path().join("policy.json"),
+                format!("{{ \"version\": 1, \"rules\": [], \"tests\": [ {test} ] }}"),
+            )
+            .unwrap();
+        };
+        policy("allow");
+        assert_eq!(problems(&path).len(), 1);
+        policy("deny");
+        assert_eq!(check(&path).counts, Some(Counts { users: 1, devices: 0, rules: 0, tests: 1 }));
+    }
+
+    #[test]
+    fn exposed_metrics_and_readable_keys_are_warned_about() {
+        let (dir, path) = files();
+        let text = fs::read_to_string(&path).unwrap().replace("127.0.0.1:9464", "0.0.0.0:9464");
+        fs::write(&path, text).unwrap();
+        let key = crate::keys::encode_key(&[1; 32]);
+        let directory = dir.path().join("directory.json");
+        fs::write(&directory, format!("{{ \"users\": {{ \"ann\": {{}} }}, \"devices\": {{ \"a\": {{ \"user\": \"ann\", \"public_key\": \"{key}\", \"preshared_key\": \"{key}\", \"addresses\": [\"100.96.0.2\"] }} }} }}")).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o644)).unwrap();
+        let report = check(&path);
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        assert_eq!(report.warnings.len(), 3, "{:?}", report.warnings);
+    }
+
+    #[test]
+    fn defaults_are_a_limits_table() {
+        let text = format!("[tun]\n{}", defaults(false));
+        assert!(Config::resolve(&text, Path::new("/x/gateway.toml"), 1).is_ok(), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&defaults(true)).unwrap();
+        assert_eq!(json["flows"], 65_536);
+        assert_eq!(json["dial_timeout"], "10s");
+    }
 }

@@ -137,10 +137,10 @@ pub struct DeviceAddArgs {
     #[arg(long)]
     pub preshared: bool,
     /// A device behind the TUN, known by these networks instead of a key
-    #[arg(long, value_name = "CIDR", num_args = 1.., conflicts_with_all = ["public_key", "preshared", "qr"])]
+    #[arg(long, value_name = "CIDR", num_args = 1.., value_parser = portcullis_policy::address::parse_net, conflicts_with_all = ["public_key", "preshared", "qr"])]
     pub networks: Vec<IpNet>,
-    /// Draw the client file as a QR code too
-    #[arg(long)]
+    /// Draw the client file as a QR code too, on standard error
+    #[arg(long, conflicts_with = "public_key")]
     pub qr: bool,
     /// Print JSON instead of a wg-quick file
     #[arg(long, conflicts_with = "qr")]

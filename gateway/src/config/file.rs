@@ -210,7 +210,7 @@ impl<'t> Reader<'t> {
                 LimitValue::Count { value: limit, range } => {
                     if let Some(number) = self.integer(&value, *range.start() as u64..=*range.end() as u64) {
                         // The range ends below what a usize holds.
-                        *limit = usize::try_from(number).unwrap_or(*range.end());
+                        *limit = usize::try_from(number).unwrap_or_else(|_| *range.end());
                     }
                 }
                 LimitValue::Time { value: limit, range } => {

@@ -91,9 +91,10 @@ impl<'t> Reader<'t> {
     }
 
     pub(super) fn table(&mut self, value: &Value<'t>, known: &'static [&'static str]) -> Option<Table<'t>> {
-        match value.value {
-            DeValue::Table(table) => Some(self.open(&value.key, value.place, table, known)),
-            other => self.wrong_type(value, "a table", other),
+        if let DeValue::Table(table) = value.value {
+            Some(self.open(&value.key, value.place, table, known))
+        } else {
+            self.wrong_type(value, "a table", value.value)
         }
     }
 
@@ -105,9 +106,10 @@ impl<'t> Reader<'t> {
     }
 
     pub(super) fn string(&mut self, value: &Value<'t>) -> Option<&'t str> {
-        match value.value {
-            DeValue::String(text) => Some(text),
-            other => self.wrong_type(value, "a string", other),
+        if let DeValue::String(text) = value.value {
+            Some(text)
+        } else {
+            self.wrong_type(value, "a string", value.value)
         }
     }
 

@@ -21,7 +21,7 @@ const SOCKET_PATH: usize = 107;
 
 /// Settles `file`, which was read from `source`. What is wrong goes to `findings`; the result counts only when they are empty.
 pub(super) fn resolve(file: File, source: &Path, cores: usize, findings: &mut Findings) -> Config {
-    let base = source.parent().unwrap_or(Path::new(""));
+    let base = source.parent().unwrap_or_else(|| Path::new(""));
     let state_dir = base.join(file.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/portcullis")));
     if findings.is_empty() && !file.has_onramp {
         findings.add(None, "", ConfigError::NoOnramp);
@@ -42,7 +42,7 @@ pub(super) fn resolve(file: File, source: &Path, cores: usize, findings: &mut Fi
         offramps,
         limits: file.limits,
         flow_log: base.join(file.flow_log.unwrap_or_else(|| PathBuf::from("/var/log/portcullis/flows.jsonl"))),
-        metrics: file.metrics.map(|listen| listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464)))),
+        metrics: file.metrics.map(|listen| listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9464)))),
         shards: file.shards.unwrap_or(cores),
         drain: file.drain.unwrap_or(Duration::from_secs(10)),
         state_dir,
@@ -83,7 +83,7 @@ fn wireguard(file: WireguardFile, state_dir: &Path, findings: &mut Findings) -> 
         }
     }
     WireguardConfig {
-        listen: file.listen.unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 51_820))),
+        listen: file.listen.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, 51_820))),
         key_file: state_dir.join(file.key_file.unwrap_or_else(|| PathBuf::from("wireguard.key"))),
         addresses: file.addresses.into_iter().map(|address| address.value).collect(),
         mtu: file.mtu.unwrap_or(1280),

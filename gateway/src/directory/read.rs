@@ -39,7 +39,7 @@ fn users(node: &Node<'_>) -> Option<Users> {
     let mut users = BTreeMap::new();
     for entry in node.entries()? {
         // A user with a bad entry still exists: its devices need no second complaint.
-        let user = user(&entry).unwrap_or(User { groups: Arc::default(), disabled: true });
+        let user = user(&entry).unwrap_or_else(|| User { groups: Arc::default(), disabled: true });
         name(&entry.key, &entry.name, "user");
         users.insert(Arc::from(&*entry.name), user);
     }

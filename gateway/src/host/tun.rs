@@ -37,9 +37,7 @@ pub mod offload {
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// The kernel has no TUN driver, or the container does not show it.
-    #[error(
-        "/dev/net/tun is missing: load it with `modprobe tun`, or give the container the device"
-    )]
+    #[error("/dev/net/tun is missing: load it with `modprobe tun`, or give the container the device")]
     NoDriver,
     /// Not allowed to.
     #[error("not permitted to create {name}: run as root or with CAP_NET_ADMIN")]
@@ -107,55 +105,24 @@ impl TunDevice {
         let (file, name) = open(&config.name)?;
         let fail = |doing| {
             let name = name.clone();
-            move |source| TunError::Setup {
-                doing,
-                name,
-                source,
-            }
+            move |source| TunError::Setup { doing, name, source }
         };
-        let index = if_nametoindex(name.as_str())
-            .map_err(io::Error::from)
-            .map_err(fail("look up"))?;
+        let index = if_nametoindex(name.as_str()).map_err(io::Error::from).map_err(fail("look up"))?;
         // A link-local address of its own would only make the kernel talk (router solicitations, MLD) into the device.
         // Without IPv6 in the kernel there is nothing to quieten.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
 
         let netlink = Netlink::connect().map_err(fail("open netlink for"))?;
-        let mtu = LinkUnspec::new_with_index(index)
-            .mtu(u32::from(config.mtu))
-            .build();
-        netlink
-            .handle
-            .link()
-            .set(mtu)
-            .execute()
-            .await
-            .map_err(system_error)
-            .map_err(fail("set the MTU of"))?;
+        let mtu = LinkUnspec::new_with_index(index).mtu(u32::from(config.mtu)).build();
+        netlink.handle.link().set(mtu).execute().await.map_err(system_error).map_err(fail("set the MTU of"))?;
         for address in &config.addresses {
             add_address(&netlink, index, address.addr(), address.prefix_len())
                 .await
-                .map_err(|source| TunError::Address {
-                    name: name.clone(),
-                    address: *address,
-                    source,
-                })?;
+                .map_err(|source| TunError::Address { name: name.clone(), address: *address, source })?;
         }
         let up = LinkUnspec::new_with_index(index).up().build();
-        netlink
-            .handle
-            .link()
-            .set(up)
-            .execute()
-            .await
-            .map_err(system_error)
-            .map_err(fail("bring up"))?;
-        Ok(Self {
-            file,
-            name,
-            index,
-            mtu: config.mtu,
-        })
+        netlink.handle.link().set(up).execute().await.map_err(system_error).map_err(fail("bring up"))?;
+        Ok(Self { file, name, index, mtu: config.mtu })
     }
 
     /// Registers the device with the tokio runtime of the calling thread, for waiting until it can be read or written.
@@ -219,20 +186,16 @@ fn open(wanted: &str) -> Result<(File, String), TunError> {
     configuration.tun_name(wanted).platform_config(|platform| {
         platform.vnet_hdr(true).ensure_root_privileges(false);
     });
-    let setup = |source| TunError::Setup {
-        doing: "create",
-        name: name(),
-        source,
-    };
-    let device = tun::create(&configuration)
-        .map_err(io::Error::from)
-        .map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+    let setup = |source| TunError::Setup { doing: "create", name: name(), source };
+    let device = tun::create(&configuration).map_err(io::Error::from).map_err(|source| {
+        match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoDriver,
             Some(Errno::EPERM | Errno::EACCES) => TunError::NotPermitted { name: name() },
             Some(Errno::EBUSY) => TunError::Busy { name: name() },
             Some(Errno::EINVAL) => TunError::NameTaken { name: name() },
             _ => setup(source),
-        })?;
+        }
+    })?;
     device.set_nonblock().map_err(setup)?;
     let actual = device.tun_name().map_err(io::Error::from).map_err(setup)?;
     Ok((sys::into_file(device), actual))
@@ -242,10 +205,7 @@ fn open(wanted: &str) -> Result<(File, String), TunError> {
 async fn add_address(netlink: &Netlink, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
     let mut request = netlink.handle.address().add(index, address, prefix);
     let flags = AddressFlags::Noprefixroute | AddressFlags::Nodad;
-    request
-        .message_mut()
-        .attributes
-        .push(AddressAttribute::Flags(flags));
+    request.message_mut().attributes.push(AddressAttribute::Flags(flags));
     match request.execute().await.map_err(system_error) {
         Err(error) if is_errno(&error, Errno::EEXIST) => Ok(()),
         result => result,
@@ -260,57 +220,31 @@ mod tests {
     use crate::host::testing::{add_link, in_namespace, ip, let_go, tun_config};
 
     fn config(name: &str, addresses: &[&str]) -> TunConfig {
-        let addresses = addresses
-            .iter()
-            .map(|address| address.parse().unwrap())
-            .collect();
-        TunConfig {
-            name: name.to_owned(),
-            addresses,
-            ..tun_config(&[], &[])
-        }
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        TunConfig { name: name.to_owned(), addresses, ..tun_config(&[], &[]) }
     }
 
     #[test]
     fn is_up_with_both_families_and_leaves_no_route() {
         in_namespace(async || {
-            let before = (
-                ip("-4 route show table main"),
-                ip("-6 route show table main"),
-            );
-            let tun = TunDevice::create(&config("pcl0", &["100.97.0.1/24", "fd00:97::1/64"]))
-                .await
-                .unwrap();
+            let before = (ip("-4 route show table main"), ip("-6 route show table main"));
+            let tun = TunDevice::create(&config("pcl0", &["100.97.0.1/24", "fd00:97::1/64"])).await.unwrap();
             let link = ip("addr show dev pcl0");
-            assert!(
-                link.contains("100.97.0.1/24") && link.contains("fd00:97::1/64"),
-                "{link}"
-            );
+            assert!(link.contains("100.97.0.1/24") && link.contains("fd00:97::1/64"), "{link}");
             assert!(link.contains("mtu 1400") && link.contains(",UP"), "{link}");
             assert!(!link.contains("fe80"), "no link-local address: {link}");
             assert_eq!((tun.name(), tun.mtu()), ("pcl0", 1400));
             assert_eq!(tun.index(), if_nametoindex("pcl0").unwrap());
-            assert_eq!(
-                before,
-                (
-                    ip("-4 route show table main"),
-                    ip("-6 route show table main")
-                )
-            );
+            assert_eq!(before, (ip("-4 route show table main"), ip("-6 route show table main")));
             let_go(tun);
-            assert!(
-                !ip("link show").contains("pcl0"),
-                "the device goes with the process"
-            );
+            assert!(!ip("link show").contains("pcl0"), "the device goes with the process");
         });
     }
 
     #[test]
     fn frames_carry_a_virtio_header() {
         in_namespace(async || {
-            let tun = TunDevice::create(&config("pcl0", &["100.97.0.1/32"]))
-                .await
-                .unwrap();
+            let tun = TunDevice::create(&config("pcl0", &["100.97.0.1/32"])).await.unwrap();
             let tun = tun.register().unwrap();
             tun.get_ref().set_offload(0).unwrap();
             ip("route add 10.0.0.0/8 dev pcl0");
@@ -325,10 +259,7 @@ mod tests {
             };
             assert_eq!(length, VIRTIO_HEADER + 20 + 8 + 5);
             let packet = &frame[VIRTIO_HEADER..length];
-            assert_eq!(
-                (packet[0], &packet[16..20], &packet[28..]),
-                (0x45, &[10, 1, 2, 3][..], &b"hello"[..])
-            );
+            assert_eq!((packet[0], &packet[16..20], &packet[28..]), (0x45, &[10, 1, 2, 3][..], &b"hello"[..]));
             assert_eq!(frame[1], 0, "no segmentation");
 
             // Answered: addresses and ports swapped, which leaves both checksums valid.
@@ -343,10 +274,7 @@ mod tests {
             assert_eq!(tun.get_ref().write(&answer).unwrap(), length);
             let mut payload = [0; 16];
             let (length, from) = socket.recv_from(&mut payload).unwrap();
-            assert_eq!(
-                (&payload[..length], from),
-                (&b"hello"[..], "10.1.2.3:53".parse().unwrap())
-            );
+            assert_eq!((&payload[..length], from), (&b"hello"[..], "10.1.2.3:53".parse().unwrap()));
         });
     }
 
@@ -354,13 +282,9 @@ mod tests {
     fn takes_offloads() {
         in_namespace(async || {
             let tun = TunDevice::create(&config("pcl0", &[])).await.unwrap();
-            tun.set_offload(offload::CHECKSUM | offload::TSO4 | offload::TSO6)
-                .unwrap();
+            tun.set_offload(offload::CHECKSUM | offload::TSO4 | offload::TSO6).unwrap();
             tun.set_offload(0).unwrap();
-            assert!(
-                tun.set_offload(1 << 31).is_err(),
-                "unknown flags are refused"
-            );
+            assert!(tun.set_offload(1 << 31).is_err(), "unknown flags are refused");
         });
     }
 

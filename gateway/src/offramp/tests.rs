@@ -303,10 +303,7 @@ fn permits(named: &str, service: Service) -> impl Fn(IpAddr) -> Permit {
             {{ "id": "named", "action": "allow", "from": ["*"], "to": ["{named}"], "offramp": "office" }},
             {{ "id": "rest", "action": "allow", "from": ["*"], "to": ["*"] }} ] }}"#
     );
-    let context = Context {
-        offramps: ["direct", "office"].into(),
-        ..Context::default()
-    };
+    let context = Context { offramps: ["direct", "office"].into(), ..Context::default() };
     let now = jiff::Timestamp::UNIX_EPOCH;
     let ruleset = Ruleset::compile(policy.as_bytes(), &context, Revision(1), now).unwrap();
     let identity = Identity {
@@ -317,12 +314,7 @@ fn permits(named: &str, service: Service) -> impl Fn(IpAddr) -> Permit {
     };
     move |destination| {
         let source = "100.96.0.2".parse().unwrap();
-        let request = Request {
-            identity: &identity,
-            source,
-            destination,
-            service,
-        };
+        let request = Request { identity: &identity, source, destination, service };
         match ruleset.evaluate(&request, now) {
             Verdict::Allow(permit) => permit,
             Verdict::Deny(denial) => panic!("{denial:?}"),
@@ -339,20 +331,13 @@ fn a_permit_selects_and_opens() {
         ip("addr add 198.51.100.1/24 dev eth0");
         let mut config = config(None);
         let source = vec!["192.0.2.10".parse().unwrap()];
-        config.offramps = vec![
-            offramp_config("direct"),
-            OfframpConfig {
-                source,
-                ..offramp_config("office")
-            },
-        ];
+        config.offramps = vec![offramp_config("direct"), OfframpConfig { source, ..offramp_config("office") }];
         let offramps = Offramps::new(&config);
         let listener = TcpListener::bind("198.51.100.1:0").unwrap();
         let to = listener.local_addr().unwrap();
-        for (named, name, source) in [
-            ("198.51.100.1", "office", "192.0.2.10"),
-            ("198.51.100.2", "direct", "198.51.100.1"),
-        ] {
+        for (named, name, source) in
+            [("198.51.100.1", "office", "192.0.2.10"), ("198.51.100.2", "direct", "198.51.100.1")]
+        {
             let permit = permits(named, Service::Tcp(to.port()))(to.ip());
             let offramp = offramps.select(&permit, to.ip()).unwrap();
             assert_eq!(&**offramp.name(), name);
@@ -366,10 +351,7 @@ fn a_permit_selects_and_opens() {
                 assert_eq!(local.unwrap().ip().to_string(), source, "{name}");
             }
             ping.try_send(&echo_request(false, 1)).unwrap();
-            assert_eq!(
-                ping.recv(&mut [0; 64]).await.unwrap(),
-                echo_request(false, 1).len()
-            );
+            assert_eq!(ping.recv(&mut [0; 64]).await.unwrap(), echo_request(false, 1).len());
         }
     });
 }

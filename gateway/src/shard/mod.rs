@@ -51,7 +51,7 @@ pub struct ShardHandle {
     pub commands: mpsc::Sender<Command>,
     /// What it counts.
     pub counters: Arc<ShardCounters>,
-    /// Its thread; ends after [`Command::Stop`].
+    /// Ends after [`Command::Stop`].
     pub thread: JoinHandle<()>,
 }
 

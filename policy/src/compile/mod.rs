@@ -135,3 +135,8 @@ fn expected(node: &Node<'_>) -> Option<Expected> {
         serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => None,
     }
 }
+
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod tests;

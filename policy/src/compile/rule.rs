@@ -39,7 +39,7 @@ pub(super) fn rules(node: &Node<'_>, names: &Names<'_>) -> Option<Vec<Rule>> {
                 return None;
             }
             let id: Arc<str> = id.into();
-            if let Some(earlier) = ids.insert(Arc::clone(&id), node.place().line) {
+            if let Some(earlier) = ids.insert(Arc::clone(&id), node.line()) {
                 node.problem(format!("the rule id {} is already used on line {earlier}", quoted(&id)));
             }
             Some(id)
@@ -175,7 +175,7 @@ fn require<'a>(
     known: impl Iterator<Item = &'a str>,
 ) -> Option<()> {
     if !exists {
-        node.problem(format!("there is no {kind} {}{}", quoted(name), hint(name, known)));
+        node.problem_with(|| format!("there is no {kind} {}{}", quoted(name), hint(name, known)));
     }
     exists.then_some(())
 }

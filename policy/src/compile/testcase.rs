@@ -67,14 +67,16 @@ fn asker(node: &Node<'_>, context: &Context<'_>) -> Option<Asker> {
     let text = node.string()?;
     if let Some(name) = text.strip_prefix("device:") {
         let Some(device) = context.devices.get(name) else {
-            node.problem(format!("there is no device {}{}", quoted(name), hint(name, context.devices.keys().copied())));
+            node.problem_with(|| {
+                format!("there is no device {}{}", quoted(name), hint(name, context.devices.keys().copied()))
+            });
             return None;
         };
         return Some(Asker { identity: device.identity.clone(), disabled: device.disabled, source: device.source });
     }
     let name = text.strip_prefix("user:").unwrap_or(&text);
     let Some(user) = context.users.get(name) else {
-        node.problem(format!("there is no user {}{}", quoted(name), hint(name, context.users.keys().copied())));
+        node.problem_with(|| format!("there is no user {}{}", quoted(name), hint(name, context.users.keys().copied())));
         return None;
     };
     let mut groups = user.groups.to_vec();
@@ -93,7 +95,7 @@ impl TestCase<'_> {
         };
         let ids = || ruleset.rules().map(|known| known.id.as_ref());
         if !ids().any(|id| id == rule) {
-            node.problem(format!("there is no rule {}{}", quoted(rule), hint(rule, ids())));
+            node.problem_with(|| format!("there is no rule {}{}", quoted(rule), hint(rule, ids())));
         }
     }
 

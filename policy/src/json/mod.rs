@@ -155,9 +155,14 @@ impl<'t> Document<'t> {
         })
     }
 
+    /// Line of a byte offset, from 1.
+    fn line(&self, offset: usize) -> usize {
+        self.lines().partition_point(|start| *start <= offset).max(1)
+    }
+
     /// Line and column of a byte offset, both from 1.
     fn position(&self, offset: usize) -> (usize, usize) {
-        let line = self.lines().partition_point(|start| *start <= offset).max(1);
+        let line = self.line(offset);
         let start = self.lines().get(line - 1).copied().unwrap_or_default();
         let column = self.text.get(start..offset).map_or(0, |before| before.chars().count());
         (line, column + 1)

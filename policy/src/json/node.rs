@@ -151,10 +151,21 @@ impl<'d> Node<'d> {
         self.document.note(self.document.offset_in_text(self.text), &self.path, || message.into());
     }
 
-    /// Where it is.
+    /// Like [`problem`](Self::problem), for a message that is costly to make: it is made only when it will be listed.
+    pub fn problem_with(&self, message: impl FnOnce() -> String) {
+        self.document.note(self.document.offset_in_text(self.text), &self.path, message);
+    }
+
+    /// Where it is. Counting the column takes time in proportion to the length of the line; keep a clone of the node instead
+    /// where the place may never be needed.
     pub fn place(&self) -> Place {
         let (line, column) = self.document.position(self.document.offset_in_text(self.text));
         Place { line, column, path: self.path.to_string() }
+    }
+
+    /// The line it is on, from 1.
+    pub fn line(&self) -> usize {
+        self.document.line(self.document.offset_in_text(self.text))
     }
 
     /// What kind of value it is.
@@ -174,7 +185,7 @@ impl<'d> Node<'d> {
         let mut members = HashMap::new();
         for Entry { name, key, value } in self.entries()? {
             if !known.contains(&&*name) {
-                key.problem(format!("unknown key {}{}", quoted(&name), hint(&name, known.iter().copied())));
+                key.problem_with(|| format!("unknown key {}{}", quoted(&name), hint(&name, known.iter().copied())));
             }
             members.insert(name, value);
         }
@@ -196,7 +207,7 @@ impl<'d> Node<'d> {
             let path = self.path.join(Segment::Key(Rc::clone(&name)));
             let key = Node { path: path.clone(), ..unnamed };
             if let Some(earlier) = first.get(&name) {
-                let line = earlier.place().line;
+                let line = earlier.line();
                 key.problem(format!("the key {} is already used on line {line}", quoted(&name)));
                 continue;
             }
@@ -275,8 +286,11 @@ impl<'d> Node<'d> {
     pub fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let number = self.text.parse().ok().filter(|number| range.contains(number));
         if number.is_none() || self.kind() != Kind::Number {
-            let (from, to) = (range.start(), range.end());
-            self.problem(format!("expected a whole number from {from} to {to}, found {}", self.found()));
+            let bounds = match (*range.start(), *range.end()) {
+                (0, u64::MAX) => String::new(),
+                (from, to) => format!(" from {from} to {to}"),
+            };
+            self.problem(format!("expected a whole number{bounds}, found {}", self.found()));
             return None;
         }
         number

@@ -75,11 +75,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     if name.len() > LONGEST {
         return None;
     }
-    let allowed = match name.chars().count() {
-        0..=2 => 1,
-        3..=5 => 2,
-        _ => 3,
-    };
+    let allowed = if name.chars().count() < 3 { 1 } else { 2 };
     known
         .into_iter()
         .take(CONSIDERED)

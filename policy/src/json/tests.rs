@@ -96,9 +96,7 @@ fn kinds_are_not_converted() {
     assert_eq!(items.iter().filter_map(Node::bool).collect::<Vec<_>>(), [true]);
     assert_eq!(items.iter().filter_map(Node::scalar).count(), 6);
     let messages: Vec<String> = document.finish(Some(())).unwrap_err().iter().map(ToString::to_string).collect();
-    assert!(
-        messages.contains(&"1:10: $[2]: expected a whole number from 0 to 18446744073709551615, found 1.0".to_owned())
-    );
+    assert!(messages.contains(&"1:10: $[2]: expected a whole number, found 1.0".to_owned()));
     assert!(messages.contains(&"1:30: $[6]: expected a string, found null".to_owned()));
     assert!(messages.iter().any(|message| message.starts_with("1:44: $[9]: ")), "{messages:?}");
     assert!(messages.iter().any(|message| message.ends_with("$[10]: holds a NUL character")), "{messages:?}");
@@ -120,4 +118,13 @@ fn entries_are_bounded() {
     let document = Document::parse(text.as_bytes()).unwrap();
     assert_eq!(document.root().items().unwrap().len(), MAX_ENTRIES);
     assert_eq!(document.finish(Some(())).unwrap_err()[0].message, "more than 1048576 entries");
+}
+
+#[test]
+fn many_mistakes_on_one_long_line_cost_little() {
+    // Counting a column for each of these would take minutes.
+    let text = format!("{{{}\"b\": 1}}", "\"a\": 1, ".repeat(1 << 19));
+    let document = Document::parse(text.as_bytes()).unwrap();
+    assert_eq!(document.root().entries().unwrap().len(), 2);
+    assert_eq!(document.finish(Some(())).unwrap_err().len(), MAX_PROBLEMS + 1);
 }

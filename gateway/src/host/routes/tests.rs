@@ -17,13 +17,7 @@ fn default_routes() {
 
 /// Everything but our table and our rules, as text.
 fn surroundings() -> String {
-    [
-        "-4 route show table main",
-        "-6 route show table main",
-        "-4 route show table local",
-    ]
-    .map(ip)
-    .concat()
+    ["-4 route show table main", "-6 route show table main", "-4 route show table local"].map(ip).concat()
 }
 
 fn rules() -> String {
@@ -45,11 +39,7 @@ fn way(to: &str, mark: u32) -> String {
         return "refused".to_owned();
     }
     let mut words = text.split_whitespace();
-    words
-        .find(|word| *word == "dev")
-        .and_then(|_| words.next())
-        .unwrap_or_else(|| panic!("{text}"))
-        .to_owned()
+    words.find(|word| *word == "dev").and_then(|_| words.next()).unwrap_or_else(|| panic!("{text}")).to_owned()
 }
 
 #[test]
@@ -57,43 +47,21 @@ fn steers_both_families_and_leaves_nothing() {
     in_namespace(async || {
         default_routes();
         let (rules_before, before) = (rules(), surroundings());
-        let config = config(
-            &["10.0.0.0/8", "fd10::/16"],
-            &["10.0.0.53/32", "fd10::53/128"],
-        );
+        let config = config(&["10.0.0.0/8", "fd10::/16"], &["10.0.0.53/32", "fd10::53/128"]);
         let tun = TunDevice::create(&config).await.unwrap();
         let with_device = surroundings();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
 
-        for (to, by) in [
-            ("10.1.2.3", "pcl0"),
-            ("10.0.0.53", "eth0"),
-            ("11.0.0.1", "eth0"),
-        ] {
+        for (to, by) in [("10.1.2.3", "pcl0"), ("10.0.0.53", "eth0"), ("11.0.0.1", "eth0")] {
             assert_eq!(way(to, 0), by, "{to}\n{}", table());
-            assert_eq!(
-                way(to, FWMARK),
-                "eth0",
-                "our own sockets do not loop back in: {to}"
-            );
+            assert_eq!(way(to, FWMARK), "eth0", "our own sockets do not loop back in: {to}");
         }
-        for (to, by) in [
-            ("fd10::1", "pcl0"),
-            ("fd10::53", "eth0"),
-            ("fd11::1", "eth0"),
-        ] {
+        for (to, by) in [("fd10::1", "pcl0"), ("fd10::53", "eth0"), ("fd11::1", "eth0")] {
             assert_eq!(way(to, 0), by, "{to}\n{}", table());
-            assert_eq!(
-                way(to, FWMARK),
-                "eth0",
-                "our own sockets do not loop back in: {to}"
-            );
+            assert_eq!(way(to, FWMARK), "eth0", "our own sockets do not loop back in: {to}");
         }
         assert_eq!(surroundings(), with_device, "no other table changes");
-        assert_eq!(
-            ip("-4 route show table main") + &ip("-6 route show table main"),
-            main_of(&before)
-        );
+        assert_eq!(ip("-4 route show table main") + &ip("-6 route show table main"), main_of(&before));
 
         routes.remove(OnStop::Remove).await.unwrap();
         assert_eq!(table(), "");
@@ -119,10 +87,7 @@ fn default_routes_of_both_families_can_be_steered() {
         let tun = TunDevice::create(&config).await.unwrap();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         for to in ["198.51.100.1", "2001:db8:9::1"] {
-            assert_eq!(
-                (way(to, 0).as_str(), way(to, FWMARK).as_str()),
-                ("pcl0", "eth0")
-            );
+            assert_eq!((way(to, 0).as_str(), way(to, FWMARK).as_str()), ("pcl0", "eth0"));
         }
         // A second start finds them again although a default route has no destination in its message.
         let again = SteeredRoutes::install(&config, tun.index()).await.unwrap();
@@ -139,10 +104,7 @@ fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
         default_routes();
         let before = surroundings();
         let rules_before = rules();
-        let old = config(
-            &["10.0.0.0/8", "172.16.0.0/12", "fd10::/16"],
-            &["10.0.0.53/32", "10.9.0.0/16"],
-        );
+        let old = config(&["10.0.0.0/8", "172.16.0.0/12", "fd10::/16"], &["10.0.0.53/32", "10.9.0.0/16"]);
         let tun = TunDevice::create(&old).await.unwrap();
         let _left = SteeredRoutes::install(&old, tun.index()).await.unwrap();
         // What the kernel does when the process is killed: the descriptor closes, the device goes.
@@ -152,10 +114,7 @@ fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
         }
         assert_eq!(way("10.0.0.53", 0), "eth0");
 
-        let new = TunConfig {
-            fwmark: 7,
-            ..config(&["10.0.0.0/8"], &["10.0.0.53/32"])
-        };
+        let new = TunConfig { fwmark: 7, ..config(&["10.0.0.0/8"], &["10.0.0.53/32"]) };
         let tun = TunDevice::create(&new).await.unwrap();
         let routes = SteeredRoutes::install(&new, tun.index()).await.unwrap();
         assert_eq!(way("10.1.2.3", 0), "pcl0");
@@ -169,10 +128,7 @@ fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
 
         routes.remove(OnStop::Remove).await.unwrap();
         let_go(tun);
-        assert_eq!(
-            (table().as_str(), rules(), surroundings()),
-            ("", rules_before, before)
-        );
+        assert_eq!((table().as_str(), rules(), surroundings()), ("", rules_before, before));
     });
 }
 
@@ -196,10 +152,7 @@ fn routed_traffic_never_passes_by_while_a_start_takes_over() {
         let said = monitor.until_marked();
         assert!(said.contains("10.0.0.0/8 dev pcl0"), "{said}");
         for line in said.lines() {
-            assert!(
-                !line.contains("Deleted"),
-                "nothing is taken away on the way: {line}"
-            );
+            assert!(!line.contains("Deleted"), "nothing is taken away on the way: {line}");
         }
         routes.remove(OnStop::Remove).await.unwrap();
     });
@@ -221,10 +174,7 @@ impl Monitor {
         // The monitor may open its socket late: the mark is repeated until it is seen.
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                while stopped
-                    .recv_timeout(std::time::Duration::from_millis(20))
-                    .is_err()
-                {
+                while stopped.recv_timeout(std::time::Duration::from_millis(20)).is_err() {
                     ip("route replace 203.0.113.1/32 dev eth0 table 99");
                     ip("route del 203.0.113.1/32 dev eth0 table 99");
                 }
@@ -251,9 +201,7 @@ impl Monitor {
     fn until_marked(&mut self) -> String {
         ip("route add 203.0.113.2/32 dev eth0 table 99");
         let text = self.wait_for("203.0.113.2");
-        text.lines()
-            .filter(|line| !line.contains("203.0.113.1"))
-            .fold(String::new(), |text, line| text + line + "\n")
+        text.lines().filter(|line| !line.contains("203.0.113.1")).fold(String::new(), |text, line| text + line + "\n")
     }
 }
 
@@ -273,17 +221,11 @@ fn a_blocking_stop_keeps_the_refusal() {
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         routes.remove(OnStop::Block).await.unwrap();
         for _with_and_without_device in 0..2 {
-            assert_eq!(
-                (way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()),
-                ("refused", "refused")
-            );
+            assert_eq!((way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()), ("refused", "refused"));
             assert_eq!(way("10.0.0.53", 0), "eth0");
         }
         let_go(tun);
-        assert_eq!(
-            (way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()),
-            ("refused", "refused")
-        );
+        assert_eq!((way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()), ("refused", "refused"));
     });
 }
 
@@ -296,18 +238,10 @@ fn a_table_of_somebody_else_is_refused_untouched() {
         let (before, rules_before) = (table(), rules());
         let config = config(&["10.0.0.0/8"], &[]);
         let tun = TunDevice::create(&config).await.unwrap();
-        let error = SteeredRoutes::install(&config, tun.index())
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, RouteError::ForeignRoutes { table: 51880, .. }),
-            "{error:?}"
-        );
+        let error = SteeredRoutes::install(&config, tun.index()).await.unwrap_err();
+        assert!(matches!(error, RouteError::ForeignRoutes { table: 51880, .. }), "{error:?}");
         let text = error.to_string();
-        assert!(
-            text.contains("198.51.100.0/24") && text.contains("fd99::/64"),
-            "{text}"
-        );
+        assert!(text.contains("198.51.100.0/24") && text.contains("fd99::/64"), "{text}");
         assert!(text.contains("ip route flush table 51880"), "{text}");
         assert_eq!((table(), rules()), (before, rules_before));
     });
@@ -337,10 +271,7 @@ fn a_start_that_fails_leaves_nothing_new() {
 fn system_tables_are_refused() {
     in_namespace(async || {
         for table in [0, 253, 254, 255] {
-            let config = TunConfig {
-                table,
-                ..config(&["10.0.0.0/8"], &[])
-            };
+            let config = TunConfig { table, ..config(&["10.0.0.0/8"], &[]) };
             let error = SteeredRoutes::install(&config, 1).await.unwrap_err();
             assert!(matches!(error, RouteError::ReservedTable(_)), "{error:?}");
         }

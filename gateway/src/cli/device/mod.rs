@@ -1,0 +1,201 @@
+//! `portcullis device`: the entries of `directory.json` by name.
+
+mod add;
+mod client_file;
+mod store;
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::output::{load_config, print, table};
+use super::{DeviceCommand, DeviceListArgs, DeviceNameArgs, ExitStatus, client};
+use crate::config::Config;
+use crate::directory::{Device, Directory, edit};
+use crate::keys::encode_key;
+use store::{Store, StoreError};
+
+/// Runs the verb.
+pub fn run(command: DeviceCommand) -> ExitStatus {
+    let done = match command {
+        DeviceCommand::Add(args) => add::run(args),
+        DeviceCommand::List(args) => list(&args),
+        DeviceCommand::Show(args) => show(&args),
+        DeviceCommand::Revoke(args) => revoke(&args),
+        DeviceCommand::Remove(args) => remove(&args),
+    };
+    done.unwrap_or_else(|status| status)
+}
+
+/// A status says that the reason was printed.
+type Done = Result<ExitStatus, ExitStatus>;
+
+fn list(args: &DeviceListArgs) -> Done {
+    let config = load_config(&args.config.path)?;
+    let directory = reported(store::load(&config))?;
+    Ok(print(&if args.json {
+        list_json(&directory, Timestamp::now())
+    } else {
+        list_text(&directory, Timestamp::now())
+    }))
+}
+
+fn show(args: &DeviceNameArgs) -> Done {
+    let config = load_config(&args.config.path)?;
+    let directory = reported(store::load(&config))?;
+    let device = known(&directory, &args.name)?;
+    let json = to_json(device, Timestamp::now());
+    if args.json {
+        return Ok(print(&json.to_string()));
+    }
+    let mut text = String::new();
+    for (key, value) in json.as_object().into_iter().flatten() {
+        let value = match value {
+            Value::Null => continue,
+            Value::Array(items) if items.is_empty() => continue,
+            Value::Object(facts) if facts.is_empty() => continue,
+            Value::String(text) => text.clone(),
+            Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+            Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key:<14} {value}");
+    }
+    Ok(print(&text))
+}
+
+fn revoke(args: &DeviceNameArgs) -> Done {
+    let config = load_config(&args.config.path)?;
+    let store = reported(Store::open(&config))?;
+    if known(&store.directory, &args.name)?.revoked {
+        return Ok(unchanged(args, "is revoked already"));
+    }
+    let text = edit::set(&store.text, "devices", &args.name, "revoked", "true");
+    reported(text.map_err(|source| store.not_edited(source)).and_then(|text| store.replace(&text)))?;
+    Ok(changed(args, "revoked", &config))
+}
+
+fn remove(args: &DeviceNameArgs) -> Done {
+    let config = load_config(&args.config.path)?;
+    let store = reported(Store::open(&config))?;
+    known(&store.directory, &args.name)?;
+    let text = edit::remove(&store.text, "devices", &args.name);
+    reported(text.map_err(|source| store.not_edited(source)).and_then(|text| store.replace(&text)))?;
+    Ok(changed(args, "removed", &config))
+}
+
+fn changed(args: &DeviceNameArgs, what: &str, config: &Config) -> ExitStatus {
+    say(&format!("{} {what}", args.name));
+    let reloaded = reload(config);
+    if !args.json {
+        return reloaded;
+    }
+    let printed = print(&json!({ "device": args.name, "changed": true }).to_string());
+    if printed == ExitStatus::Done { reloaded } else { printed }
+}
+
+fn unchanged(args: &DeviceNameArgs, why: &str) -> ExitStatus {
+    say(&format!("{} {why}", args.name));
+    if args.json { print(&json!({ "device": args.name, "changed": false }).to_string()) } else { ExitStatus::Done }
+}
+
+/// Has a running gateway take the new directory at once. One that does not run is no failure.
+fn reload(config: &Config) -> ExitStatus {
+    match client::reload(config) {
+        Ok(changes) => {
+            for change in changes {
+                say(&change);
+            }
+            say("the running gateway has it in force");
+            ExitStatus::Done
+        }
+        Err(client::ClientError::NotRunning(_)) => {
+            say("the gateway is not running; it takes effect when it starts");
+            ExitStatus::Done
+        }
+        Err(error) => {
+            say(&format!("{} is changed, but the running gateway did not take it:", config.directory.display()));
+            error.report()
+        }
+    }
+}
+
+fn known<'d>(directory: &'d Directory, name: &str) -> Result<&'d Device, ExitStatus> {
+    directory.device(name).map(|device| &**device).ok_or_else(|| {
+        let names: Vec<&str> = directory.devices().map(|device| &*device.identity.device).collect();
+        let hint = portcullis_policy::json::hint(name, names);
+        say(&format!("there is no device {name:?}{hint}"));
+        ExitStatus::Failed
+    })
+}
+
+fn reported<T>(result: Result<T, StoreError>) -> Result<T, ExitStatus> {
+    result.map_err(|error| {
+        say(&error.to_string());
+        error.exit()
+    })
+}
+
+/// To a person, on standard error.
+fn say(text: &str) {
+    // Nobody reads standard error: the exit status still tells.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn sorted(directory: &Directory) -> Vec<&Device> {
+    let mut devices: Vec<&Device> = directory.devices().map(|device| &**device).collect();
+    devices.sort_by(|a, b| a.identity.device.cmp(&b.identity.device));
+    devices
+}
+
+fn list_text(directory: &Directory, now: Timestamp) -> String {
+    let rows = sorted(directory).into_iter().map(|device| {
+        let networks = device.networks.iter().map(ToString::to_string);
+        let known_by: Vec<String> = device.addresses.iter().map(ToString::to_string).chain(networks).collect();
+        [
+            device.identity.device.to_string(),
+            device.identity.user.to_string(),
+            state(device, now).to_owned(),
+            known_by.join(","),
+            device.expires.map_or_else(|| "-".to_owned(), |expires| expires.to_string()),
+        ]
+    });
+    table(["DEVICE", "USER", "STATE", "ADDRESSES", "EXPIRES"], rows)
+}
+
+fn list_json(directory: &Directory, now: Timestamp) -> String {
+    Value::Array(sorted(directory).into_iter().map(|device| to_json(device, now)).collect()).to_string()
+}
+
+/// A device as people may see it: whether there is a preshared key, never which.
+fn to_json(device: &Device, now: Timestamp) -> Value {
+    json!({
+        "device": &*device.identity.device,
+        "user": &*device.identity.user,
+        "groups": device.identity.groups.iter().map(|group| &**group).collect::<Vec<_>>(),
+        "state": state(device, now),
+        "public_key": device.public_key.as_ref().map(encode_key),
+        "preshared_key": device.preshared_key.is_some(),
+        "addresses": device.addresses,
+        "networks": device.networks,
+        "expires": device.expires,
+        "posture": device.identity.posture,
+    })
+}
+
+fn state(device: &Device, now: Timestamp) -> &'static str {
+    if device.revoked {
+        "revoked"
+    } else if device.disabled {
+        "disabled"
+    } else if device.usable_at(now) {
+        "active"
+    } else {
+        "expired"
+    }
+}
+
+#[cfg(test)]
+mod tests;
