@@ -1,4 +1,5 @@
 //! The real binary: exit codes, signals, the service manager. Only loopback and a directory of its own.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets the unexpected must fail")]
 
 use std::fs::{self, Permissions};
 use std::io::Read;
