@@ -217,6 +217,7 @@ impl Running {
             tokio::select! {
                 signal = self.signals.recv() => match signal {
                     Some(SignalEvent::Reload) => {
+                        tracing::info!("SIGHUP: loading policy and directory, reopening the flow log");
                         self.flow_log.reopen();
                         tokio::spawn(reload(Arc::clone(&self.rulesets)));
                     }

@@ -44,7 +44,8 @@ pub fn explain(
         Service::Icmp => 0,
         Service::Protocol(number) => return Err(ExplainError::Protocol(number)),
     };
-    let at = question.at.unwrap_or(now);
+    // A time for people has no fractions.
+    let at = question.at.unwrap_or_else(|| Timestamp::from_second(now.as_second()).unwrap_or(now));
     let mut devices: Vec<&Device> = match (&question.device, &question.user) {
         (Some(name), None) => {
             let device = snapshot.directory.device(name).ok_or_else(|| ExplainError::UnknownDevice(name.clone()))?;

@@ -50,7 +50,7 @@ pub struct FlowLog {
 /// The writer thread. It ends when every sender of its records is gone and the last one is on disk.
 #[derive(Debug)]
 pub struct FlowLogWriter {
-    reopen: mpsc::UnboundedSender<()>,
+    reopen: mpsc::Sender<()>,
     counters: Arc<FlowLogCounters>,
     thread: JoinHandle<()>,
 }
@@ -63,7 +63,7 @@ impl FlowLog {
 
     /// Starts the thread that writes what comes out of `records`.
     pub fn start(self, records: mpsc::Receiver<FlowRecord>) -> io::Result<FlowLogWriter> {
-        let (reopen, reopened) = mpsc::unbounded_channel();
+        let (reopen, reopened) = mpsc::channel(1);
         let counters = Arc::new(FlowLogCounters::default());
         let writer = Writer::new(self.path, self.file, Arc::clone(&counters));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
@@ -77,8 +77,8 @@ impl FlowLog {
 impl FlowLogWriter {
     /// Opens the file by its name again, as logrotate asks for.
     pub fn reopen(&self) {
-        // The writer is gone only while the process ends.
-        let _ = self.reopen.send(());
+        // Full: it is about to, which will do for this request too.
+        let _ = self.reopen.try_send(());
     }
 
     /// What it counts.
@@ -174,7 +174,7 @@ impl<F: Write> Writer<F> {
 }
 
 impl Writer<File> {
-    async fn run(mut self, mut records: mpsc::Receiver<FlowRecord>, mut reopen: mpsc::UnboundedReceiver<()>) {
+    async fn run(mut self, mut records: mpsc::Receiver<FlowRecord>, mut reopen: mpsc::Receiver<()>) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use super::*;
 use crate::cli::client;
 use crate::control::api::{ReloadReport, Status};
+use crate::control::shards::tests::FakeShard;
 use crate::control::tests::{Files, POLICY};
 
 struct Served {
@@ -109,4 +110,56 @@ async fn nothing_is_served_when_something_cannot_be_bound() {
     files.config.metrics = None;
     fs::create_dir_all(&files.config.flow_log).unwrap();
     assert!(matches!(Gateway::bind(files.config.clone()).await, Err(StartError::FlowLog { .. })));
+}
+
+/// A gateway with these shards and no thread of its own.
+fn running(files: &Files, shard: FakeShard) -> (Running, mpsc::Sender<SignalEvent>, watch::Receiver<Phase>) {
+    let (commands, counters) = shard.start();
+    counters.flows_open.set(1);
+    let (phase, phases) = watch::channel(Phase::Starting);
+    let (signals, receiver) = mpsc::channel(4);
+    let (_, records) = mpsc::channel(1);
+    let running = Running {
+        config: Arc::new(files.config.clone()),
+        rulesets: files.rulesets(),
+        shards: Shards::from_parts([(commands, counters)]),
+        handles: Vec::new(),
+        flow_log: FlowLog::open(&files.config.flow_log).unwrap().start(records).unwrap(),
+        phase,
+        signals: receiver,
+        socket: ControlSocket::bind(&files.config.control).unwrap().into_parts().1,
+        routes: None,
+    };
+    (running, signals, phases)
+}
+
+#[tokio::test]
+async fn not_ready_while_draining_and_a_second_stop_ends_at_once() {
+    let mut files = Files::new();
+    files.config.drain = Duration::from_secs(3600);
+    let shard = FakeShard { busy: true, ..FakeShard::default() };
+    let told = Arc::clone(&shard.told);
+    let (running, signals, mut phase) = running(&files, shard);
+    let outcome = tokio::spawn(running.run());
+    phase.wait_for(|phase| *phase == Phase::Serving).await.unwrap();
+    signals.send(SignalEvent::Stop).await.unwrap();
+    phase.wait_for(|phase| *phase == Phase::Draining).await.unwrap();
+    signals.send(SignalEvent::Reload).await.unwrap();
+    assert!(!outcome.is_finished(), "a reload is no second stop");
+    signals.send(SignalEvent::Stop).await.unwrap();
+    assert_eq!(outcome.await.unwrap(), Outcome::Cut);
+    assert!(!told.lock().unwrap().contains(&"stop"));
+    assert!(!files.config.control.exists());
+}
+
+#[tokio::test]
+async fn what_does_not_drain_in_time_is_stopped() {
+    let mut files = Files::new();
+    files.config.drain = Duration::from_millis(1);
+    let shard = FakeShard { busy: true, ..FakeShard::default() };
+    let told = Arc::clone(&shard.told);
+    let (running, signals, _phase) = running(&files, shard);
+    signals.send(SignalEvent::Stop).await.unwrap();
+    assert_eq!(running.run().await, Outcome::Stopped);
+    assert_eq!(told.lock().unwrap().iter().filter(|t| **t != "rejudge").collect::<Vec<_>>(), [&"drain", &"stop"]);
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use portcullis_policy::parse_destination;
 
 use super::output::{load_config, print};
 use super::{ExitStatus, ExplainArgs, client};
@@ -16,6 +17,11 @@ use crate::telemetry::escape;
 
 /// Runs the verb: asks the running gateway, or with `--policy` that file with the configured directory.
 pub fn run(args: ExplainArgs) -> ExitStatus {
+    if let Err(error) = parse_destination(&args.to) {
+        // Nobody reads standard error: the exit status still tells.
+        let _ = writeln!(io::stderr(), "portcullis: --to: {error}");
+        return ExitStatus::Usage;
+    }
     let mut config = match load_config(&args.config.path) {
         Ok(config) => config,
         Err(status) => return status,

@@ -25,7 +25,7 @@ fn page(status: &Status, now: Timestamp) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(out, "portcullis {} {} (process {})", status.version, status.phase, status.pid);
-    let _ = writeln!(out, "up         {}, since {}", seconds(status.uptime_s), status.since);
+    let _ = writeln!(out, "up         {}, since {:.0}", seconds(status.uptime_s), status.since);
     let _ = writeln!(out, "revision   {}", status.revision);
     let load = &status.last_reload;
     let result = if load.ok { "taken" } else { "REFUSED, the revision before stays in force" };
