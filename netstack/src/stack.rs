@@ -238,6 +238,12 @@ impl Stack {
 
     /// Answers a flow that is not to open, and removes it.
     pub fn refuse(&mut self, id: FlowId, refusal: Refusal) {
+        self.answer_refused(id, refusal);
+        self.remove(id);
+    }
+
+    /// Answers a flow that is not to open, and leaves it in the table: a repeated SYN is absorbed.
+    pub fn answer_refused(&mut self, id: FlowId, refusal: Refusal) {
         let Some(flow) = self.flow(id) else { return };
         let to = Ingress { id: flow.key.ingress, mtu: flow.mtu };
         let key = flow.key;
@@ -257,7 +263,6 @@ impl Stack {
             FlowKind::Tcp(TcpFlow::Open(_)) => 0,
         };
         flow.traffic.packets_down += made as u64;
-        self.remove(id);
     }
 
     /// Ends an open flow: TCP is reset, anything else just stops. Removes it.

@@ -25,6 +25,11 @@ use crate::offramp::{DialError, Offramp};
 /// A permit that ends by time is looked at at least this often, so that a step of the wall clock is noticed.
 const LONGEST_TRUST: Duration = Duration::from_secs(30);
 
+/// How long the SYNs of a silently denied client are no new flows: about its own patience.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How long they are not after an unreachable: Linux repeats one on the ICMP error itself (RFC 6069).
+const REPEATED_SYN: Duration = Duration::from_secs(1);
+
 impl Shard {
     /// A packet opened a flow, which is in the table: judge it, then dial.
     pub(super) fn open(
@@ -85,13 +90,17 @@ impl Shard {
         let mut flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Denied { rule, revision });
         flow.target = Target::Nobody { silent };
         let refusal = if silent { Refusal::Silent } else { Refusal::Prohibited };
-        if key.tuple.protocol == Protocol::Tcp || !keep {
-            return self.refuse(flow, FlowEnd::Denied, refusal);
+        match (key.tuple.protocol, silent) {
+            _ if !keep => self.refuse(flow, FlowEnd::Denied, refusal),
+            (Protocol::Tcp, false) => self.refuse(flow, FlowEnd::Denied, refusal),
+            (Protocol::Tcp, true) => self.linger(now, flow, FlowEnd::Denied, refusal, SILENCE),
+            // Packets of the association are answered as they are delivered, this one too.
+            (Protocol::Udp | Protocol::Echo, _) => {
+                let record = flow.record(now, self.stack.traffic(id), Some(FlowEnd::Denied));
+                self.write_down(record, FlowEnd::Denied);
+                self.enter(flow);
+            }
         }
-        // One line for the association; its further packets are answered when they are delivered.
-        let record = flow.record(clock(), self.stack.traffic(id), Some(FlowEnd::Denied));
-        self.write_down(record, FlowEnd::Denied);
-        self.enter(flow);
     }
 
     #[expect(clippy::too_many_arguments, reason = "everything a flow begins with")]
@@ -191,7 +200,7 @@ impl Shard {
                 }
                 self.enter(flow);
             }
-            Err(error) => self.dial_failed(flow, &error),
+            Err(error) => self.dial_failed(now, flow, &error),
         }
     }
 
@@ -205,21 +214,32 @@ impl Shard {
         }))
     }
 
-    fn dial_failed(&mut self, flow: Flow, error: &DialError) {
+    fn dial_failed(&mut self, now: Instant, flow: Flow, error: &DialError) {
         tracing::debug!(destination = %flow.destination(), %error, "dial failed");
         let end = error.flow_end();
-        let refusal = match end {
-            FlowEnd::TargetUnreachable | FlowEnd::DialTimeout => Refusal::Unreachable(Unreachable::Host),
-            _ => Refusal::Reset,
-        };
-        self.refuse(flow, end, refusal);
+        if matches!(end, FlowEnd::TargetUnreachable | FlowEnd::DialTimeout) {
+            self.linger(now, flow, end, Refusal::Unreachable(Unreachable::Host), REPEATED_SYN);
+        } else {
+            self.refuse(flow, end, Refusal::Reset);
+        }
+    }
+
+    /// Answers and writes down a TCP flow, and keeps it for a while so that repeated SYNs are no new flows.
+    fn linger(&mut self, now: Instant, mut flow: Flow, end: FlowEnd, refusal: Refusal, time: Duration) {
+        self.stack.answer_refused(flow.id, refusal);
+        let record = flow.record(now, self.stack.traffic(flow.id), Some(end));
+        self.write_down(record, end);
+        flow.decision = Decision::Denied { rule: flow.decision.rule().cloned(), revision: flow.decision.revision() };
+        flow.target = Target::Nobody { silent: true };
+        flow.expiry = Some(now + time);
+        self.enter(flow);
     }
 
     /// Answers and writes down a flow that was not entered among the open ones.
     fn refuse(&mut self, flow: Flow, end: FlowEnd, refusal: Refusal) {
-        let traffic = self.stack.traffic(flow.id);
-        self.stack.refuse(flow.id, refusal);
-        let record = flow.record(clock(), traffic, Some(end));
+        self.stack.answer_refused(flow.id, refusal);
+        let record = flow.record(clock(), self.stack.traffic(flow.id), Some(end));
+        self.stack.remove(flow.id);
         self.write_down(record, end);
     }
 
@@ -242,7 +262,7 @@ impl Shard {
                 self.counters.flows_opened.add(1);
                 self.stack.accept(now, id, seed());
             }
-            Err(error) => self.dial_failed(*flow, &error),
+            Err(error) => self.dial_failed(now, *flow, &error),
         }
     }
 
@@ -286,9 +306,10 @@ impl Shard {
         let sent = match &flow.target {
             // A pending error of an earlier datagram is reported first; this one is then sent.
             Target::Udp(socket) => match socket.try_send(payload) {
-                Err(error) if splice::unreachable(&error).is_some() => socket.try_send(payload),
+                Err(error) if splice::unreachable(socket, &error).is_some() => socket.try_send(payload),
                 sent => sent,
-            },
+            }
+            .map_err(|error| (splice::unreachable(socket, &error), error)),
             Target::Nobody { silent } => {
                 if !silent {
                     self.stack.send_unreachable(id, Unreachable::Prohibited);
@@ -299,7 +320,7 @@ impl Shard {
         };
         match sent {
             Ok(_) => self.stack.delivered(id, payload.len()),
-            Err(error) => self.undelivered(id, &error),
+            Err((unreachable, error)) => self.undelivered(id, unreachable, &error),
         }
     }
 
@@ -310,9 +331,10 @@ impl Shard {
             Target::Ping(socket) => {
                 let request = echo_request(&mut self.scratch, destination, echo);
                 match socket.try_send(request) {
-                    Err(error) if splice::unreachable(&error).is_some() => socket.try_send(request),
+                    Err(error) if splice::unreachable(socket, &error).is_some() => socket.try_send(request),
                     sent => sent,
                 }
+                .map_err(|error| (splice::unreachable(socket, &error), error))
             }
             Target::Nobody { silent } => {
                 if !silent {
@@ -324,12 +346,12 @@ impl Shard {
         };
         match sent {
             Ok(_) => self.stack.delivered(id, echo.data.len()),
-            Err(error) => self.undelivered(id, &error),
+            Err((unreachable, error)) => self.undelivered(id, unreachable, &error),
         }
     }
 
-    fn undelivered(&mut self, id: FlowId, error: &std::io::Error) {
-        if let Some(unreachable) = splice::unreachable(error) {
+    fn undelivered(&mut self, id: FlowId, unreachable: Option<Unreachable>, error: &std::io::Error) {
+        if let Some(unreachable) = unreachable {
             self.stack.send_unreachable(id, unreachable);
         }
         let full = error.kind() == std::io::ErrorKind::WouldBlock;

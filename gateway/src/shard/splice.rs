@@ -137,13 +137,9 @@ fn from_target(
 }
 
 fn target_failed(error: &io::Error) -> FlowEnd {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
-            FlowEnd::TargetReset
-        }
-        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-            FlowEnd::TargetUnreachable
-        }
+    match error.raw_os_error() {
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED) => FlowEnd::TargetReset,
+        Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => FlowEnd::TargetUnreachable,
         _ => FlowEnd::Error,
     }
 }
@@ -164,10 +160,8 @@ pub(crate) fn udp(
         match socket.poll_recv(cx, scratch) {
             Poll::Pending => return false,
             Poll::Ready(Ok(len)) => stack.send_datagram(now, id, scratch.get(..len).unwrap_or_default()),
-            Poll::Ready(Err(error)) => match unreachable(&error) {
-                Some(unreachable) => stack.send_unreachable(id, unreachable),
-                None => return false,
-            },
+            // Reading took the error off the socket: there may be datagrams behind it.
+            Poll::Ready(Err(error)) => report(stack, id, socket, &error),
         }
     }
     true
@@ -194,22 +188,31 @@ pub(crate) fn echo(
                     stack.send_echo_reply(now, id, u16::from_be_bytes([*high, *low]), data);
                 }
             }
-            Poll::Ready(Err(error)) => match unreachable(&error) {
-                Some(unreachable) => stack.send_unreachable(id, unreachable),
-                None => return false,
-            },
+            // Reading took the error off the socket: there may be datagrams behind it.
+            Poll::Ready(Err(error)) => report(stack, id, socket, &error),
         }
     }
     true
 }
 
+/// Tells the client what the kernel says about its datagrams.
+fn report(stack: &mut Stack, id: FlowId, socket: &DatagramSocket, error: &io::Error) {
+    if let Some(unreachable) = unreachable(socket, error) {
+        stack.send_unreachable(id, unreachable);
+    }
+}
+
 /// The ICMP error behind what the kernel says about a connected socket.
-pub(crate) fn unreachable(error: &io::Error) -> Option<Unreachable> {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Some(Unreachable::Port),
-        io::ErrorKind::HostUnreachable => Some(Unreachable::Host),
-        io::ErrorKind::NetworkUnreachable => Some(Unreachable::Network),
-        io::ErrorKind::PermissionDenied => Some(Unreachable::Prohibited),
+pub(crate) fn unreachable(socket: &DatagramSocket, error: &io::Error) -> Option<Unreachable> {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => Some(Unreachable::Port),
+        Some(libc::EHOSTUNREACH) => Some(Unreachable::Host),
+        Some(libc::ENETUNREACH) => Some(Unreachable::Network),
+        Some(libc::EACCES | libc::EPERM) => Some(Unreachable::Prohibited),
+        Some(libc::EMSGSIZE) => {
+            let mtu = socket.path_mtu().ok().and_then(|mtu| u16::try_from(mtu).ok())?;
+            Some(Unreachable::TooBig(mtu))
+        }
         _ => None,
     }
 }

@@ -242,18 +242,16 @@ impl Peers {
         };
         let Some(peer) = self.slots.get_mut(slot) else { return refuse(DropReason::UnknownPeer) };
         let source = Some(from.address.ip().to_canonical());
-        match peer.tunnel.decapsulate(source, datagram, &mut self.scratch) {
-            TunnResult::WriteToNetwork(response) => {
-                // The endpoint does not move yet: a replayed initiation must change nothing.
-                peer.bytes_received += datagram.len() as u64;
-                peer.bytes_sent += response.len() as u64;
-                peer.last_handshake = Some(around.now);
-                around.outbox.queue(from, response);
-                around.counters.handshakes.add(1);
-                Ok(Route::Here)
-            }
-            _ => refuse(DropReason::Unauthentic),
-        }
+        let TunnResult::WriteToNetwork(response) = peer.tunnel.decapsulate(source, datagram, &mut self.scratch) else {
+            return refuse(DropReason::Unauthentic);
+        };
+        // The endpoint does not move yet: a replayed initiation must change nothing.
+        peer.bytes_received += datagram.len() as u64;
+        peer.bytes_sent += response.len() as u64;
+        peer.last_handshake = Some(around.now);
+        around.outbox.queue(from, response);
+        around.counters.handshakes.add(1);
+        Ok(Route::Here)
     }
 
     /// The slot of the peer with this key, a new one where there is none.
@@ -343,13 +341,13 @@ impl Peers {
         let Some(peer) = self.slots.get_mut(slot) else { return false };
         let Some(endpoint) = peer.endpoint else { return false };
         let room = (packet.len() + DATA_OVERHEAD).max(HANDSHAKE_MESSAGE);
-        outbox.queue_with(endpoint, room, |buffer| match peer.tunnel.encapsulate(packet, buffer) {
-            TunnResult::WriteToNetwork(datagram) => {
-                peer.bytes_sent += datagram.len() as u64;
-                datagram.len()
-            }
-            // Without a session the packet waits in the tunnel for the handshake.
-            _ => 0,
+        outbox.queue_with(endpoint, room, |buffer| {
+            let TunnResult::WriteToNetwork(datagram) = peer.tunnel.encapsulate(packet, buffer) else {
+                // Without a session the packet waits in the tunnel for the handshake.
+                return 0;
+            };
+            peer.bytes_sent += datagram.len() as u64;
+            datagram.len()
         });
         true
     }
@@ -359,21 +357,20 @@ impl Peers {
     pub fn tick(&mut self, outbox: &mut Outbox, in_use: impl Fn(&Device) -> bool) {
         let Self { slots, by_key, scratch, identity, shard, .. } = self;
         slots.retain(|_, peer| {
-            match peer.tunnel.update_timers(scratch) {
-                TunnResult::WriteToNetwork(message) => {
-                    if let Some(endpoint) = peer.endpoint {
-                        peer.bytes_sent += message.len() as u64;
-                        outbox.queue(endpoint, message);
-                    }
+            let result = peer.tunnel.update_timers(scratch);
+            if let TunnResult::WriteToNetwork(message) = result {
+                if let Some(endpoint) = peer.endpoint {
+                    peer.bytes_sent += message.len() as u64;
+                    outbox.queue(endpoint, message);
                 }
-                TunnResult::Err(WireGuardError::ConnectionExpired) if !in_use(&peer.device) => {
-                    by_key.remove(&peer.key);
-                    identity.owners.release(&peer.key, *shard);
-                    return false;
-                }
-                _ => {}
+                return true;
             }
-            true
+            let over = matches!(result, TunnResult::Err(WireGuardError::ConnectionExpired)) && !in_use(&peer.device);
+            if over {
+                by_key.remove(&peer.key);
+                identity.owners.release(&peer.key, *shard);
+            }
+            !over
         });
     }
 
