@@ -257,8 +257,8 @@ impl Running {
         }
         if cut {
             tracing::warn!("asked to stop twice: ending at once");
-            return Outcome::Cut;
         }
+        // Resets and records of what is open take no longer than a turn of each shard: even a hurried end has them.
         let stopped = tokio::select! {
             stopped = stop(&self.shards) => stopped,
             () = second_stop(&mut self.signals) => return Outcome::Cut,
@@ -276,7 +276,7 @@ impl Running {
         drop(self.socket);
         self.flow_log.join();
         tracing::info!("stopped");
-        Outcome::Stopped
+        if cut { Outcome::Cut } else { Outcome::Stopped }
     }
 }
 
