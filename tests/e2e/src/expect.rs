@@ -45,10 +45,11 @@ pub fn records(
         assert_eq!(line.groups, ["eng"], "{line:#?}");
         assert_eq!(line.onramp, client.ramp.as_str(), "{line:#?}");
         assert_eq!(line.source.ip(), client.inner_address(family), "{line:#?}");
-        let (verdict, offramp) = if ended == "denied" {
-            ("deny", None)
-        } else {
-            ("allow", Some("direct"))
+        // The verdict that decided last: a revoked flow was allowed, and dialled, before it was denied.
+        let (verdict, offramp) = match ended {
+            "denied" => ("deny", None),
+            "revoked" => ("deny", Some("direct")),
+            _ => ("allow", Some("direct")),
         };
         assert_eq!(
             (line.verdict.as_str(), line.offramp.as_deref()),
