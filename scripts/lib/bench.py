@@ -119,13 +119,14 @@ def machine(*versions):
 
 
 def read_figures(path):
-    """{(row, unit): {candidate: [value of each run]}}, in the order of measuring."""
+    """{(row, unit): {candidate: [value of each run]}}, rows in the order of measuring."""
     figures = {}
     with open(path, encoding="utf-8") as file:
         for line in file:
             _, row, unit, candidate, value = line.rstrip("\n").split("\t")
             figures.setdefault((row, unit), {}).setdefault(candidate, []).append(float(value))
-    return figures
+    order = list(dict.fromkeys(row for row, _ in figures))
+    return dict(sorted(figures.items(), key=lambda item: order.index(item[0][0])))
 
 
 def comparison(unit, values):
@@ -155,7 +156,7 @@ def table(figures_path, machine_path):
     candidates.sort(key=lambda name: (name == "portcullis", name))
     runs = max(len(values) for row in figures.values() for values in row.values())
 
-    rows = [["", "unit", *candidates, "against the first"]]
+    rows = [["", "unit", *candidates, "portcullis to other"]]
     previous = None
     for (row, unit), values in figures.items():
         cells = [shown(statistics.median(values[c])) if c in values else "-" for c in candidates]
