@@ -117,7 +117,7 @@ impl Stack {
             }
             (FlowKind::Tcp(TcpFlow::Open(socket)), Transport::Tcp(segment)) => {
                 if segment.is_bare_syn() && socket.may_be_reused() {
-                    self.remove(id);
+                    self.make_way(id);
                     return self.open(now, from, key, packet);
                 }
                 flow.traffic.packets_up += 1;
@@ -165,7 +165,17 @@ impl Stack {
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
         let traffic = Traffic { packets_up: 1, ..Traffic::default() };
-        let flow = Flow { generation, key, mtu: from.mtu, kind, traffic, armed: None, queued: false };
+        let flow = Flow {
+            generation,
+            key,
+            mtu: from.mtu,
+            kind,
+            traffic,
+            armed: None,
+            queued: false,
+            released: false,
+            superseded: false,
+        };
         let index = u32::try_from(self.flows.insert(flow)).expect("fewer than 2^32 flows fit in memory");
         let id = FlowId { index, generation };
         self.table.insert(key, id);
@@ -273,6 +283,7 @@ impl Stack {
             let mut link =
                 FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, last_word: true };
             match &mut flow.kind {
+                FlowKind::Tcp(TcpFlow::Open(_)) if flow.superseded => {}
                 FlowKind::Tcp(TcpFlow::Open(socket)) => socket.abort(time, &mut link),
                 FlowKind::Tcp(TcpFlow::Held(_)) => return self.refuse(id, Refusal::Reset),
                 FlowKind::Datagram(_) => {}
@@ -285,8 +296,33 @@ impl Stack {
     pub fn remove(&mut self, id: FlowId) {
         if self.flow(id).is_some() {
             let flow = self.flows.remove(id.index());
-            self.table.remove(&flow.key);
+            if !flow.superseded {
+                self.table.remove(&flow.key);
+            }
         }
+    }
+
+    /// Says that nothing more is wanted of a TCP flow that is over: it only lingers to answer the client's
+    /// retransmissions. It is removed at once when there can be none.
+    pub fn release(&mut self, id: FlowId) {
+        let Some(flow) = self.flow_mut(id) else { return };
+        flow.released = true;
+        if flow.superseded || self.is_gone(id) {
+            self.remove(id);
+        }
+    }
+
+    /// Gives the tuple of a flow that is over to a new one. What the target has not taken yet is kept until it is
+    /// released.
+    fn make_way(&mut self, id: FlowId) {
+        let Some(flow) = self.flow_mut(id) else { return };
+        if flow.released {
+            return self.remove(id);
+        }
+        flow.superseded = true;
+        let key = flow.key;
+        self.table.remove(&key);
+        self.mark_changed(id);
     }
 
     /// A datagram from the target of an association, or the data of an echo reply with its sequence number.
@@ -339,8 +375,8 @@ impl Stack {
 
     /// Lets `write` take bytes of the client from a TCP flow's ring; it returns how many it took. `None`: nothing
     /// is there.
-    pub fn recv_with<R>(&mut self, id: FlowId, write: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
-        let (len, result) = self.socket(id)?.recv_with(write)?;
+    pub fn recv_with<R>(&mut self, now: Instant, id: FlowId, write: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
+        let (len, result) = self.socket(id)?.recv_with(now, write)?;
         if let Some(flow) = self.flow_mut(id) {
             flow.traffic.bytes_up += len as u64;
         }
@@ -380,7 +416,9 @@ impl Stack {
         let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
             return;
         };
-        if let FlowKind::Tcp(TcpFlow::Open(socket)) = &mut flow.kind {
+        if let FlowKind::Tcp(TcpFlow::Open(socket)) = &mut flow.kind
+            && !flow.superseded
+        {
             let to = flow.key.ingress;
             let mut link =
                 FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, last_word: false };
@@ -407,6 +445,7 @@ impl Stack {
         let at = match &mut flow.kind {
             // The dial has its own timeout.
             FlowKind::Tcp(TcpFlow::Held(_)) => return,
+            FlowKind::Tcp(TcpFlow::Open(socket)) if flow.superseded => socket.idle_deadline(&self.limits),
             FlowKind::Tcp(TcpFlow::Open(socket)) => socket.deadline(self.epoch, time, &self.limits),
             FlowKind::Datagram(datagram) => datagram.deadline(&flow.key.tuple, &self.limits),
         };

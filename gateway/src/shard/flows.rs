@@ -435,9 +435,7 @@ impl Shard {
     fn finish(&mut self, now: Instant, id: FlowId, end: FlowEnd) {
         let Some(flow) = self.take(id) else { return };
         let traffic = self.stack.traffic(id);
-        if self.stack.is_gone(id) {
-            self.stack.remove(id);
-        }
+        self.stack.release(id);
         self.close(now, &flow, traffic, end, None);
     }
 

@@ -89,6 +89,12 @@ pub fn bind(
 }
 
 impl BoundShards {
+    /// Where WireGuard clients find the gateway: what was configured, with the port the kernel chose for 0.
+    pub fn wireguard_addr(&self) -> Option<SocketAddr> {
+        let (_, sockets) = self.wireguard.as_ref()?;
+        sockets.first()?.local_addr().ok()
+    }
+
     /// Starts a thread for each shard.
     ///
     /// # Errors

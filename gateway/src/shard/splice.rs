@@ -47,7 +47,7 @@ pub(crate) fn tcp(
     cx: &mut Context<'_>,
 ) -> Progress {
     let down = from_target(stack, id, target, now, cx);
-    let up = to_target(stack, id, target, cx);
+    let up = to_target(stack, id, target, now, cx);
     // What the target sent before it failed goes on its way first.
     stack.transmit(now, id);
     let more = match (up, down) {
@@ -68,10 +68,16 @@ pub(crate) fn tcp(
 }
 
 /// Writes the client's bytes to the target, then its end. Returns whether there is more.
-fn to_target(stack: &mut Stack, id: FlowId, target: &mut TcpTarget, cx: &mut Context<'_>) -> io::Result<bool> {
+fn to_target(
+    stack: &mut Stack,
+    id: FlowId,
+    target: &mut TcpTarget,
+    now: Instant,
+    cx: &mut Context<'_>,
+) -> io::Result<bool> {
     let mut moved = 0;
     while moved < BYTES_A_TURN {
-        let step = stack.recv_with(id, |ring| match Pin::new(&mut target.stream).poll_write(cx, ring) {
+        let step = stack.recv_with(now, id, |ring| match Pin::new(&mut target.stream).poll_write(cx, ring) {
             Poll::Ready(Ok(len)) => {
                 moved += len;
                 (len, Step::Moved)

@@ -45,6 +45,10 @@ pub(crate) struct Flow {
     pub(crate) armed: Option<Instant>,
     /// Whether it waits in the queue of changed flows.
     pub(crate) queued: bool,
+    /// Nothing more is wanted of it; it lingers.
+    pub(crate) released: bool,
+    /// A newer flow has its tuple: nothing may be said to the client any more.
+    pub(crate) superseded: bool,
 }
 
 pub(crate) enum FlowKind {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
-use smoltcp::time::Instant as StackInstant;
+use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
@@ -15,6 +15,10 @@ use crate::tuple::FiveTuple;
 
 /// Most packets one flow may send before the next flow has its turn.
 const PACKETS_A_TURN: u32 = 64;
+/// How long smoltcp stays in TIME-WAIT at least, its `CLOSE_DELAY`.
+const TIME_WAIT: StackDuration = StackDuration::from_secs(10);
+/// How often a client is asked that owes an acknowledgment while smoltcp has no timer running.
+const WATCHDOG: StackDuration = StackDuration::from_secs(1);
 
 /// A TCP flow of the table.
 pub(crate) enum TcpFlow {
@@ -38,9 +42,15 @@ pub(crate) struct TcpSocket {
     opened: Instant,
     last_heard: Instant,
     last_active: Instant,
+    /// Since when the client owes an acknowledgment.
+    owed_since: Option<Instant>,
     cause: Option<CloseCause>,
     /// The client closed its half before ours was closed.
     client_closed_first: bool,
+    /// Our half is to be closed once the handshake is over.
+    close_wanted: bool,
+    /// Until when smoltcp does not end TIME-WAIT.
+    lingers_until: Option<StackInstant>,
 }
 
 /// smoltcp's clock: microseconds since `epoch`.
@@ -91,8 +101,11 @@ impl TcpSocket {
             opened: now,
             last_heard: now,
             last_active: now,
+            owed_since: None,
             cause: None,
             client_closed_first: false,
+            close_wanted: false,
+            lingers_until: None,
         }
     }
 
@@ -118,9 +131,16 @@ impl TcpSocket {
         let result = self.interface.poll_ingress_single(time, link, &mut self.sockets);
         debug_assert_ne!(result, PollIngressSingleResult::None, "the link had a packet");
         let after = self.state();
-        if before == State::Established && after == State::CloseWait {
+        if after == State::CloseWait && before != after {
             self.client_closed_first = true;
         }
+        if after == State::TimeWait && before != after {
+            self.lingers_until = Some(time + TIME_WAIT);
+        }
+        if self.close_wanted {
+            self.close();
+        }
+        self.note_debt(now);
         if self.cause.is_some() {
             return;
         }
@@ -143,9 +163,11 @@ impl TcpSocket {
 
     /// Sends what may be sent now. Returns whether there is more than a turn's worth.
     pub(crate) fn transmit(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
-        if self.is_undrained() {
-            // The end of TIME-WAIT would empty the ring: the target must have every byte before.
+        if self.is_held_open(time) {
             return false;
+        }
+        if self.owed_since.is_none() && self.socket().keep_alive().is_some() {
+            self.socket().set_keep_alive(None);
         }
         let first = link.sent;
         loop {
@@ -168,7 +190,28 @@ impl TcpSocket {
 
     /// Closes the half towards the client, after everything sent.
     pub(crate) fn close(&mut self) {
-        self.socket().close();
+        // smoltcp takes the acknowledgment of its SYN for one of the FIN when it is closed before.
+        self.close_wanted = !self.is_established();
+        if !self.close_wanted {
+            self.socket().close();
+        }
+    }
+
+    /// Notes since when the client owes an acknowledgment.
+    fn note_debt(&mut self, now: Instant) {
+        self.owed_since = self.unacknowledged().then(|| self.owed_since.unwrap_or(now));
+    }
+
+    /// When smoltcp wants to be called.
+    fn poll_at(&mut self, time: StackInstant) -> Option<StackInstant> {
+        let at = self.interface.poll_at(time, &self.sockets);
+        if at.is_some() || self.owed_since.is_none() || !self.is_established() {
+            return at;
+        }
+        // After a client shrank its window, or opened it while segments were lost, smoltcp has no timer running and
+        // would be silent for ever. A keep-alive makes the client say where it is.
+        self.socket().set_keep_alive(Some(WATCHDOG));
+        self.interface.poll_at(time, &self.sockets)
     }
 
     /// Lets `read` fill free space of the ring towards the client; it returns how many bytes it wrote.
@@ -190,27 +233,38 @@ impl TcpSocket {
             .ok()?;
         if sent.0 > 0 {
             self.last_active = now;
+            self.note_debt(now);
         }
         Some(sent)
     }
 
     /// Lets `write` take bytes of the client from the ring; it returns how many it took. `None`: there is nothing.
-    pub(crate) fn recv_with<R>(&mut self, write: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<(usize, R)> {
+    pub(crate) fn recv_with<R>(
+        &mut self,
+        now: Instant,
+        write: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Option<(usize, R)> {
         let socket = self.socket();
         if !socket.can_recv() {
             return None;
         }
-        socket
+        let taken = socket
             .recv(|ring| {
                 let (len, result) = write(ring);
                 (len, (len, result))
             })
-            .ok()
+            .ok()?;
+        if taken.0 > 0 {
+            self.last_active = now;
+        }
+        Some(taken)
     }
 
     /// Whether the client closed its half and every byte before that has been taken.
     pub(crate) fn client_finished(&mut self) -> bool {
-        self.socket().recv(|_| (0, ())) == Err(RecvError::Finished)
+        // At the end of TIME-WAIT smoltcp forgets that there was a FIN.
+        let closed = self.cause == Some(CloseCause::Orderly) && self.socket().recv_queue() == 0;
+        closed || self.socket().recv(|_| (0, ())) == Err(RecvError::Finished)
     }
 
     /// Whether the handshake with the client is over.
@@ -228,10 +282,13 @@ impl TcpSocket {
         matches!(self.state(), State::Closed | State::Listen) && self.cause.is_some()
     }
 
-    /// Whether the connection is over in order but bytes of the client still wait to be taken.
-    fn is_undrained(&self) -> bool {
+    /// Whether smoltcp must not be asked to do anything: the end of TIME-WAIT would empty the ring, and the target
+    /// must have every byte before.
+    fn is_held_open(&self, time: StackInstant) -> bool {
         let socket = self.sockets.get::<Socket<'_>>(self.handle);
-        socket.state() == State::TimeWait && socket.recv_queue() > 0
+        socket.state() == State::TimeWait
+            && socket.recv_queue() > 0
+            && self.lingers_until.is_none_or(|until| time >= until)
     }
 
     /// Whether the client's FIN came before ours was asked for.
@@ -252,33 +309,40 @@ impl TcpSocket {
 
     /// The earliest time at which something must be done without a packet.
     pub(crate) fn deadline(&mut self, epoch: Instant, time: StackInstant, limits: &StackLimits) -> Instant {
-        let mut deadline = self.last_active + limits.tcp_idle;
-        if self.is_undrained() {
+        let mut deadline = self.idle_deadline(limits);
+        if self.is_held_open(time) {
             return deadline;
         }
-        if let Some(at) = self.interface.poll_at(time, &self.sockets) {
+        if let Some(at) = self.poll_at(time) {
             deadline = deadline.min(std_time(epoch, at));
         }
         deadline.min(self.patience(limits))
     }
 
+    /// When it ends unless something moves.
+    pub(crate) fn idle_deadline(&self, limits: &StackLimits) -> Instant {
+        self.last_active + limits.tcp_idle
+    }
+
     /// When the client is given up.
     fn patience(&self, limits: &StackLimits) -> Instant {
         if self.cause.is_some() {
-            // TIME-WAIT ends by smoltcp's own timer.
-            self.last_active + limits.tcp_idle
+            // TIME-WAIT ends by smoltcp's own timer, but the target may never take what is left.
+            self.idle_deadline(limits)
         } else if !self.is_established() {
             self.opened + limits.syn_received
-        } else if self.unacknowledged() {
-            self.last_heard.max(self.last_active) + limits.tcp_user_timeout
+        } else if let Some(since) = self.owed_since {
+            (self.last_heard.max(since) + limits.tcp_user_timeout).min(self.idle_deadline(limits))
         } else {
-            self.last_active + limits.tcp_idle
+            self.idle_deadline(limits)
         }
     }
 
     /// Notes what the passing of time did to the connection.
     pub(crate) fn handle_timeout(&mut self, now: Instant, limits: &StackLimits) {
-        if self.cause.is_none() && now >= self.patience(limits) {
+        self.note_debt(now);
+        let ended = matches!(self.cause, Some(CloseCause::ClientReset | CloseCause::Timeout));
+        if !ended && now >= self.patience(limits) {
             self.cause = Some(CloseCause::Timeout);
         }
     }

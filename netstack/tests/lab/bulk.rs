@@ -1,0 +1,85 @@
+//! Bytes in bulk: what arrives is what was sent, whatever the path does; and how fast.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use portcullis_netstack::{CloseCause, StackLimits};
+
+use crate::lab::{Reception, Target, limits};
+use crate::link::Path;
+use crate::world::{LATENCY, World, target_v4, target_v6};
+
+const KIB: usize = 1024;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Sends `up` and `down` bytes at once; returns the virtual time it took.
+fn transfer(v6: bool, path: Path, buffer: usize, up: u64, down: u64) -> Duration {
+    let limits = StackLimits { tcp_buffer: buffer, ..limits() };
+    let mut world = World::new(limits, path, Reception::Accept(Target::sends(down)));
+    world.client.connect(if v6 { target_v6() } else { target_v4() }, up, 1024 * KIB);
+    let arrived = |world: &mut World| {
+        let taken = world.lab.targets.values().map(|target| target.received).sum::<u64>();
+        let ended = world.lab.ended.iter().map(|ended| ended.traffic.bytes_up).sum::<u64>();
+        taken + ended == up && world.client.connections[0].received == down
+    };
+    assert!(
+        world.run(MINUTE * 30, arrived),
+        "stuck at {} up, {} down",
+        world.lab.targets.values().map(|target| target.received).sum::<u64>(),
+        world.client.connections[0].received
+    );
+    let took = world.lab.now;
+    assert!(world.run(MINUTE * 10, |world| !world.lab.ended.is_empty()), "it does not end");
+    let ended = world.lab.ended[0];
+    assert_eq!((ended.cause, ended.traffic.bytes_up, ended.traffic.bytes_down), (CloseCause::Orderly, up, down));
+    assert!(world.run(MINUTE, |world| world.lab.stack.is_empty()), "it lingers for ever");
+    assert!(world.client.connections[0].target_finished, "the client saw the end");
+    took
+}
+
+#[test]
+fn bytes_survive_loss_and_reordering_both_ways_at_once() {
+    for v6 in [false, true] {
+        for loss in [0, 10, 50] {
+            for reordered in [0, 100] {
+                for buffer in [4 * KIB, 64 * KIB, 1024 * KIB] {
+                    transfer(v6, Path { latency: LATENCY, loss, reordered }, buffer, 150_000, 150_001);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_at_all_is_a_transfer_too() {
+    for (up, down) in [(0, 0), (1, 0), (0, 1)] {
+        transfer(false, Path { latency: LATENCY, loss: 0, reordered: 0 }, 64 * KIB, up, down);
+    }
+}
+
+/// Loss × buffer → throughput, in virtual time and from seeds, so the same in every run.
+///
+/// When a change of the stack moves it on purpose, copy the table the failure names over `throughput.txt`.
+#[test]
+fn throughput_is_what_the_table_says() {
+    let mut table = String::from("KiB/s of virtual time, 10 ms each way, MTU 1280\n\n");
+    for direction in ["up", "down"] {
+        writeln!(table, "{direction:>4}  loss   16 KiB   64 KiB  256 KiB 1024 KiB").unwrap();
+        for loss in [0, 10, 50] {
+            write!(table, "      {:>3}%", loss / 10).unwrap();
+            for buffer in [16, 64, 256, 1024] {
+                let size = 4096 * KIB as u64 / if loss == 0 { 1 } else { 2 };
+                let (up, down) = if direction == "up" { (size, 0) } else { (0, size) };
+                let took = transfer(false, Path { latency: LATENCY, loss, reordered: 0 }, buffer * KIB, up, down);
+                write!(table, "{:>9}", size * 1_000_000 / KIB as u64 / took.as_micros() as u64).unwrap();
+            }
+            table.push('\n');
+        }
+        table.push('\n');
+    }
+    if table != include_str!("throughput.txt") {
+        let actual = concat!(env!("CARGO_TARGET_TMPDIR"), "/throughput.txt");
+        std::fs::write(actual, &table).unwrap();
+        panic!("{table}differs from throughput.txt in the lab; if that is meant: cp {actual} netstack/tests/lab/");
+    }
+}

@@ -1,0 +1,209 @@
+//! How connections end: in order, by halves, by resets.
+
+use std::time::Duration;
+
+use portcullis_netstack::{CloseCause, Handled};
+use smoltcp::socket::tcp::State;
+
+use crate::lab::{Lab, Reception, Target, UP, fill, limits};
+use crate::raw::{ACK, FIN, RST, SYN, Segment, answer, answers, segment};
+use crate::world::{CLEAN, World, target_v4};
+
+const ISN: u32 = 5_000;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// An established connection made by hand. Returns the stack's first data sequence number.
+fn establish(lab: &mut Lab, target: Target, window: u16) -> u32 {
+    lab.reception = Reception::Accept(target);
+    lab.inject(&segment(SYN, ISN, 0, window)).unwrap();
+    lab.settle();
+    let first = answer(&lab.take_out()[0]).sequence.wrapping_add(1);
+    lab.inject(&segment(ACK, ISN + 1, first, window)).unwrap();
+    lab.settle();
+    first
+}
+
+#[test]
+fn a_client_may_close_its_half_first() {
+    let mut world = World::new(limits(), CLEAN, Reception::Accept(Target::stays_open(0)));
+    world.client.connect(target_v4(), 1000, 64 * 1024);
+    let flow = |world: &World| world.lab.opened[0];
+    assert!(world.run(SECOND, |world| world.lab.targets.values().any(|target| target.shut)));
+    // Long after its end the client still gets what the target says.
+    world.pass(SECOND * 60);
+    let id = flow(&world);
+    world.lab.targets.get_mut(&id).unwrap().send = 100_000;
+    world.lab.targets.get_mut(&id).unwrap().closes = true;
+    world.lab.stack.mark_changed(id);
+    assert!(world.run(SECOND, |world| world.client.connections[0].target_finished));
+    assert_eq!(world.client.connections[0].received, 100_000);
+    assert!(world.run(SECOND, |world| !world.lab.ended.is_empty()));
+    let ended = world.lab.ended[0];
+    assert_eq!((ended.cause, ended.client_first), (CloseCause::Orderly, true));
+    assert!(world.run(SECOND, |world| world.lab.stack.is_empty()));
+}
+
+#[test]
+fn a_target_may_close_its_half_first() {
+    let mut world = World::new(limits(), CLEAN, Reception::Accept(Target::sends(1000)));
+    let connection = world.client.connect(target_v4(), 0, 64 * 1024);
+    world.client.connections[connection].closes = false;
+    world.client.connections[connection].closes_after_target = false;
+    assert!(world.run(SECOND, |world| world.client.connections[0].target_finished));
+    world.pass(SECOND * 60);
+    world.client.connections[connection].send = 200_000;
+    world.client.connections[connection].closes = true;
+    assert!(world.run(SECOND * 5, |world| !world.lab.ended.is_empty()));
+    let ended = world.lab.ended[0];
+    assert_eq!((ended.cause, ended.client_first), (CloseCause::Orderly, false));
+    assert_eq!(ended.traffic.bytes_up, 200_000);
+    assert!(!world.lab.stack.is_empty(), "it lingers");
+    assert!(world.run(SECOND * 15, |world| world.lab.stack.is_empty()));
+}
+
+#[test]
+fn a_repeated_fin_is_answered_while_it_lingers_and_then_the_flow_is_gone() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::sends(0), 65_000);
+    let fin = segment(FIN | ACK, ISN + 1, first.wrapping_add(1), 65_000);
+    lab.take_out();
+    lab.inject(&fin).unwrap();
+    lab.pass(SECOND / 10);
+    assert_eq!(lab.ended[0].cause, CloseCause::Orderly);
+    let out = answers(&lab.take_out());
+    assert_eq!(out.last().unwrap().acknowledgment, ISN + 2);
+    lab.pass(SECOND * 5);
+    lab.take_out();
+    lab.inject(&fin).unwrap();
+    lab.settle();
+    let out = answers(&lab.take_out());
+    assert_eq!(out.len(), 1, "the answer to the FIN was lost: it comes again");
+    assert_eq!((out[0].flags, out[0].acknowledgment), (ACK, ISN + 2));
+    assert_eq!(lab.stack.len(), 1);
+    lab.pass(SECOND * 11);
+    assert!(lab.stack.is_empty());
+    assert!(lab.take_out().is_empty());
+}
+
+#[test]
+fn a_reset_of_the_client_is_one() {
+    let mut world = World::new(limits(), CLEAN, Reception::Accept(Target::stays_open(50_000)));
+    let connection = world.client.connect(target_v4(), 1000, 64 * 1024);
+    world.client.connections[connection].closes = false;
+    assert!(world.run(SECOND, |world| world.client.connections[0].received == 50_000));
+    world.client.abort(connection);
+    assert!(world.run(SECOND, |world| !world.lab.ended.is_empty()));
+    assert_eq!(world.lab.ended[0].cause, CloseCause::ClientReset);
+    assert!(world.lab.stack.is_empty());
+}
+
+#[test]
+fn an_aborted_flow_is_seen_as_reset_by_the_client() {
+    let mut world = World::new(limits(), CLEAN, Reception::Accept(Target::stays_open(50_000)));
+    let connection = world.client.connect(target_v4(), 0, 64 * 1024);
+    world.client.connections[connection].closes = false;
+    assert!(world.run(SECOND, |world| world.client.connections[0].received > 10_000));
+    let now = world.lab.instant();
+    world.lab.stack.abort(now, world.lab.opened[0]);
+    assert!(world.lab.stack.is_empty());
+    assert!(world.run(SECOND, |world| world.client.state(0) == State::Closed));
+    assert!(!world.client.connections[0].target_finished, "a cut is never a clean end");
+}
+
+#[test]
+fn a_syn_on_a_lingering_tuple_opens_anew() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::sends(0), 65_000);
+    lab.inject(&segment(FIN | ACK, ISN + 1, first.wrapping_add(1), 65_000)).unwrap();
+    lab.pass(SECOND);
+    assert_eq!(lab.stack.len(), 1);
+    lab.take_out();
+    let old = lab.opened[0];
+    let Handled::Opened(new) = lab.inject(&segment(SYN, ISN + 100_000, 0, 65_000)).unwrap() else { panic!() };
+    assert_ne!(old, new);
+    assert!(lab.stack.key(old).is_none());
+    lab.settle();
+    let out = answers(&lab.take_out());
+    assert_eq!((out[0].flags, out[0].acknowledgment), (SYN | ACK, ISN + 100_001));
+}
+
+/// The data of a client that closed, whose target takes nothing for now.
+fn unread(lab: &mut Lab, len: u64) {
+    let first = establish(lab, Target::sends(0).takes(0), 65_000);
+    let mut payload = vec![0; usize::try_from(len).unwrap()];
+    fill(UP, 0, &mut payload);
+    let flags = FIN | ACK;
+    let acknowledgment = first.wrapping_add(1);
+    let last = Segment { v6: false, flags, sequence: ISN + 1, acknowledgment, window: 65_000, payload: &payload };
+    lab.inject(&last.bytes()).unwrap();
+    lab.settle();
+}
+
+fn let_it_take(lab: &mut Lab, flow: portcullis_netstack::FlowId) {
+    lab.targets.get_mut(&flow).unwrap().appetite = u64::MAX;
+    lab.stack.mark_changed(flow);
+    lab.settle();
+}
+
+#[test]
+fn what_a_closed_client_sent_waits_for_a_slow_target() {
+    let mut lab = Lab::new(limits());
+    unread(&mut lab, 1000);
+    let out = answers(&lab.take_out());
+    assert!(lab.ended.is_empty());
+    lab.pass(SECOND);
+    let later = answers(&lab.take_out());
+    let last = out.iter().chain(&later).last().unwrap();
+    assert_eq!(last.acknowledgment, ISN + 1 + 1000 + 1, "the client need not wait for the target");
+    lab.pass(SECOND * 3600);
+    assert!(lab.ended.is_empty(), "TIME-WAIT is long over, the bytes are not delivered");
+    let flow = lab.opened[0];
+    let_it_take(&mut lab, flow);
+    assert_eq!(lab.ended.len(), 1);
+    assert_eq!((lab.ended[0].cause, lab.ended[0].traffic.bytes_up), (CloseCause::Orderly, 1000));
+    lab.pass(SECOND * 15);
+    assert!(lab.stack.is_empty());
+}
+
+#[test]
+fn a_target_that_never_takes_the_rest_is_given_up() {
+    let mut lab = Lab::new(limits());
+    unread(&mut lab, 1000);
+    lab.pass(limits().tcp_idle + SECOND);
+    assert_eq!(lab.ended[0].cause, CloseCause::Timeout);
+    assert!(lab.stack.is_empty());
+}
+
+#[test]
+fn a_new_connection_on_the_tuple_does_not_cost_the_old_ones_bytes() {
+    let mut lab = Lab::new(limits());
+    unread(&mut lab, 1000);
+    let old = lab.opened[0];
+    lab.pass(SECOND * 2);
+    lab.take_out();
+    let Handled::Opened(new) = lab.inject(&segment(SYN, ISN + 100_000, 0, 65_000)).unwrap() else { panic!() };
+    assert_eq!(lab.stack.len(), 2, "both are in the table");
+    lab.pass(SECOND * 9);
+    let out = answers(&lab.take_out());
+    assert!(!out.is_empty());
+    assert!(out.iter().all(|answer| answer.acknowledgment == ISN + 100_001), "only the new one speaks");
+    let_it_take(&mut lab, old);
+    assert_eq!((lab.ended[0].flow, lab.ended[0].traffic.bytes_up), (old, 1000));
+    assert!(lab.stack.key(old).is_none());
+    assert!(lab.stack.key(new).is_some(), "the tuple is the new one's");
+    assert!(matches!(lab.inject(&segment(SYN, ISN + 100_000, 0, 65_000)), Ok(Handled::Known(id)) if id == new));
+}
+
+#[test]
+fn a_late_reset_in_time_wait_harms_nothing() {
+    let mut lab = Lab::new(limits());
+    unread(&mut lab, 1000);
+    lab.pass(SECOND);
+    lab.inject(&segment(RST, ISN + 1002, 0, 0)).unwrap();
+    lab.settle();
+    let flow = lab.opened[0];
+    let_it_take(&mut lab, flow);
+    assert_eq!((lab.ended[0].cause, lab.ended[0].traffic.bytes_up), (CloseCause::Orderly, 1000));
+    lab.pass(SECOND * 15);
+    assert!(lab.stack.is_empty());
+}

@@ -1,0 +1,74 @@
+//! One direction of a path: latency, loss and reordering from a seed.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+/// A small generator of numbers that are the same in every run (splitmix64).
+#[derive(Clone)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// True in `permille` of a thousand cases.
+    pub(crate) fn chance(&mut self, permille: u64) -> bool {
+        self.next() % 1000 < permille
+    }
+}
+
+/// How a path treats packets.
+#[derive(Clone, Copy)]
+pub(crate) struct Path {
+    pub(crate) latency: Duration,
+    /// Packets lost, in a thousand.
+    pub(crate) loss: u64,
+    /// Packets that take half as long again, in a thousand.
+    pub(crate) reordered: u64,
+}
+
+/// A path with its packets under way.
+pub(crate) struct Link {
+    pub(crate) path: Path,
+    random: Random,
+    under_way: BinaryHeap<Reverse<(Duration, u64, Vec<u8>)>>,
+    serial: u64,
+}
+
+impl Link {
+    pub(crate) fn new(path: Path, seed: u64) -> Self {
+        Self { path, random: Random::new(seed), under_way: BinaryHeap::new(), serial: 0 }
+    }
+
+    pub(crate) fn send(&mut self, now: Duration, packet: Vec<u8>) {
+        if self.random.chance(self.path.loss) {
+            return;
+        }
+        let late = if self.random.chance(self.path.reordered) { self.path.latency / 2 } else { Duration::ZERO };
+        self.serial += 1;
+        self.under_way.push(Reverse((now + self.path.latency + late, self.serial, packet)));
+    }
+
+    /// The next packet that has arrived by `now`.
+    pub(crate) fn receive(&mut self, now: Duration) -> Option<Vec<u8>> {
+        let Reverse((at, ..)) = self.under_way.peek()?;
+        if *at > now {
+            return None;
+        }
+        self.under_way.pop().map(|Reverse((_, _, packet))| packet)
+    }
+
+    pub(crate) fn next_arrival(&self) -> Option<Duration> {
+        self.under_way.peek().map(|Reverse((at, ..))| *at)
+    }
+}
