@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use etherparse::{
-    IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice, TcpSlice, UdpSlice,
+    IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice, TcpOptionElement,
+    TcpOptionsIterator, TcpSlice, UdpSlice,
 };
 use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
@@ -56,6 +57,10 @@ pub struct TcpSegment<'p> {
     pub rst: bool,
     /// FIN.
     pub fin: bool,
+    /// Window field, unscaled.
+    pub window: u16,
+    /// Options, RFC 9293 section 3.1.
+    pub options: &'p [u8],
     /// Data octets.
     pub payload: &'p [u8],
 }
@@ -64,6 +69,29 @@ impl TcpSegment<'_> {
     /// A SYN that may open a connection: without ACK, RST or FIN.
     pub fn is_bare_syn(&self) -> bool {
         self.syn && !self.ack && !self.rst && !self.fin
+    }
+
+    /// The end of the farthest block that arrived behind a hole, RFC 2018.
+    pub fn highest_sacked(&self) -> Option<u32> {
+        if self.options.is_empty() {
+            return None;
+        }
+        let blocks = TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
+            Ok(TcpOptionElement::SelectiveAcknowledgement((_, first_end), rest)) => Some((first_end, rest)),
+            _ => None,
+        });
+        let (first_end, rest) = blocks?;
+        // The nearest of two numbers around `first_end` is decided by their difference, as all sequence numbers are.
+        let farthest = |a: u32, b: u32| if b.wrapping_sub(a).cast_signed() > 0 { b } else { a };
+        Some(rest.iter().flatten().fold(first_end, |farthest_yet, (_, end)| farthest(farthest_yet, *end)))
+    }
+
+    /// The largest segment the sender of this SYN takes, RFC 9293 section 3.7.1.
+    pub fn maximum_segment_size(&self) -> Option<u16> {
+        TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
+            Ok(TcpOptionElement::MaximumSegmentSize(size)) => Some(size),
+            _ => None,
+        })
     }
 
     /// Length in sequence space, RFC 9293 section 3.4.
@@ -137,6 +165,8 @@ impl<'p> IpPacket<'p> {
                     ack: tcp.ack(),
                     rst: tcp.rst(),
                     fin: tcp.fin(),
+                    window: tcp.window_size(),
+                    options: body.get(20..tcp.header_slice().len()).unwrap_or_default(),
                     payload,
                 };
                 (Protocol::Tcp, tcp.source_port(), tcp.destination_port(), Transport::Tcp(segment))
