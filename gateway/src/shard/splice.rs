@@ -172,7 +172,8 @@ pub(crate) fn udp(
             Poll::Ready(Ok(len)) => stack.send_datagram(now, id, scratch.get(..len).unwrap_or_default()),
             Poll::Ready(Err(error)) => match unreachable(&error) {
                 Some(unreachable) => stack.send_unreachable(id, unreachable),
-                None => return false,
+                // Only a read that finds nothing wakes us again.
+                None => tracing::trace!(%error, "receiving from a target"),
             },
         }
     }
@@ -202,7 +203,8 @@ pub(crate) fn echo(
             }
             Poll::Ready(Err(error)) => match unreachable(&error) {
                 Some(unreachable) => stack.send_unreachable(id, unreachable),
-                None => return false,
+                // Only a read that finds nothing wakes us again.
+                None => tracing::trace!(%error, "receiving from a target"),
             },
         }
     }

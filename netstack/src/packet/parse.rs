@@ -96,7 +96,8 @@ impl<'p> IpPacket<'p> {
     ///
     /// # Errors
     /// The reason to drop it: contradictory lengths or headers (`malformed`), a wrong checksum, a fragment, an
-    /// unknown or forbidden extension header, or a transport the gateway does not carry.
+    /// unknown or forbidden extension header, a transport the gateway does not carry, or an address that can be
+    /// nobody's.
     pub fn parse(bytes: &'p [u8], checksums: ChecksumPolicy) -> Result<Self, DropReason> {
         let ip = IpSlice::from_slice(bytes).map_err(|_| DropReason::Malformed)?;
         let (source, destination) = (ip.source_addr(), ip.destination_addr());
@@ -176,6 +177,7 @@ impl<'p> IpPacket<'p> {
             return Err(DropReason::Malformed);
         }
         check_source(source)?;
+        check_destination(destination)?;
         let tuple = FiveTuple { protocol, source, source_port, destination, destination_port };
         Ok(Self { bytes, tuple, transport })
     }
@@ -241,6 +243,14 @@ fn check_extension_headers(packet: &etherparse::Ipv6Slice<'_>) -> Result<(), Dro
         }
     }
     if headers > MAX_EXTENSION_HEADERS { Err(DropReason::ExtensionHeader) } else { Ok(()) }
+}
+
+/// An address of no single host: a flow towards it cannot be, and an answer must not be (RFC 1122 section 3.2.2).
+fn check_destination(destination: IpAddr) -> Result<(), DropReason> {
+    let nobody = destination.is_unspecified()
+        || destination.is_multicast()
+        || matches!(destination, IpAddr::V4(v4) if v4.is_broadcast());
+    if nobody { Err(DropReason::ForbiddenDestination) } else { Ok(()) }
 }
 
 /// An address no client can have, whatever its device's entry says.
