@@ -239,7 +239,7 @@ impl Stack {
             sent: 0,
             last_word: false,
         };
-        let mut socket = TcpSocket::listen(&flow.key.tuple, &self.limits, seed, now, time, &mut link);
+        let mut socket = TcpSocket::listen(&flow.key.tuple, &self.limits, seed, now, time, segment, &mut link);
         socket.handle_segment(now, time, segment, &mut link);
         flow.traffic.packets_down += u64::from(link.sent);
         flow.kind = FlowKind::Tcp(TcpFlow::Open(Box::new(socket)));
@@ -422,7 +422,7 @@ impl Stack {
             let to = flow.key.ingress;
             let mut link =
                 FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, last_word: false };
-            let more = socket.transmit(time, &mut link);
+            let more = socket.transmit(now, time, &mut link);
             flow.traffic.packets_down += u64::from(link.sent);
             if more {
                 self.mark_changed(id);

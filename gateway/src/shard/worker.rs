@@ -254,6 +254,8 @@ impl Shard {
             busy |= self.pump(now);
             busy |= self.continue_pass(now);
             self.flush(cx);
+            // Changed flows waited while there were datagrams to send: now there may be none.
+            busy |= self.stack.changed() > 0 && self.may_move_flows();
             self.send_mail();
             if self.is_stopped() {
                 return Poll::Ready(());
@@ -569,6 +571,11 @@ impl Shard {
         }
     }
 
+    /// Whether there is room for what flows send.
+    fn may_move_flows(&self) -> bool {
+        self.wireguard.as_ref().is_none_or(|wireguard| wireguard.outbox.is_empty())
+    }
+
     /// Moves each changed flow once, as long as there is room for what they send.
     fn pump(&mut self, now: Instant) -> bool {
         let mut ready = std::mem::take(&mut self.ready_now);
@@ -577,7 +584,7 @@ impl Shard {
             self.stack.mark_changed(id);
         }
         self.ready_now = ready;
-        if self.wireguard.as_ref().is_some_and(|wireguard| !wireguard.outbox.is_empty()) {
+        if !self.may_move_flows() {
             // The kernel takes no more datagrams for now: the flush registered for when it does.
             return false;
         }

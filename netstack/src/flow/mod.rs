@@ -1,6 +1,7 @@
 //! One flow, whatever its transport.
 
 pub(crate) mod datagram;
+mod recovery;
 pub(crate) mod tcp;
 
 use std::time::Instant;

@@ -8,9 +8,10 @@ use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
+use super::recovery::{Advice, Recovery};
 use crate::device::FlowLink;
 use crate::limits::StackLimits;
-use crate::packet::TcpSegment;
+use crate::packet::{TcpSegment, build};
 use crate::tuple::FiveTuple;
 
 /// Most packets one flow may send before the next flow has its turn.
@@ -19,6 +20,9 @@ const PACKETS_A_TURN: u32 = 64;
 const TIME_WAIT: StackDuration = StackDuration::from_secs(10);
 /// How often a client is asked that owes an acknowledgment while smoltcp has no timer running.
 const WATCHDOG: StackDuration = StackDuration::from_secs(1);
+
+/// smoltcp takes no smaller maximum segment size seriously.
+const LEAST_SEGMENT: usize = 48;
 
 /// A TCP flow of the table.
 pub(crate) enum TcpFlow {
@@ -37,6 +41,8 @@ pub(crate) struct HeldSyn {
 /// A smoltcp socket with the interface that serves only it.
 pub(crate) struct TcpSocket {
     interface: Interface,
+    tuple: FiveTuple,
+    recovery: Recovery,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     opened: Instant,
@@ -51,6 +57,14 @@ pub(crate) struct TcpSocket {
     close_wanted: bool,
     /// Until when smoltcp does not end TIME-WAIT.
     lingers_until: Option<StackInstant>,
+}
+
+/// Most bytes of a segment towards the client.
+fn segment_size(tuple: &FiveTuple, mtu: u16, syn: &TcpSegment<'_>) -> usize {
+    let headers = if tuple.source.is_ipv4() { 40 } else { 60 };
+    // RFC 9293 section 3.7.1: 536 where the client names none.
+    let theirs = syn.maximum_segment_size().map_or(536, usize::from);
+    usize::from(mtu).saturating_sub(headers).min(theirs).max(LEAST_SEGMENT)
 }
 
 /// smoltcp's clock: microseconds since `epoch`.
@@ -74,6 +88,7 @@ impl TcpSocket {
         seed: u64,
         now: Instant,
         time: StackInstant,
+        syn: &TcpSegment<'_>,
         link: &mut FlowLink<'_>,
     ) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
@@ -87,7 +102,8 @@ impl TcpSocket {
         });
         let buffer = || SocketBuffer::new(vec![0; limits.tcp_buffer]);
         let mut socket = Socket::new(buffer(), buffer());
-        socket.set_congestion_control(CongestionControl::Cubic);
+        // Ours bounds what the ring holds.
+        socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
         socket
             .listen(IpListenEndpoint { addr: Some(local), port: tuple.destination_port })
@@ -96,6 +112,8 @@ impl TcpSocket {
         let handle = sockets.add(socket);
         Self {
             interface,
+            tuple: *tuple,
+            recovery: Recovery::new(now, segment_size(tuple, link.mtu, syn)),
             sockets,
             handle,
             opened: now,
@@ -127,9 +145,18 @@ impl TcpSocket {
     ) {
         self.last_heard = now;
         self.last_active = now;
+        let queued = self.socket().send_queue();
+        let Advice { swallow, retransmit } = self.recovery.handle_segment(now, segment, queued);
         let before = self.state();
-        let result = self.interface.poll_ingress_single(time, link, &mut self.sockets);
-        debug_assert_ne!(result, PollIngressSingleResult::None, "the link had a packet");
+        if swallow {
+            link.received = None;
+        } else {
+            let result = self.interface.poll_ingress_single(time, link, &mut self.sockets);
+            debug_assert_ne!(result, PollIngressSingleResult::None, "the link had a packet");
+        }
+        if retransmit {
+            self.nudge(time, link);
+        }
         let after = self.state();
         if after == State::CloseWait && before != after {
             self.client_closed_first = true;
@@ -161,10 +188,35 @@ impl TcpSocket {
         };
     }
 
+    /// Makes smoltcp send the first unacknowledged segment again: it does after exactly three acknowledgments without
+    /// data that are the same to the letter, the window included. The one before, with another window, makes it count
+    /// from the beginning.
+    fn nudge(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
+        let Some((window, sequence, acknowledgment)) = self.recovery.echo() else { return };
+        let Some(other_window) = window.checked_sub(1) else { return };
+        for window in [other_window, window, window, window, window] {
+            let (packet, len) = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, window);
+            let mut inner = FlowLink {
+                received: packet.get(..len),
+                batch: link.batch,
+                to: link.to,
+                mtu: link.mtu,
+                sent: 0,
+                last_word: false,
+            };
+            self.interface.poll_ingress_single(time, &mut inner, &mut self.sockets);
+            link.sent += inner.sent;
+        }
+    }
+
     /// Sends what may be sent now. Returns whether there is more than a turn's worth.
-    pub(crate) fn transmit(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
+    pub(crate) fn transmit(&mut self, now: Instant, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
         if self.is_held_open(time) {
             return false;
+        }
+        let queued = self.socket().send_queue();
+        if self.recovery.handle_timeout(now, queued) {
+            self.nudge(time, link);
         }
         if self.owed_since.is_none() && self.socket().keep_alive().is_some() {
             self.socket().set_keep_alive(None);
@@ -221,17 +273,21 @@ impl TcpSocket {
         now: Instant,
         read: impl FnOnce(&mut [u8]) -> (usize, R),
     ) -> Option<(usize, R)> {
-        let socket = self.socket();
-        if !socket.can_send() {
+        let socket: &mut Socket<'_> = self.sockets.get_mut(self.handle);
+        let queued = socket.send_queue();
+        let room = self.recovery.room(queued);
+        if room == 0 || !socket.can_send() {
             return None;
         }
         let sent = socket
             .send(|ring| {
-                let (len, result) = read(ring);
+                let room = room.min(ring.len());
+                let (len, result) = read(ring.get_mut(..room).unwrap_or_default());
                 (len, (len, result))
             })
             .ok()?;
         if sent.0 > 0 {
+            self.recovery.handle_queued(now, queued, queued + sent.0);
             self.last_active = now;
             self.note_debt(now);
         }
@@ -315,6 +371,10 @@ impl TcpSocket {
         }
         if let Some(at) = self.poll_at(time) {
             deadline = deadline.min(std_time(epoch, at));
+        }
+        let queued = self.socket().send_queue();
+        if let Some(at) = self.recovery.deadline(queued) {
+            deadline = deadline.min(at);
         }
         deadline.min(self.patience(limits))
     }

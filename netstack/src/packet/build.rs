@@ -17,6 +17,8 @@ const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 const TCP_HEADER: usize = 20;
 const HOP_LIMIT: u8 = 64;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
 
 /// Most bytes of a packet that are quoted in an ICMP error: the longest IPv4 header, or an IPv6 header, and 8 bytes
 /// of transport (RFC 792; RFC 4443 asks for more where it fits, and no receiver needs it).
@@ -111,8 +113,6 @@ pub fn tcp_reset(batch: &mut PacketBatch, reply: Reply, segment: &TcpSegment<'_>
     let mut header = [0; TCP_HEADER];
     put16(&mut header, 0, reply.tuple.destination_port);
     put16(&mut header, 2, reply.tuple.source_port);
-    const RST: u8 = 0x04;
-    const ACK: u8 = 0x10;
     if segment.ack {
         put32(&mut header, 4, segment.acknowledgment);
         put8(&mut header, 13, RST);
@@ -124,6 +124,33 @@ pub fn tcp_reset(batch: &mut PacketBatch, reply: Reply, segment: &TcpSegment<'_>
     let sum = transport_checksum(&reply, IpProtocol::Tcp, &[&header]);
     put16(&mut header, 16, sum);
     datagram(batch, reply, IpProtocol::Tcp, &header, &[])
+}
+
+/// Length of [`client_acknowledgment`].
+pub(crate) const CLIENT_ACKNOWLEDGMENT: usize = IPV6_HEADER + TCP_HEADER;
+
+/// An acknowledgment as the client of `tuple` might send it, without checksums, and its length. It never leaves the
+/// gateway: it tells smoltcp what the client means.
+pub(crate) fn client_acknowledgment(
+    tuple: &FiveTuple,
+    sequence: u32,
+    acknowledgment: u32,
+    window: u16,
+) -> ([u8; CLIENT_ACKNOWLEDGMENT], usize) {
+    let mut packet = [0; CLIENT_ACKNOWLEDGMENT];
+    let turned = FiveTuple { source: tuple.destination, destination: tuple.source, ..*tuple };
+    let reply = Reply { to: IngressId(0), tuple: turned, mtu: u16::MAX, identification: 0 };
+    let header = if tuple.source.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
+    let (head, tcp) = packet.split_at_mut(header);
+    ip(head, header + TCP_HEADER, &reply, IpProtocol::Tcp, None);
+    put16(tcp, 0, tuple.source_port);
+    put16(tcp, 2, tuple.destination_port);
+    put32(tcp, 4, sequence);
+    put32(tcp, 8, acknowledgment);
+    put8(tcp, 12, 5 << 4);
+    put8(tcp, 13, ACK);
+    put16(tcp, 14, window);
+    (packet, header + TCP_HEADER)
 }
 
 fn icmp_datagram(batch: &mut PacketBatch, reply: Reply, header: &mut [u8; ICMP_HEADER], body: &[u8]) -> usize {
@@ -162,7 +189,7 @@ fn datagram(batch: &mut PacketBatch, reply: Reply, protocol: IpProtocol, header:
     }
     if ip_header + length <= usize::from(reply.mtu) {
         batch.push_with(reply.to, ip_header + length, |packet| {
-            ip(packet, &reply, protocol, None);
+            ip(packet, packet.len(), &reply, protocol, None);
             let (_, rest) = packet.split_at_mut(ip_header);
             copy_range(rest, header, body, 0);
         });
@@ -180,7 +207,7 @@ fn datagram(batch: &mut PacketBatch, reply: Reply, protocol: IpProtocol, header:
         let end = length.min(offset + room);
         let fragment = Fragment { offset, more: end < length };
         batch.push_with(reply.to, ip_header + extra + end - offset, |packet| {
-            ip(packet, &reply, protocol, Some(fragment));
+            ip(packet, packet.len(), &reply, protocol, Some(fragment));
             let (_, rest) = packet.split_at_mut(ip_header + extra);
             copy_range(rest, header, body, offset);
         });
@@ -196,9 +223,8 @@ struct Fragment {
     more: bool,
 }
 
-/// Fills the IP header, and the IPv6 fragment header where there is one.
-fn ip(packet: &mut [u8], reply: &Reply, protocol: IpProtocol, fragment: Option<Fragment>) {
-    let total = packet.len();
+/// Fills the IP header of a packet of `total` bytes, and the IPv6 fragment header where there is one.
+fn ip(packet: &mut [u8], total: usize, reply: &Reply, protocol: IpProtocol, fragment: Option<Fragment>) {
     // The offset counts in units of eight octets; in IPv6 it sits in the upper 13 bits, in IPv4 in the lower.
     match (reply.tuple.destination, reply.tuple.source) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -358,6 +384,8 @@ mod tests {
                 ack: false,
                 rst: false,
                 fin: false,
+                window: 1024,
+                options: &[],
                 payload: &[],
             };
             let mut batch = PacketBatch::new(1 << 20);

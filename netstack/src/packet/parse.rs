@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use etherparse::{
-    IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice, TcpSlice, UdpSlice,
+    IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice, TcpOptionElement,
+    TcpOptionsIterator, TcpSlice, UdpSlice,
 };
 use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
@@ -56,6 +57,10 @@ pub struct TcpSegment<'p> {
     pub rst: bool,
     /// FIN.
     pub fin: bool,
+    /// Window field, unscaled.
+    pub window: u16,
+    /// Options, RFC 9293 section 3.1.
+    pub options: &'p [u8],
     /// Data octets.
     pub payload: &'p [u8],
 }
@@ -64,6 +69,29 @@ impl TcpSegment<'_> {
     /// A SYN that may open a connection: without ACK, RST or FIN.
     pub fn is_bare_syn(&self) -> bool {
         self.syn && !self.ack && !self.rst && !self.fin
+    }
+
+    /// The end of the farthest block that arrived behind a hole, RFC 2018.
+    pub fn highest_sacked(&self) -> Option<u32> {
+        if self.options.is_empty() {
+            return None;
+        }
+        let blocks = TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
+            Ok(TcpOptionElement::SelectiveAcknowledgement((_, first_end), rest)) => Some((first_end, rest)),
+            _ => None,
+        });
+        let (first_end, rest) = blocks?;
+        // The nearest of two numbers around `first_end` is decided by their difference, as all sequence numbers are.
+        let farthest = |a: u32, b: u32| if b.wrapping_sub(a).cast_signed() > 0 { b } else { a };
+        Some(rest.iter().flatten().fold(first_end, |farthest_yet, (_, end)| farthest(farthest_yet, *end)))
+    }
+
+    /// The largest segment the sender of this SYN takes, RFC 9293 section 3.7.1.
+    pub fn maximum_segment_size(&self) -> Option<u16> {
+        TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
+            Ok(TcpOptionElement::MaximumSegmentSize(size)) => Some(size),
+            _ => None,
+        })
     }
 
     /// Length in sequence space, RFC 9293 section 3.4.
@@ -96,7 +124,8 @@ impl<'p> IpPacket<'p> {
     ///
     /// # Errors
     /// The reason to drop it: contradictory lengths or headers (`malformed`), a wrong checksum, a fragment, an
-    /// unknown or forbidden extension header, or a transport the gateway does not carry.
+    /// unknown or forbidden extension header, a transport the gateway does not carry, or an address that can be
+    /// nobody's.
     pub fn parse(bytes: &'p [u8], checksums: ChecksumPolicy) -> Result<Self, DropReason> {
         let ip = IpSlice::from_slice(bytes).map_err(|_| DropReason::Malformed)?;
         let (source, destination) = (ip.source_addr(), ip.destination_addr());
@@ -113,8 +142,12 @@ impl<'p> IpPacket<'p> {
             }
             IpSlice::Ipv6(v6) => {
                 check_extension_headers(v6)?;
-                // Payload length 0 with a next header is a jumbogram or a lie.
-                40 + usize::from(v6.header().payload_length())
+                // 0 means a jumbogram, or nothing that we carry; etherparse takes all the bytes there are for it.
+                let length = v6.header().payload_length();
+                if length == 0 {
+                    return Err(DropReason::Malformed);
+                }
+                40 + usize::from(length)
             }
         };
         let bytes = bytes.get(..whole).ok_or(DropReason::Malformed)?;
@@ -137,6 +170,8 @@ impl<'p> IpPacket<'p> {
                     ack: tcp.ack(),
                     rst: tcp.rst(),
                     fin: tcp.fin(),
+                    window: tcp.window_size(),
+                    options: body.get(20..tcp.header_slice().len()).unwrap_or_default(),
                     payload,
                 };
                 (Protocol::Tcp, tcp.source_port(), tcp.destination_port(), Transport::Tcp(segment))
@@ -176,6 +211,7 @@ impl<'p> IpPacket<'p> {
             return Err(DropReason::Malformed);
         }
         check_source(source)?;
+        check_destination(destination)?;
         let tuple = FiveTuple { protocol, source, source_port, destination, destination_port };
         Ok(Self { bytes, tuple, transport })
     }
@@ -243,6 +279,14 @@ fn check_extension_headers(packet: &etherparse::Ipv6Slice<'_>) -> Result<(), Dro
     if headers > MAX_EXTENSION_HEADERS { Err(DropReason::ExtensionHeader) } else { Ok(()) }
 }
 
+/// An address of no single host: a flow towards it cannot be, and an answer must not be (RFC 1122 section 3.2.2).
+fn check_destination(destination: IpAddr) -> Result<(), DropReason> {
+    let nobody = destination.is_unspecified()
+        || destination.is_multicast()
+        || matches!(destination, IpAddr::V4(v4) if v4.is_broadcast());
+    if nobody { Err(DropReason::ForbiddenDestination) } else { Ok(()) }
+}
+
 /// An address no client can have, whatever its device's entry says.
 fn check_source(source: IpAddr) -> Result<(), DropReason> {
     let never = source.is_unspecified()
@@ -250,4 +294,112 @@ fn check_source(source: IpAddr) -> Result<(), DropReason> {
         || source.is_loopback()
         || matches!(source, IpAddr::V4(v4) if v4.is_broadcast());
     if never { Err(DropReason::ForbiddenSource) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+
+    const TARGET: [u8; 4] = [10, 20, 0, 80];
+    const CLIENT: [u8; 4] = [100, 96, 0, 2];
+
+    fn syn_v4(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(from, to, 64).tcp(50_000, 443, 1, 1000).syn().write(&mut bytes, b"").unwrap();
+        bytes
+    }
+
+    fn udp_v6() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let (client, target) = ([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2], [0xfd; 16]);
+        PacketBuilder::ipv6(client, target, 64).udp(5000, 53).write(&mut bytes, b"question").unwrap();
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Protocol, DropReason> {
+        IpPacket::parse(bytes, ChecksumPolicy::Verify).map(|packet| packet.tuple().protocol)
+    }
+
+    #[test]
+    fn addresses_that_are_nobodys_open_nothing() {
+        assert_eq!(parse(&syn_v4(CLIENT, TARGET)), Ok(Protocol::Tcp));
+        for to in [[0, 0, 0, 0], [224, 0, 0, 251], [255, 255, 255, 255]] {
+            assert_eq!(parse(&syn_v4(CLIENT, to)), Err(DropReason::ForbiddenDestination), "{to:?}");
+        }
+        for from in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255, 255, 255, 255]] {
+            assert_eq!(parse(&syn_v4(from, TARGET)), Err(DropReason::ForbiddenSource), "{from:?}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_lie_are_malformed() {
+        let whole = syn_v4(CLIENT, TARGET);
+        for len in 0..whole.len() {
+            assert_eq!(parse(&whole[..len]), Err(DropReason::Malformed), "cut to {len}");
+        }
+        let whole = udp_v6();
+        assert_eq!(parse(&whole), Ok(Protocol::Udp));
+        for len in 0..whole.len() {
+            assert_eq!(parse(&whole[..len]), Err(DropReason::Malformed), "cut to {len}");
+        }
+        // A jumbogram: its length would be in an option.
+        let mut jumbo = whole.clone();
+        jumbo[4..6].fill(0);
+        assert_eq!(parse(&jumbo), Err(DropReason::Malformed));
+    }
+
+    #[test]
+    fn bytes_after_the_packet_are_cut_off() {
+        let whole = udp_v6();
+        let mut padded = whole.clone();
+        padded.extend([0; 9]);
+        assert_eq!(IpPacket::parse(&padded, ChecksumPolicy::Verify).unwrap().bytes(), whole);
+    }
+
+    #[test]
+    fn every_flipped_bit_of_what_a_checksum_covers_is_noticed() {
+        for whole in [syn_v4(CLIENT, TARGET), udp_v6()] {
+            let covered = if whole[0] >> 4 == 6 { 8 } else { 0 };
+            for bit in covered * 8..whole.len() * 8 {
+                let mut changed = whole.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert!(parse(&changed).is_err(), "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn headers_that_hide_the_transport() {
+        let with = |kind: u8, count: u8| {
+            let mut packet = udp_v6();
+            for i in 0..count {
+                let next = if i == 0 { 17 } else { kind };
+                packet.splice(40..40, [next, 0, 1, 4, 0, 0, 0, 0]);
+                packet[5] += 8;
+            }
+            packet[6] = kind;
+            packet
+        };
+        const DESTINATION_OPTIONS: u8 = 60;
+        const ROUTING: u8 = 43;
+        assert_eq!(parse(&with(DESTINATION_OPTIONS, 1)), Ok(Protocol::Udp));
+        assert_eq!(parse(&with(ROUTING, 1)), Err(DropReason::ExtensionHeader));
+        assert_eq!(parse(&with(DESTINATION_OPTIONS, 8)), Ok(Protocol::Udp));
+        for count in 9..12 {
+            assert_eq!(parse(&with(DESTINATION_OPTIONS, count)), Err(DropReason::ExtensionHeader), "{count}");
+        }
+        // The next header is one that nobody knows.
+        assert_eq!(parse(&with(253, 0)), Err(DropReason::Protocol));
+    }
+
+    #[test]
+    fn fragments_are_not_put_together() {
+        let mut packet = syn_v4(CLIENT, TARGET);
+        packet[6] |= 0x20;
+        packet[10..12].fill(0);
+        let sum = !checksum::data(&packet[..20]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(parse(&packet), Err(DropReason::Fragment));
+    }
 }

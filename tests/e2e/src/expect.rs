@@ -26,18 +26,9 @@ pub fn record(world: &World<'_>, client: &Client<'_>, to: SocketAddr, ended: &st
 /// # Panics
 ///
 /// When fewer come, or one says something else.
-pub fn records(
-    world: &World<'_>,
-    client: &Client<'_>,
-    to: SocketAddr,
-    count: usize,
-    ended: &str,
-) -> Vec<FlowLine> {
+pub fn records(world: &World<'_>, client: &Client<'_>, to: SocketAddr, count: usize, ended: &str) -> Vec<FlowLine> {
     let of_client = |line: &FlowLine| line.device == client.device && line.destination == to;
-    let found =
-        world
-            .gateway
-            .wait_for_flows(&format!("{} to {to}", client.device), count, of_client);
+    let found = world.gateway.wait_for_flows(&format!("{} to {to}", client.device), count, of_client);
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
     for line in &found {
         assert_eq!(line.ended, ended, "{line:#?}");
@@ -51,20 +42,13 @@ pub fn records(
             "revoked" => ("deny", Some("direct")),
             _ => ("allow", Some("direct")),
         };
-        assert_eq!(
-            (line.verdict.as_str(), line.offramp.as_deref()),
-            (verdict, offramp),
-            "{line:#?}"
-        );
+        assert_eq!((line.verdict.as_str(), line.offramp.as_deref()), (verdict, offramp), "{line:#?}");
         let service = match line.protocol.as_str() {
             "icmp" => "icmp".to_owned(),
             protocol => format!("{protocol}/{}", to.port()),
         };
         assert_eq!(line.service, service, "{line:#?}");
-        assert!(
-            line.duration_ms >= 0.0 && line.start <= line.end,
-            "{line:#?}"
-        );
+        assert!(line.duration_ms >= 0.0 && line.start <= line.end, "{line:#?}");
     }
     found
 }
@@ -80,9 +64,7 @@ pub fn echo(to: IpAddr) -> SocketAddr {
 ///
 /// When it becomes another number.
 pub fn ended(world: &World<'_>, end: &str, count: u32) {
-    world
-        .gateway
-        .wait_for_metric(ENDED, Some(("end", end)), f64::from(count));
+    world.gateway.wait_for_metric(ENDED, Some(("end", end)), f64::from(count));
 }
 
 /// Waits until so many verdicts are counted.
@@ -91,9 +73,7 @@ pub fn ended(world: &World<'_>, end: &str, count: u32) {
 ///
 /// When it becomes another number.
 pub fn verdicts(world: &World<'_>, verdict: &str, count: u32) {
-    world
-        .gateway
-        .wait_for_metric(VERDICTS, Some(("verdict", verdict)), f64::from(count));
+    world.gateway.wait_for_metric(VERDICTS, Some(("verdict", verdict)), f64::from(count));
 }
 
 /// Waits until at least so many packets are counted as dropped for this reason.
@@ -103,30 +83,18 @@ pub fn verdicts(world: &World<'_>, verdict: &str, count: u32) {
 /// When they are not.
 pub fn dropped(world: &World<'_>, reason: &str, at_least: u32) {
     wait::until(&format!("{at_least} packets dropped as {reason}"), || {
-        (world
-            .gateway
-            .metrics()
-            .sum(DROPPED, Some(("reason", reason)))
-            >= f64::from(at_least))
-        .then_some(())
+        (world.gateway.metrics().sum(DROPPED, Some(("reason", reason))) >= f64::from(at_least)).then_some(())
     });
 }
 
 /// Counts every IP packet that reaches the private side for `address`.
 pub fn arrivals<'a>(world: &World<'a>, name: &str, address: IpAddr) -> Counter<'a> {
-    Counter::arriving(
-        world.private(),
-        name,
-        &format!("{} daddr {address}", ip_word(address)),
-    )
+    Counter::arriving(world.private(), name, &format!("{} daddr {address}", ip_word(address)))
 }
 
 /// Counts the SYN-ACKs a client gets from `address`.
 pub fn syn_acks<'a>(client: &Client<'a>, name: &str, address: IpAddr) -> Counter<'a> {
-    let matching = format!(
-        "{} saddr {address} tcp flags & (syn | ack) == (syn | ack)",
-        ip_word(address)
-    );
+    let matching = format!("{} saddr {address} tcp flags & (syn | ack) == (syn | ack)", ip_word(address));
     Counter::arriving(client.netns, name, &matching)
 }
 

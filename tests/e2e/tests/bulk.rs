@@ -29,19 +29,14 @@ fn each_way(world: &World<'_>, len: u64) {
     assert_eq!((line.bytes_up, line.bytes_down), (0, len));
 }
 
-on_both_ramps!(a_gib_each_way, setup = Setup::alone, |world| each_way(
-    world, GIB
-));
+on_both_ramps!(a_gib_each_way, setup = Setup::alone, |world| each_way(world, GIB));
 
 /// One packet in a hundred is lost between client and gateway, in both directions.
 fn lossy(world: &mut World<'_>) {
     world.lab.no_batches();
     let (up, down) = match world.client().ramp {
         OnRamp::Wireguard => ("udp dport 51820", "udp sport 51820"),
-        OnRamp::Tun => (
-            "iifname \"client0\" ip daddr 10.20.0.0/24",
-            "ip saddr 10.20.0.0/24",
-        ),
+        OnRamp::Tun => ("iifname \"client0\" ip daddr 10.20.0.0/24", "ip saddr 10.20.0.0/24"),
     };
     nft::lose_one_percent(&world.lab.gateway, up);
     nft::lose_one_percent(world.client().netns, down);
@@ -88,83 +83,47 @@ fn counted(len: u64, sent: &AtomicU64) -> impl FnMut(u64) -> u64 {
 fn slow_client(world: &mut World<'_>) {
     let sent = Arc::new(AtomicU64::new(0));
     let progress = Arc::clone(&sent);
-    let target = TcpTarget::serve(
-        world.private(),
-        Host::Open.address(Family::V4),
-        move |mut stream| {
-            let sum = stream::send_while(&mut stream, 7, counted(LEN, &progress))?;
-            stream.shutdown(Shutdown::Write)?;
-            stream::receive(&stream)?;
-            Ok::<_, std::io::Error>(sum)
-        },
-    );
+    let target = TcpTarget::serve(world.private(), Host::Open.address(Family::V4), move |mut stream| {
+        let sum = stream::send_while(&mut stream, 7, counted(LEN, &progress))?;
+        stream.shutdown(Shutdown::Write)?;
+        stream::receive(&stream)?;
+        Ok::<_, std::io::Error>(sum)
+    });
     let before = world.gateway.process().memory_kib("VmRSS");
-    let stream = world
-        .client()
-        .connect(target.address())
-        .expect("the target accepts");
-    assert!(
-        stalled(&sent) < HELD_AT_MOST,
-        "the target was never stopped"
-    );
+    let stream = world.client().connect(target.address()).expect("the target accepts");
+    assert!(stalled(&sent) < HELD_AT_MOST, "the target was never stopped");
     let after = world.gateway.process().memory_kib("VmRSS");
-    assert!(
-        after < before + GROWTH_KIB,
-        "the gateway grew from {before} to {after} KiB"
-    );
+    assert!(after < before + GROWTH_KIB, "the gateway grew from {before} to {after} KiB");
     let got = stream::receive(&stream).expect("the rest");
     // The target waits for this end.
     drop(stream);
     assert_eq!(got, target.result().expect("everything is sent"));
     expect::record(world, world.client(), target.address(), "target_closed");
 }
-on_both_ramps!(
-    a_slow_client_stops_the_target,
-    setup = Setup::alone,
-    slow_client
-);
+on_both_ramps!(a_slow_client_stops_the_target, setup = Setup::alone, slow_client);
 
 /// A target that does not read stops the client.
 fn slow_target(world: &mut World<'_>) {
     let (go, wait) = channel::<()>();
     let wait = std::sync::Mutex::new(wait);
-    let target = TcpTarget::serve(
-        world.private(),
-        Host::Open.address(Family::V4),
-        move |mut stream| {
-            wait.lock()
-                .expect("one connection")
-                .recv()
-                .expect("the test says when");
-            let got = stream::receive(&stream)?;
-            stream.write_all(&got.1)?;
-            Ok::<_, std::io::Error>(got)
-        },
-    );
+    let target = TcpTarget::serve(world.private(), Host::Open.address(Family::V4), move |mut stream| {
+        wait.lock().expect("one connection").recv().expect("the test says when");
+        let got = stream::receive(&stream)?;
+        stream.write_all(&got.1)?;
+        Ok::<_, std::io::Error>(got)
+    });
     let before = world.gateway.process().memory_kib("VmRSS");
-    let mut stream = world
-        .client()
-        .connect(target.address())
-        .expect("the target accepts");
+    let mut stream = world.client().connect(target.address()).expect("the target accepts");
     let sent = AtomicU64::new(0);
     let sum = std::thread::scope(|scope| {
         let sending = scope.spawn(|| {
-            let sum = stream::send_while(&mut stream, 8, counted(LEN, &sent))
-                .expect("everything is sent");
-            stream
-                .shutdown(Shutdown::Write)
-                .expect("half of the connection is closed");
+            let sum = stream::send_while(&mut stream, 8, counted(LEN, &sent)).expect("everything is sent");
+            stream.shutdown(Shutdown::Write).expect("half of the connection is closed");
             sum
         });
-        assert!(
-            stalled(&sent) < HELD_AT_MOST,
-            "the client was never stopped"
-        );
+        assert!(stalled(&sent) < HELD_AT_MOST, "the client was never stopped");
         let after = world.gateway.process().memory_kib("VmRSS");
-        assert!(
-            after < before + GROWTH_KIB,
-            "the gateway grew from {before} to {after} KiB"
-        );
+        assert!(after < before + GROWTH_KIB, "the gateway grew from {before} to {after} KiB");
         go.send(()).expect("the target waits");
         sending.join().expect("the client sends")
     });
@@ -174,8 +133,4 @@ fn slow_target(world: &mut World<'_>) {
     assert_eq!(answer, sum.1);
     expect::record(world, world.client(), target.address(), "client_closed");
 }
-on_both_ramps!(
-    a_slow_target_stops_the_client,
-    setup = Setup::alone,
-    slow_target
-);
+on_both_ramps!(a_slow_target_stops_the_client, setup = Setup::alone, slow_target);

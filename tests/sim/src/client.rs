@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boringtun::noise::{Tunn, TunnResult};
+use portcullis::metrics::counters::ShardCounters;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device as Phy, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
@@ -88,6 +90,7 @@ pub struct Client {
     pub packets: VecDeque<Vec<u8>>,
     /// Outer datagrams that came.
     pub datagrams: usize,
+    counters: Vec<Arc<ShardCounters>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -129,6 +132,7 @@ impl Client {
             next_tick: began,
             packets: VecDeque::new(),
             datagrams: 0,
+            counters: gateway.counters(),
         }
     }
 
@@ -239,7 +243,7 @@ impl Client {
 
     /// Takes turns until `done`, which must happen.
     pub fn until(&mut self, what: &str, done: impl FnMut(&mut Self) -> bool) {
-        assert!(self.run(PATIENCE, done), "{what}: did not happen within {PATIENCE:?}");
+        assert!(self.run(PATIENCE, done), "{what}: did not happen within {PATIENCE:?}; {:#?}", self.counters);
     }
 
     /// Opens a TCP connection and waits until it is established.

@@ -201,6 +201,11 @@ impl Gateway {
         self.shards.iter().map(|shard| counter(&shard.counters).value()).sum()
     }
 
+    /// The counters of every shard.
+    pub(crate) fn counters(&self) -> Vec<Arc<ShardCounters>> {
+        self.shards.iter().map(|shard| Arc::clone(&shard.counters)).collect()
+    }
+
     /// Packets dropped for a reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.count(|counters| &counters.dropped[reason.index()])
