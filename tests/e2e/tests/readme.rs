@@ -34,10 +34,13 @@ fn from_init_to_curl() {
     assert!(first.status.success(), "{}", tools::said(&first));
     let config = home.join("gateway.toml");
     let written = std::fs::read_to_string(&config).expect("init writes gateway.toml");
-    assert!(!init().status.success(), "init overwrites nothing");
+    let key = find(&home, "wireguard.key").expect("init writes a key");
+    let secret = std::fs::read(&key).expect("the key");
+    init();
     assert_eq!(
         std::fs::read_to_string(&config).expect("still there"),
-        written
+        written,
+        "init overwrites nothing"
     );
 
     let mut gateway = Gateway::new(&lab, &home);
@@ -112,7 +115,11 @@ fn from_init_to_curl() {
     );
     assert!(web.result().starts_with("GET / HTTP/1.1"));
 
-    let key = find(&home, "wireguard.key").expect("init writes a key");
+    assert_eq!(
+        std::fs::read(&key).expect("still there"),
+        secret,
+        "init overwrites nothing"
+    );
     let mode = std::fs::metadata(&key)
         .expect("the key's mode")
         .permissions()
