@@ -1,0 +1,401 @@
+//! The stack, driven by operations read from bytes under a virtual clock.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use etherparse::PacketBuilder;
+use portcullis_netstack::packet::build::Unreachable;
+use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
+use portcullis_netstack::{
+    CloseCause, DropReason, FlowId, FlowKey, Handled, Ingress, IngressId, Refusal, Stack, StackLimits,
+};
+
+const MTU: u16 = 1280;
+/// Looks at the timers at one instant without an effect before it is called a busy loop.
+const IDLE_LOOKS: usize = 4;
+
+const SYN: u8 = 1;
+const ACK: u8 = 2;
+const FIN: u8 = 4;
+const RST: u8 = 8;
+
+/// Where a client and the stack are with one tuple.
+#[derive(Default, Clone, Copy)]
+struct Numbers {
+    sequence: u32,
+    acknowledgment: u32,
+}
+
+/// The off-ramp's side of a TCP flow.
+#[derive(Default)]
+struct Side {
+    to_send: usize,
+    appetite: usize,
+    closes: bool,
+    closed: bool,
+    shut: bool,
+    taken: u64,
+    given: u64,
+}
+
+struct Bench<'a> {
+    input: &'a [u8],
+    stack: Stack,
+    now: Instant,
+    numbers: HashMap<(bool, u16), Numbers>,
+    flows: Vec<FlowId>,
+    alive: HashSet<FlowId>,
+    accepted: HashSet<FlowId>,
+    sides: HashMap<FlowId, Side>,
+}
+
+/// Runs the operations in `data`, then lets everything end.
+pub fn stack(data: &[u8]) {
+    let base = Instant::now();
+    let mut bench = Bench {
+        input: data,
+        stack: Stack::new(limits(1 << 20), base),
+        now: base,
+        numbers: HashMap::new(),
+        flows: Vec::new(),
+        alive: HashSet::new(),
+        accepted: HashSet::new(),
+        sides: HashMap::new(),
+    };
+    let batch = 1 << (bench.byte() % 20);
+    bench.stack = Stack::new(limits(batch), base);
+    // Longer inputs say nothing new, and each operation costs.
+    for _ in 0..400 {
+        let Some(operation) = bench.next() else { break };
+        bench.operate(operation);
+        bench.settle();
+    }
+    bench.end();
+}
+
+fn limits(batch: usize) -> StackLimits {
+    StackLimits {
+        tcp_buffer: 4096,
+        syn_received: Duration::from_secs(10),
+        tcp_user_timeout: Duration::from_secs(120),
+        tcp_idle: Duration::from_secs(600),
+        udp_idle_one_way: Duration::from_secs(30),
+        udp_idle: Duration::from_secs(120),
+        echo_idle: Duration::from_secs(30),
+        batch,
+    }
+}
+
+impl Bench<'_> {
+    fn next(&mut self) -> Option<u8> {
+        let (first, rest) = self.input.split_first()?;
+        self.input = rest;
+        Some(*first)
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.next().unwrap_or(0)
+    }
+
+    fn word(&mut self) -> u16 {
+        u16::from_be_bytes([self.byte(), self.byte()])
+    }
+
+    /// A flow of the past or the present.
+    fn flow(&mut self) -> Option<FlowId> {
+        let which = usize::from(self.byte());
+        self.flows.get(which % self.flows.len().max(1)).copied()
+    }
+
+    fn operate(&mut self, operation: u8) {
+        match operation % 16 {
+            0..6 => self.segment(),
+            6 => {
+                let (v6, port, len) = (self.byte() & 1 == 1, self.word() % 4, usize::from(self.byte()));
+                let mut packet = Vec::new();
+                ip(v6).udp(1000 + port, 52 + port).write(&mut packet, &vec![1; len]).unwrap();
+                self.inject(&packet);
+            }
+            7 => {
+                let (identifier, sequence) = (self.word() % 3, self.word());
+                let mut packet = Vec::new();
+                ip(false).icmpv4_echo_request(identifier, sequence).write(&mut packet, b"data").unwrap();
+                self.inject(&packet);
+            }
+            8 | 9 => {
+                let span = Duration::from_millis(1 << (self.byte() % 20));
+                self.pass(span);
+            }
+            10 | 11 => {
+                let Some(id) = self.flow() else { return };
+                let seed = u64::from(self.byte());
+                let side = Side {
+                    to_send: usize::from(self.word()) % 10_000,
+                    appetite: usize::from(self.word()),
+                    closes: self.byte() & 1 == 1,
+                    ..Side::default()
+                };
+                // Once a flow, and only TCP.
+                let tcp =
+                    self.stack.key(id).is_some_and(|key| key.tuple.protocol == portcullis_netstack::Protocol::Tcp);
+                if tcp && self.accepted.insert(id) {
+                    self.stack.accept(self.now, id, seed);
+                    self.sides.insert(id, side);
+                }
+            }
+            12 => self.end_one(),
+            13 => {
+                let Some(id) = self.flow() else { return };
+                let (more, appetite, closes) = (self.word(), self.word(), self.byte());
+                if let Some(side) = self.sides.get_mut(&id) {
+                    side.to_send += usize::from(more) % 10_000;
+                    side.appetite += usize::from(appetite);
+                    side.closes |= closes & 1 == 1;
+                    self.stack.mark_changed(id);
+                }
+            }
+            14 => {
+                let Some(id) = self.flow() else { return };
+                let len = usize::from(self.word()) % 9000;
+                match self.byte() % 4 {
+                    0 => self.stack.send_datagram(self.now, id, &vec![2; len]),
+                    1 => self.stack.send_echo_reply(self.now, id, 1, &vec![2; len]),
+                    2 => self.stack.send_unreachable(id, Unreachable::TooBig(1280)),
+                    _ => self.stack.send_unreachable(id, Unreachable::Prohibited),
+                }
+            }
+            _ => {
+                let len = usize::from(self.byte()).min(self.input.len());
+                let (packet, rest) = self.input.split_at(len);
+                self.input = rest;
+                self.inject(packet);
+            }
+        }
+    }
+
+    fn end_one(&mut self) {
+        let Some(id) = self.flow() else { return };
+        let open = self.sides.remove(&id).is_some();
+        match self.byte() % 6 {
+            0 => self.stack.refuse(id, Refusal::Reset),
+            1 => self.stack.refuse(id, Refusal::Unreachable(Unreachable::Host)),
+            2 => self.stack.refuse(id, Refusal::Silent),
+            3 => self.stack.remove(id),
+            4 if open => self.stack.close(id),
+            _ => self.stack.abort(self.now, id),
+        }
+        // A flow that was only closed is nobody's now.
+        self.stack.remove(id);
+    }
+
+    fn segment(&mut self) {
+        let which = self.byte();
+        let (v6, port) = (which & 1 == 1, 2000 + u16::from(which >> 1 & 1));
+        let flags = match self.byte() {
+            flags @ 0..16 => flags,
+            16..64 => SYN,
+            64..80 => FIN | ACK,
+            80..88 => RST,
+            _ => ACK,
+        };
+        let (sequence, acknowledgment) = (self.near(), self.near());
+        let (window, len) = (self.word(), usize::from(self.byte()) * 4);
+        let numbers = self.numbers.entry((v6, port)).or_default();
+        let sequence = numbers.sequence.wrapping_add_signed(sequence);
+        let acknowledgment = numbers.acknowledgment.wrapping_add_signed(acknowledgment);
+        numbers.sequence = sequence.wrapping_add(len as u32 + u32::from(flags & (SYN | FIN) != 0));
+        let mut tcp = ip(v6).tcp(port, 443, sequence, window);
+        if flags & SYN != 0 {
+            tcp = tcp.syn();
+        }
+        if flags & ACK != 0 {
+            tcp = tcp.ack(acknowledgment);
+        }
+        if flags & FIN != 0 {
+            tcp = tcp.fin();
+        }
+        if flags & RST != 0 {
+            tcp = tcp.rst();
+        }
+        let mut packet = Vec::new();
+        tcp.write(&mut packet, &vec![3; len]).unwrap();
+        self.inject(&packet);
+    }
+
+    /// Mostly 0, sometimes near it, sometimes anything.
+    fn near(&mut self) -> i32 {
+        match self.byte() {
+            0..192 => 0,
+            192..240 => i32::from(self.byte().cast_signed()),
+            _ => (i32::from(self.word().cast_signed())) << 16 | i32::from(self.word()),
+        }
+    }
+
+    fn inject(&mut self, packet: &[u8]) {
+        let Ok(packet) = IpPacket::parse(packet, ChecksumPolicy::Trusted) else { return };
+        let from = Ingress { id: IngressId(1), mtu: MTU };
+        if let Ok(Handled::Opened(id)) = self.stack.handle_packet(self.now, from, &packet) {
+            assert!(self.alive.insert(id), "a name is used once");
+            self.flows.push(id);
+            let ours = FlowKey { ingress: from.id, tuple: packet.tuple() };
+            assert_eq!(self.stack.key(id), Some(ours));
+        }
+    }
+
+    fn pass(&mut self, span: Duration) {
+        let end = self.now + span;
+        while let Some(at) = self.stack.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.settle();
+        }
+        self.now = end;
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let mut looks = 0;
+        loop {
+            let mut effect = false;
+            if self.stack.poll_timeout().is_some_and(|at| at <= self.now) {
+                let mut idle = Vec::new();
+                self.stack.handle_timeout(self.now, |id| idle.push(id));
+                for id in idle {
+                    self.stack.remove(id);
+                    effect = true;
+                }
+                looks += 1;
+            }
+            while let Some(id) = self.stack.poll_changed() {
+                effect |= self.move_flow(id);
+                if self.stack.batch().is_full() {
+                    break;
+                }
+            }
+            effect |= self.flush();
+            if effect {
+                looks = 0;
+            }
+            let Self { alive, stack, .. } = self;
+            alive.retain(|id| stack.key(*id).is_some());
+            assert_eq!(stack.len(), alive.len(), "flows in the table are those opened and not removed");
+            let due = stack.poll_timeout().is_some_and(|at| at <= self.now);
+            assert!(!due || looks <= IDLE_LOOKS, "the timers are due again and again");
+            if !due && stack.changed() == 0 {
+                return;
+            }
+        }
+    }
+
+    fn move_flow(&mut self, id: FlowId) -> bool {
+        let Self { stack, sides, now, .. } = self;
+        let now = *now;
+        let Some(side) = sides.get_mut(&id) else {
+            if stack.client_gave_up(id) {
+                stack.remove(id);
+                return true;
+            }
+            stack.transmit(now, id);
+            let gone = stack.is_gone(id);
+            if gone {
+                stack.remove(id);
+            }
+            return gone;
+        };
+        let before = (side.to_send, side.appetite, side.closed, side.shut);
+        while !side.closed {
+            let step = stack.send_with(now, id, |ring| {
+                let len = ring.len().min(side.to_send);
+                ring[..len].fill(4);
+                (len, len)
+            });
+            match step {
+                Some(0) if side.closes => {
+                    side.closed = true;
+                    stack.close(id);
+                }
+                Some(0) | None => break,
+                Some(len) => {
+                    side.to_send -= len;
+                    side.given += len as u64;
+                }
+            }
+        }
+        loop {
+            let step = stack.recv_with(now, id, |ring| {
+                let len = ring.len().min(side.appetite);
+                (len, len)
+            });
+            match step {
+                Some(0) => break,
+                Some(len) => {
+                    side.appetite -= len;
+                    side.taken += len as u64;
+                }
+                None => {
+                    side.shut |= stack.client_finished(id);
+                    break;
+                }
+            }
+        }
+        let traffic = stack.traffic(id);
+        assert_eq!((traffic.bytes_up, traffic.bytes_down), (side.taken, side.given));
+        let moved = before != (side.to_send, side.appetite, side.closed, side.shut);
+        stack.transmit(now, id);
+        match stack.cause(id) {
+            None => return moved,
+            Some(CloseCause::Orderly) if !side.shut => return moved,
+            Some(CloseCause::Orderly) => stack.release(id),
+            Some(CloseCause::ClientReset) => stack.remove(id),
+            Some(CloseCause::Timeout) => stack.abort(now, id),
+        }
+        sides.remove(&id);
+        true
+    }
+
+    fn flush(&mut self) -> bool {
+        let Self { stack, numbers, .. } = self;
+        let any = !stack.batch().is_empty();
+        for (to, packet) in stack.batch().iter() {
+            assert_eq!(to, IngressId(1));
+            assert!(packet.len() <= usize::from(MTU), "{} bytes", packet.len());
+            let parsed = match IpPacket::parse(packet, ChecksumPolicy::Verify) {
+                Ok(parsed) => parsed,
+                // Checksums come before the type; an answer to what came from an odd address goes there.
+                Err(DropReason::IcmpType | DropReason::Fragment) => continue,
+                Err(DropReason::ForbiddenSource | DropReason::ForbiddenDestination) => continue,
+                // Port 0 of a made-up client.
+                Err(DropReason::Malformed) => continue,
+                Err(reason) => panic!("{reason}: {packet:02x?}"),
+            };
+            if let Transport::Tcp(segment) = parsed.transport() {
+                let v6 = parsed.tuple().source.is_ipv6();
+                let at = numbers.entry((v6, parsed.tuple().destination_port)).or_default();
+                at.acknowledgment = segment.sequence.wrapping_add(segment.sequence_len());
+            }
+        }
+        stack.batch().clear();
+        any
+    }
+
+    /// Dials end by themselves outside of the stack; everything else must end by its own timers.
+    fn end(mut self) {
+        for id in self.flows.clone() {
+            if !self.sides.contains_key(&id) && self.stack.cause(id).is_none() {
+                self.stack.refuse(id, Refusal::Silent);
+            }
+        }
+        self.pass(Duration::from_secs(3 * 600));
+        assert!(self.stack.is_empty(), "{:?}", self.stack);
+        assert_eq!(self.stack.poll_timeout(), None);
+    }
+}
+
+fn ip(v6: bool) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+    if v6 {
+        let client = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+        let target = [0xfd, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80];
+        PacketBuilder::ipv6(client, target, 64)
+    } else {
+        PacketBuilder::ipv4([100, 96, 0, 2], [10, 20, 0, 80], 64)
+    }
+}
