@@ -450,6 +450,10 @@ impl Stack {
             FlowKind::Datagram(datagram) => datagram.deadline(&flow.key.tuple, &self.limits),
         };
         self.deadlines.arm(id, at.max(now), &mut flow.armed);
+        let flows = &self.flows;
+        self.deadlines.sweep(flows.len(), |id| {
+            flows.get(id.index()).filter(|flow| flow.generation == id.generation).and_then(|flow| flow.armed)
+        });
     }
 
     /// Puts a flow in the queue of those to be looked at, once.
