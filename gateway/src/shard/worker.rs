@@ -253,6 +253,7 @@ impl Shard {
             busy |= self.poll_timers(cx, now);
             busy |= self.pump(now);
             busy |= self.continue_pass(now);
+            self.answer_drained();
             self.flush(cx);
             // Changed flows waited while there were datagrams to send: now there may be none.
             busy |= self.stack.changed() > 0 && self.may_move_flows();
@@ -302,12 +303,16 @@ impl Shard {
                 }
             }
         }
+        busy
+    }
+
+    /// Answers those who wait for the last flow to end. Whatever ended it, nothing else may wake the loop after that.
+    fn answer_drained(&mut self) {
         if self.draining && self.flows.permitted() == 0 {
             for answer in self.drained.drain(..) {
                 let _ = answer.send(());
             }
         }
-        busy
     }
 
     fn peers(&self) -> Vec<PeerStatus> {
