@@ -464,9 +464,15 @@ impl Shard {
             record.rule = refused.rule;
             record.revision = refused.revision.0;
         }
-        self.counters.bytes_up.add(traffic.bytes_up);
-        self.counters.bytes_down.add(traffic.bytes_down);
+        self.count_bytes();
         self.write_down(record, end);
+    }
+
+    /// Shows a scrape the bytes of flows that still go on, too.
+    pub(super) fn count_bytes(&self) {
+        let (up, down) = self.stack.total_bytes();
+        self.counters.bytes_up.set(up);
+        self.counters.bytes_down.set(down);
     }
 
     /// Hands a record to the log. A log that cannot keep up loses it, and that is counted.

@@ -253,6 +253,7 @@ impl Shard {
             busy |= self.poll_timers(cx, now);
             busy |= self.pump(now);
             busy |= self.continue_pass(now);
+            self.count_bytes();
             self.answer_drained();
             self.flush(cx);
             // Changed flows waited while there were datagrams to send: now there may be none.

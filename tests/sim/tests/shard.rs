@@ -48,9 +48,11 @@ fn eight_mebibytes_go_there_and_back() {
             let _targets = Targets::start();
             let mut gateway = Gateway::start(shards);
             let mut client = Client::new(ANN, &gateway);
-            for address in [TARGET, TARGET6] {
+            for (flows, address) in (1..).zip([TARGET, TARGET6]) {
                 let connection = client.open(address, ECHO);
                 client.exchange(connection, SIZE);
+                // Bytes are counted as they pass, not when the flow ends.
+                assert_eq!(gateway.count(|counters| &counters.bytes_down), flows * SIZE as u64);
                 client.tcp(connection).close();
                 let record = record(&mut client, &mut gateway);
                 assert_eq!(record.ended, Some(FlowEnd::ClientClosed));
