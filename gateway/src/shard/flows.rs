@@ -51,7 +51,7 @@ impl Shard {
         }
         let Some(key) = self.stack.key(id) else { return };
         let verdict = judge::judge(&self.snapshot, &self.config.local_services, device, &tuple, wall);
-        let within_limits = self.within_limits(device, tuple.protocol);
+        let within_limits = self.within_limits(onramp, device, tuple.protocol);
         match verdict {
             Ok(permit) => {
                 self.counters.allowed.add(1);
@@ -137,13 +137,21 @@ impl Shard {
         }
     }
 
-    fn within_limits(&self, device: &Device, protocol: Protocol) -> bool {
+    fn within_limits(&self, onramp: OnrampKind, device: &Device, protocol: Protocol) -> bool {
         let limits = &self.config.limits;
         let shards = self.config.shards.max(1);
+        // A WireGuard device has all its flows in one shard; those of one behind the TUN are spread over all.
+        let device_shards = match onramp {
+            OnrampKind::Wireguard => 1,
+            OnrampKind::Tun => shards,
+        };
         let load = self.loads.get(&device.identity.device).copied().unwrap_or_default();
         let half_open = protocol != Protocol::Tcp
-            || (load.half_open < limits.half_open_per_device && self.half_open < limits.half_open.div_ceil(shards));
-        half_open && load.flows < limits.flows_per_device && self.stack.len() <= limits.flows.div_ceil(shards)
+            || (load.half_open < limits.half_open_per_device.div_ceil(device_shards)
+                && self.half_open < limits.half_open.div_ceil(shards));
+        half_open
+            && load.flows < limits.flows_per_device.div_ceil(device_shards)
+            && self.stack.len() <= limits.flows.div_ceil(shards)
     }
 
     /// Puts a flow among those of its device.
