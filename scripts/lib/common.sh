@@ -64,7 +64,7 @@ need_packages() {
 need_cargo() {
     local home
     if ! command -v cargo >/dev/null; then
-        for home in "${HOME:-/root}" "$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)"; do
+        for home in "${HOME:-/root}" "$(home_of "${SUDO_USER:-root}")"; do
             if [[ -x $home/.cargo/bin/cargo ]]; then
                 PATH=$home/.cargo/bin:$PATH
                 # cargo's shim looks for its toolchain under the owner's home.
@@ -76,6 +76,8 @@ need_cargo() {
     command -v cargo >/dev/null ||
         die "cargo is missing: install Rust $(rust_version) or later (https://rustup.rs)"
 }
+
+home_of() { getent passwd "$1" | cut -d: -f6; }
 
 rust_version() {
     sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$ROOT/Cargo.toml"
@@ -93,7 +95,12 @@ build_release() {
     fi
     need_cargo
     note "building portcullis in release mode (the first time takes a few minutes)"
-    (cd -- "$ROOT" && cargo build --quiet --locked --release --package portcullis --bin portcullis) ||
+    # Under sudo the checkout is somebody's own: they build it, so that it stays theirs.
+    local as_owner=()
+    if [[ $EUID -eq 0 && -n ${SUDO_USER:-} && $(stat -c %U -- "$ROOT") == "$SUDO_USER" && $SUDO_USER != root ]]; then
+        as_owner=(runuser -u "$SUDO_USER" -- env "HOME=$(home_of "$SUDO_USER")" "PATH=$PATH")
+    fi
+    (cd -- "$ROOT" && "${as_owner[@]}" cargo build --quiet --locked --release --package portcullis --bin portcullis) ||
         die "the build failed"
     export PORTCULLIS_BIN=$TARGET_DIR/release/portcullis
 }

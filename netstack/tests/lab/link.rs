@@ -27,6 +27,10 @@ impl Random {
     }
 }
 
+/// Bytes a path carries in a microsecond: 100 Mbit/s. Packets come one after another, as on any real path; all at once
+/// they would be acknowledged all at once.
+const BYTES_A_MICROSECOND: f64 = 12.5;
+
 /// How a path treats packets.
 #[derive(Clone, Copy)]
 pub(crate) struct Path {
@@ -43,11 +47,13 @@ pub(crate) struct Link {
     random: Random,
     under_way: BinaryHeap<Reverse<(Duration, u64, Vec<u8>)>>,
     serial: u64,
+    /// When the last packet has left.
+    busy_until: Duration,
 }
 
 impl Link {
     pub(crate) fn new(path: Path, seed: u64) -> Self {
-        Self { path, random: Random::new(seed), under_way: BinaryHeap::new(), serial: 0 }
+        Self { path, random: Random::new(seed), under_way: BinaryHeap::new(), serial: 0, busy_until: Duration::ZERO }
     }
 
     pub(crate) fn send(&mut self, now: Duration, packet: Vec<u8>) {
@@ -56,7 +62,9 @@ impl Link {
         }
         let late = if self.random.chance(self.path.reordered) { self.path.latency / 2 } else { Duration::ZERO };
         self.serial += 1;
-        self.under_way.push(Reverse((now + self.path.latency + late, self.serial, packet)));
+        let takes = Duration::from_micros((packet.len() as f64 / BYTES_A_MICROSECOND) as u64);
+        self.busy_until = self.busy_until.max(now) + takes;
+        self.under_way.push(Reverse((self.busy_until + self.path.latency + late, self.serial, packet)));
     }
 
     /// The next packet that has arrived by `now`.

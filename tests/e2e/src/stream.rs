@@ -101,13 +101,15 @@ pub fn receive_with(mut from: impl Read, mut progress: impl FnMut(u64)) -> io::R
     let mut buffer = vec![0; CHUNK];
     let mut got = 0;
     loop {
-        match from.read(&mut buffer)? {
-            0 => return Ok((got, sum.finalize().into())),
-            len => {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok((got, sum.finalize().into())),
+            Ok(len) => {
                 sum.update(&buffer[..len]);
                 got += len as u64;
                 progress(got);
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

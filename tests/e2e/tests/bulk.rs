@@ -24,9 +24,11 @@ fn each_way(world: &World<'_>, len: u64) {
     let to = upload(world.client(), world.private(), host, 5, len);
     let line = expect::record(world, world.client(), to, "client_closed");
     assert_eq!((line.bytes_up, line.bytes_down), (len, 32));
+    eprintln!("{len} bytes up in {} ms", line.duration_ms);
     let to = download(world.client(), world.private(), host, 6, len);
     let line = expect::record(world, world.client(), to, "target_closed");
     assert_eq!((line.bytes_up, line.bytes_down), (0, len));
+    eprintln!("{len} bytes down in {} ms", line.duration_ms);
 }
 
 on_both_ramps!(a_gib_each_way, setup = Setup::alone, |world| each_way(world, GIB));

@@ -30,8 +30,10 @@ fn from_init_to_curl() {
     assert!(first.status.success(), "{}", tools::said(&first));
     let config = home.join("gateway.toml");
     let written = std::fs::read_to_string(&config).expect("init writes gateway.toml");
-    assert!(init().status.success(), "a second init keeps what is there");
-    assert_eq!(std::fs::read_to_string(&config).expect("still there"), written);
+    let key = find(&home, "wireguard.key").expect("init writes a key");
+    let secret = std::fs::read(&key).expect("the key");
+    init();
+    assert_eq!(std::fs::read_to_string(&config).expect("still there"), written, "init overwrites nothing");
 
     let mut gateway = Gateway::new(&lab, &home);
     gateway.verb(&["check"]);
@@ -72,7 +74,7 @@ fn from_init_to_curl() {
     assert!(fetched.status.success() && fetched.stdout == b"hello\n", "{}", tools::said(&fetched));
     assert!(web.result().starts_with("GET / HTTP/1.1"));
 
-    let key = find(&home, "wireguard.key").expect("init writes a key");
+    assert_eq!(std::fs::read(&key).expect("still there"), secret, "init overwrites nothing");
     let mode = std::fs::metadata(&key).expect("the key's mode").permissions().mode() & 0o777;
     assert_eq!(mode, 0o600, "{}", key.display());
     // A key others can read is refused at start (SECURITY T35).
