@@ -84,7 +84,7 @@ impl Shard {
         let Refused { rule, revision, silent, forbidden } = refused;
         if forbidden {
             self.drop_packet(DropReason::ForbiddenDestination);
-        } else if silent {
+        } else if silent && (key.tuple.protocol == Protocol::Tcp || !keep) {
             self.drop_packet(DropReason::DeniedSilently);
         }
         let mut flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Denied { rule, revision });
@@ -319,10 +319,8 @@ impl Shard {
             }
             .map_err(|error| (splice::unreachable(socket, &error), error)),
             Target::Nobody { silent } => {
-                if !silent {
-                    self.stack.send_unreachable(id, Unreachable::Prohibited);
-                }
-                return;
+                let silent = *silent;
+                return self.deny_again(id, silent);
             }
             Target::Tcp(_) | Target::Ping(_) | Target::Dialling(_) => return,
         };
@@ -345,16 +343,23 @@ impl Shard {
                 .map_err(|error| (splice::unreachable(socket, &error), error))
             }
             Target::Nobody { silent } => {
-                if !silent {
-                    self.stack.send_unreachable(id, Unreachable::Prohibited);
-                }
-                return;
+                let silent = *silent;
+                return self.deny_again(id, silent);
             }
             Target::Tcp(_) | Target::Udp(_) | Target::Dialling(_) => return,
         };
         match sent {
             Ok(_) => self.stack.delivered(id, echo.data.len()),
             Err((unreachable, error)) => self.undelivered(id, unreachable, &error),
+        }
+    }
+
+    /// Another packet of a denied association.
+    fn deny_again(&mut self, id: FlowId, silent: bool) {
+        if silent {
+            self.drop_packet(DropReason::DeniedSilently);
+        } else {
+            self.stack.send_unreachable(id, Unreachable::Prohibited);
         }
     }
 

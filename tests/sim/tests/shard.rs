@@ -384,3 +384,20 @@ fn a_device_has_no_more_flows_than_its_share() {
         gateway.stop();
     });
 }
+
+#[test]
+fn every_datagram_of_a_silent_denial_is_counted() {
+    in_namespace(|| {
+        let mut gateway = Gateway::start(2);
+        let mut client = Client::new(ANN, &gateway);
+        gateway.publish(&ALLOW.replace("tcp/9999", "udp/9999"), &[ANN, BOB]);
+        for count in 1..=3 {
+            client.send_packet(&udp(ANN_V4, 9999, b"hello"));
+            client.until("a drop", |_| gateway.dropped(DropReason::DeniedSilently) == count);
+        }
+        assert!(client.packets.is_empty());
+        assert_eq!(record(&mut client, &mut gateway).ended, Some(FlowEnd::Denied));
+        assert!(gateway.record().is_none(), "one association, one line");
+        gateway.stop();
+    });
+}
