@@ -1,4 +1,32 @@
 //! Portcullis, the gateway: the only crate with IO.
+//!
+//! ```text
+//!  gateway.toml ──> config                    control (runtime of its own)
+//!  directory.json ─> directory ─> rulesets ──────────────┬──────────────────────┐
+//!  policy.json ───> portcullis_policy                    │ watch: Snapshot      │ Command
+//!                                                        v                      v
+//!  WireGuard ──> onramp::wireguard ──┐          ┌──────────────────────────────────────┐
+//!                                    ├────────> │ shard: one thread a core             │ ──> offramp ──> targets
+//!  TUN ────────> onramp::tun ────────┘          │ portcullis_netstack::Stack and flows │ <──
+//!                                               └──────────────────────────────────────┘
+//!                                                   │ FlowRecord            │ counters
+//!                                                   v                       v
+//!                                                flow_log                metrics
+//! ```
+//!
+//! - [`app`] loads every file and binds every socket before anything is served; [`drain`] is the orderly end.
+//! - A [`shard`] is an OS thread that owns its UDP socket, its WireGuard peers, its flows and their sockets. It takes
+//!   no lock per packet. A peer belongs to the shard where its handshake arrived, a flow of the TUN device to one
+//!   chosen by its addresses and ports; what arrives elsewhere goes to the owner in batches.
+//! - A turn of a shard reads what is ready, feeds the stack, moves each changed flow once and sends what came of it.
+//!   Deadlines come from heaps: an idle flow costs nothing.
+//! - A flow is entered in the table, then judged, then dialled; nothing can be dialled without a `Permit`, which only
+//!   the policy makes. [`destination`] holds what no policy can open.
+//! - [`rulesets`] publishes immutable [snapshots](shard::link::Snapshot). A shard takes over a new one between two
+//!   packets and judges its live flows again, in slices.
+//! - [`control`], [`metrics`] and [`flow_log`] run beside the shards: a slow reader of theirs costs no packet.
+//! - [`host`] is what the kernel is asked for besides sockets: the TUN device, routes and rules, addresses, settings.
+//!   `sys` is the one module with unsafe code.
 
 pub mod app;
 pub mod cli;

@@ -1,4 +1,25 @@
-//! The userspace stack of Portcullis.
+//! The userspace TCP/IP stack of Portcullis: packets and time in, packets and states of flows out. It has no clock, no
+//! randomness and does no IO; all are arguments.
+//!
+//! ```text
+//!  bytes ──> packet::IpPacket::parse ──> Stack::handle_packet ──> Opened: judge, dial, then accept or refuse
+//!            once, or a DropReason         FlowKey ─> flow         Known: poll_changed names it once
+//!                                              │
+//!  time ───> Stack::handle_timeout ────────────┤        TCP: recv_with, send_with, close, cause, transmit
+//!            earliest deadline of all flows    │        UDP, echo: delivered, send_datagram, send_echo_reply
+//!                                              v
+//!                                         PacketBatch ──> the on-ramps
+//! ```
+//!
+//! - A flow is found by where it entered and its five-tuple ([`FlowKey`]), and named by a [`FlowId`] that is never used
+//!   again. Only a bare SYN, a UDP datagram or an echo request opens one.
+//! - A SYN is *held*: there is no socket and no buffer before [`Stack::accept`]. Then the flow gets a smoltcp interface
+//!   with one socket of its own, and the SYN is played into it.
+//! - Bytes move between the caller's sockets and smoltcp's rings without a buffer in between.
+//! - What smoltcp lacks stands in front of it: congestion control and recovery from loss (`flow::recovery`), timeouts
+//!   for half-open, silent and idle connections, challenges of RFC 5961, a socket that survives until the target has
+//!   every byte.
+//! - Each flow has at most one deadline in force; a heap knows the earliest. Nothing ticks over all flows.
 #![forbid(unsafe_code)]
 
 mod batch;

@@ -61,6 +61,7 @@ pub struct Stack {
     changed: VecDeque<FlowId>,
     batch: PacketBatch,
     identification: u32,
+    total: Traffic,
 }
 
 impl Stack {
@@ -77,6 +78,7 @@ impl Stack {
             changed: VecDeque::new(),
             batch,
             identification: 0,
+            total: Traffic::default(),
         }
     }
 
@@ -344,6 +346,7 @@ impl Stack {
         datagram.heard_target(now);
         flow.traffic.packets_down += make(&mut self.batch, reply) as u64;
         flow.traffic.bytes_down += len as u64;
+        self.total.bytes_down += len as u64;
     }
 
     /// Tells the client of an association that its last packet did not arrive. The flow stays.
@@ -360,6 +363,7 @@ impl Stack {
     pub fn delivered(&mut self, id: FlowId, len: usize) {
         if let Some(flow) = self.flow_mut(id) {
             flow.traffic.bytes_up += len as u64;
+            self.total.bytes_up += len as u64;
         }
     }
 
@@ -369,6 +373,7 @@ impl Stack {
         let (len, result) = self.socket(id)?.send_with(now, read)?;
         if let Some(flow) = self.flow_mut(id) {
             flow.traffic.bytes_down += len as u64;
+            self.total.bytes_down += len as u64;
         }
         Some(result)
     }
@@ -379,6 +384,7 @@ impl Stack {
         let (len, result) = self.socket(id)?.recv_with(now, write)?;
         if let Some(flow) = self.flow_mut(id) {
             flow.traffic.bytes_up += len as u64;
+            self.total.bytes_up += len as u64;
         }
         Some(result)
     }
@@ -450,6 +456,10 @@ impl Stack {
             FlowKind::Datagram(datagram) => datagram.deadline(&flow.key.tuple, &self.limits),
         };
         self.deadlines.arm(id, at.max(now), &mut flow.armed);
+        let flows = &self.flows;
+        self.deadlines.sweep(flows.len(), |id| {
+            flows.get(id.index()).filter(|flow| flow.generation == id.generation).and_then(|flow| flow.armed)
+        });
     }
 
     /// Puts a flow in the queue of those to be looked at, once.
@@ -514,6 +524,11 @@ impl Stack {
     /// Payload and packet counts of a flow.
     pub fn traffic(&self, id: FlowId) -> Traffic {
         self.flow(id).map(|flow| flow.traffic).unwrap_or_default()
+    }
+
+    /// Payload bytes of all flows up and down since the beginning, those that are gone included.
+    pub fn total_bytes(&self) -> (u64, u64) {
+        (self.total.bytes_up, self.total.bytes_down)
     }
 
     /// The key of a flow.

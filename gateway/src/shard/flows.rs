@@ -51,7 +51,7 @@ impl Shard {
         }
         let Some(key) = self.stack.key(id) else { return };
         let verdict = judge::judge(&self.snapshot, &self.config.local_services, device, &tuple, wall);
-        let within_limits = self.within_limits(device, tuple.protocol);
+        let within_limits = self.within_limits(onramp, device, tuple.protocol);
         match verdict {
             Ok(permit) => {
                 self.counters.allowed.add(1);
@@ -84,7 +84,7 @@ impl Shard {
         let Refused { rule, revision, silent, forbidden } = refused;
         if forbidden {
             self.drop_packet(DropReason::ForbiddenDestination);
-        } else if silent {
+        } else if silent && (key.tuple.protocol == Protocol::Tcp || !keep) {
             self.drop_packet(DropReason::DeniedSilently);
         }
         let mut flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Denied { rule, revision });
@@ -114,8 +114,8 @@ impl Shard {
         device: &Arc<Device>,
         decision: Decision,
     ) -> Flow {
-        // The shard's number in the upper bits keeps the numbers of one process apart.
-        let record_id = (self.index as u64) << 48 | self.next_record;
+        // The shard's number in the upper bits keeps the numbers of one process apart. JSON readers keep 53 bits.
+        let record_id = (self.index as u64) << 40 | self.next_record;
         self.next_record += 1;
         let flow_waker = FlowWaker::new(id, &self.ready);
         Flow {
@@ -137,13 +137,21 @@ impl Shard {
         }
     }
 
-    fn within_limits(&self, device: &Device, protocol: Protocol) -> bool {
+    fn within_limits(&self, onramp: OnrampKind, device: &Device, protocol: Protocol) -> bool {
         let limits = &self.config.limits;
         let shards = self.config.shards.max(1);
+        // A WireGuard device has all its flows in one shard; those of one behind the TUN are spread over all.
+        let device_shards = match onramp {
+            OnrampKind::Wireguard => 1,
+            OnrampKind::Tun => shards,
+        };
         let load = self.loads.get(&device.identity.device).copied().unwrap_or_default();
         let half_open = protocol != Protocol::Tcp
-            || (load.half_open < limits.half_open_per_device && self.half_open < limits.half_open.div_ceil(shards));
-        half_open && load.flows < limits.flows_per_device && self.stack.len() <= limits.flows.div_ceil(shards)
+            || (load.half_open < limits.half_open_per_device.div_ceil(device_shards)
+                && self.half_open < limits.half_open.div_ceil(shards));
+        half_open
+            && load.flows < limits.flows_per_device.div_ceil(device_shards)
+            && self.stack.len() <= limits.flows.div_ceil(shards)
     }
 
     /// Puts a flow among those of its device.
@@ -311,10 +319,8 @@ impl Shard {
             }
             .map_err(|error| (splice::unreachable(socket, &error), error)),
             Target::Nobody { silent } => {
-                if !silent {
-                    self.stack.send_unreachable(id, Unreachable::Prohibited);
-                }
-                return;
+                let silent = *silent;
+                return self.deny_again(id, silent);
             }
             Target::Tcp(_) | Target::Ping(_) | Target::Dialling(_) => return,
         };
@@ -337,16 +343,23 @@ impl Shard {
                 .map_err(|error| (splice::unreachable(socket, &error), error))
             }
             Target::Nobody { silent } => {
-                if !silent {
-                    self.stack.send_unreachable(id, Unreachable::Prohibited);
-                }
-                return;
+                let silent = *silent;
+                return self.deny_again(id, silent);
             }
             Target::Tcp(_) | Target::Udp(_) | Target::Dialling(_) => return,
         };
         match sent {
             Ok(_) => self.stack.delivered(id, echo.data.len()),
             Err((unreachable, error)) => self.undelivered(id, unreachable, &error),
+        }
+    }
+
+    /// Another packet of a denied association.
+    fn deny_again(&mut self, id: FlowId, silent: bool) {
+        if silent {
+            self.drop_packet(DropReason::DeniedSilently);
+        } else {
+            self.stack.send_unreachable(id, Unreachable::Prohibited);
         }
     }
 
@@ -464,9 +477,15 @@ impl Shard {
             record.rule = refused.rule;
             record.revision = refused.revision.0;
         }
-        self.counters.bytes_up.add(traffic.bytes_up);
-        self.counters.bytes_down.add(traffic.bytes_down);
+        self.count_bytes();
         self.write_down(record, end);
+    }
+
+    /// Shows a scrape the bytes of flows that still go on, too.
+    pub(super) fn count_bytes(&self) {
+        let (up, down) = self.stack.total_bytes();
+        self.counters.bytes_up.set(up);
+        self.counters.bytes_down.set(down);
     }
 
     /// Hands a record to the log. A log that cannot keep up loses it, and that is counted.

@@ -3,7 +3,10 @@
 use crate::onramp::wireguard::socket::Endpoint;
 
 /// Batches that may wait for a shard. A full mailbox loses packets, as a full queue of a network card does.
-pub(crate) const MAILBOX: usize = 1024;
+///
+/// A batch is what one shard read in a turn: mostly a few packets, 1 MiB of datagrams or 128 frames at the most.
+/// Strangers can fill it, with datagrams that name the peer of another shard, so it is kept short.
+pub(crate) const MAILBOX: usize = 256;
 
 /// One piece of mail.
 #[derive(Debug)]

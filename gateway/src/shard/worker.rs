@@ -1,5 +1,7 @@
 //! The loop of a shard: read everything that is ready, feed it, move each changed flow once, flush.
 
+mod ingress;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::future::poll_fn;
@@ -9,8 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
-use portcullis_netstack::{DropReason, FlowId, Handled, Ingress, IngressId, Stack, StackLimits};
+use portcullis_netstack::{DropReason, FlowId, IngressId, Stack, StackLimits};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
@@ -21,21 +22,16 @@ use super::link::{Command, PeerStatus, Snapshot};
 use super::mail::Mail;
 use super::ready::ReadyList;
 use crate::config::Config;
-use crate::directory::Device;
-use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
+use crate::flow_record::{FlowEnd, FlowRecord};
 use crate::host::TunDevice;
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::{DialError, Offramps};
 use crate::onramp::tun::{self, TunReader};
-use crate::onramp::wireguard::peers::{Peers, Route, Surroundings, TICK, WireguardIdentity};
-use crate::onramp::wireguard::socket::{Endpoint, Outbox, ReceiveBuffers, WireguardSocket};
+use crate::onramp::wireguard::peers::{Peers, TICK, WireguardIdentity};
+use crate::onramp::wireguard::socket::{Outbox, ReceiveBuffers, WireguardSocket};
 
 /// The TUN device as an ingress; WireGuard peers follow.
 const TUN: IngressId = IngressId(0);
-/// Packets read from the TUN device before anything else has its turn.
-const TUN_PACKETS_A_TURN: usize = 128;
-/// Batches of mail read before anything else has its turn.
-const MAIL_A_TURN: usize = 16;
 /// Changed flows looked at before anything else has its turn.
 const FLOWS_A_TURN: usize = 256;
 /// Bytes of packets made before they are sent.
@@ -253,6 +249,8 @@ impl Shard {
             busy |= self.poll_timers(cx, now);
             busy |= self.pump(now);
             busy |= self.continue_pass(now);
+            self.count_bytes();
+            self.answer_drained();
             self.flush(cx);
             // Changed flows waited while there were datagrams to send: now there may be none.
             busy |= self.stack.changed() > 0 && self.may_move_flows();
@@ -302,12 +300,16 @@ impl Shard {
                 }
             }
         }
+        busy
+    }
+
+    /// Answers those who wait for the last flow to end. Whatever ended it, nothing else may wake the loop after that.
+    fn answer_drained(&mut self) {
         if self.draining && self.flows.permitted() == 0 {
             for answer in self.drained.drain(..) {
                 let _ = answer.send(());
             }
         }
-        busy
     }
 
     fn peers(&self) -> Vec<PeerStatus> {
@@ -364,145 +366,6 @@ impl Shard {
         }
         // What was revoked has answers to flush.
         true
-    }
-
-    fn poll_mail(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        for _ in 0..MAIL_A_TURN {
-            let Poll::Ready(Some(mails)) = self.mailbox.poll_recv(cx) else { return false };
-            for mail in mails {
-                match mail {
-                    Mail::Datagram(from, datagram) => self.handle_datagram(now, from, &datagram, true),
-                    Mail::Packet(packet) => self.handle_tun_packet(now, &packet),
-                }
-            }
-        }
-        true
-    }
-
-    fn poll_wireguard(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let Some(mut wireguard) = self.wireguard.take() else { return false };
-        let Wireguard { socket, memory, outbox, peers, mtu, .. } = &mut wireguard;
-        let polled = socket.poll_receive(cx, memory, |from, datagram| {
-            self.take_datagram(now, peers, outbox, *mtu, from, datagram, false);
-        });
-        self.wireguard = Some(wireguard);
-        match polled {
-            Poll::Ready(Ok(())) => true,
-            Poll::Ready(Err(error)) => {
-                // An ICMP error about a datagram sent earlier, or memory pressure: the next call goes on.
-                tracing::debug!(%error, "receiving from WireGuard clients");
-                true
-            }
-            Poll::Pending => false,
-        }
-    }
-
-    fn handle_datagram(&mut self, now: Instant, from: Endpoint, datagram: &[u8], verified: bool) {
-        let Some(mut wireguard) = self.wireguard.take() else { return };
-        let Wireguard { outbox, peers, mtu, .. } = &mut wireguard;
-        self.take_datagram(now, peers, outbox, *mtu, from, datagram, verified);
-        self.wireguard = Some(wireguard);
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of the on-ramp are borrowed one by one")]
-    fn take_datagram(
-        &mut self,
-        now: Instant,
-        peers: &mut Peers,
-        outbox: &mut Outbox,
-        mtu: u16,
-        from: Endpoint,
-        datagram: &[u8],
-        verified: bool,
-    ) {
-        let snapshot = Arc::clone(&self.snapshot);
-        let counters = Arc::clone(&self.counters);
-        let mut around =
-            Surroundings { directory: &snapshot.directory, now: Timestamp::now(), counters: &counters, outbox };
-        let route = peers.handle_datagram(&mut around, from, datagram, verified, |slot, device, packet| {
-            let ingress = Ingress { id: peer_ingress(slot), mtu };
-            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet);
-        });
-        match route {
-            Ok(Route::Here) => {}
-            Ok(Route::Elsewhere(shard)) => self.mail(shard, Mail::Datagram(from, datagram.into())),
-            Err(reason) => self.drop_packet(reason),
-        }
-    }
-
-    fn poll_tun(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let Some(mut reader) = self.tun_reader.take() else { return false };
-        let mut busy = true;
-        for _ in 0..TUN_PACKETS_A_TURN {
-            match reader.poll_read(cx, |packet| self.route_tun_packet(now, packet)) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => {
-                    // EBADFD: the device was set down. It comes back by itself.
-                    tracing::debug!(%error, "reading from the TUN device");
-                    break;
-                }
-                Poll::Pending => {
-                    busy = false;
-                    break;
-                }
-            }
-        }
-        self.tun_reader = Some(reader);
-        busy
-    }
-
-    /// Hands a packet to the shard that owns its flow.
-    fn route_tun_packet(&mut self, now: Instant, packet: &[u8]) {
-        if self.neighbours.len() > 1
-            && let Ok(parsed) = IpPacket::parse(packet, ChecksumPolicy::Trusted)
-        {
-            let owner = spread(&parsed.tuple(), self.neighbours.len());
-            if owner != self.index {
-                return self.mail(owner, Mail::Packet(packet.into()));
-            }
-        }
-        self.handle_tun_packet(now, packet);
-    }
-
-    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8]) {
-        let Some(source) = source_address(bytes) else { return self.drop_packet(DropReason::Malformed) };
-        let snapshot = Arc::clone(&self.snapshot);
-        let Some(device) = snapshot.directory.device_by_network(source) else {
-            return self.drop_packet(DropReason::UnknownDevice);
-        };
-        let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
-        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes);
-    }
-
-    /// A packet whose device is known: validated, its source checked, then into the stack.
-    fn handle_packet(&mut self, now: Instant, onramp: OnrampKind, from: Ingress, device: &Arc<Device>, bytes: &[u8]) {
-        let checksums = match onramp {
-            OnrampKind::Wireguard => ChecksumPolicy::Trusted,
-            OnrampKind::Tun => ChecksumPolicy::Verify,
-        };
-        let packet = match IpPacket::parse(bytes, checksums) {
-            Ok(packet) => packet,
-            Err(reason) => return self.drop_packet(reason),
-        };
-        if onramp == OnrampKind::Wireguard && !device.addresses.contains(&packet.tuple().source) {
-            return self.drop_packet(DropReason::SpoofedSource);
-        }
-        match self.stack.handle_packet(now, from, &packet) {
-            Ok(Handled::Opened(id)) => {
-                self.open(now, id, onramp, device, packet.tuple());
-                self.deliver(id, &packet);
-            }
-            Ok(Handled::Known(id)) => self.deliver(id, &packet),
-            Err(reason) => self.drop_packet(reason),
-        }
-    }
-
-    fn deliver(&mut self, id: FlowId, packet: &IpPacket<'_>) {
-        match packet.transport() {
-            Transport::Tcp(_) => {}
-            Transport::Udp(datagram) => self.deliver_datagram(id, datagram.payload),
-            Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo),
-        }
     }
 
     fn poll_dials(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
@@ -676,21 +539,4 @@ fn peer_ingress(slot: usize) -> IngressId {
 
 fn peer_slot(ingress: IngressId) -> Option<usize> {
     ingress.0.checked_sub(1).map(|slot| slot as usize)
-}
-
-/// The source address of a packet that is not yet validated.
-fn source_address(bytes: &[u8]) -> Option<std::net::IpAddr> {
-    match bytes.first()? >> 4 {
-        4 => <[u8; 4]>::try_from(bytes.get(12..16)?).ok().map(Into::into),
-        6 => <[u8; 16]>::try_from(bytes.get(8..24)?).ok().map(Into::into),
-        _ => None,
-    }
-}
-
-/// The shard that owns a flow from the TUN device.
-fn spread(tuple: &portcullis_netstack::FiveTuple, shards: usize) -> usize {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    tuple.hash(&mut hasher);
-    usize::try_from(hasher.finish() % shards.max(1) as u64).unwrap_or(0)
 }

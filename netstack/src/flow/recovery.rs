@@ -287,7 +287,7 @@ impl Recovery {
 }
 
 /// A length in sequence space. Rings are far smaller than it.
-fn wrap(len: usize) -> u32 {
+pub(super) fn wrap(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 

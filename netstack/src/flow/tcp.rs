@@ -8,7 +8,7 @@ use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
-use super::recovery::{Advice, Recovery};
+use super::recovery::{Advice, Recovery, wrap};
 use crate::device::FlowLink;
 use crate::limits::StackLimits;
 use crate::packet::{TcpSegment, build};
@@ -45,6 +45,9 @@ pub(crate) struct TcpSocket {
     recovery: Recovery,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    /// The client's initial sequence number, and the bytes of it that were taken since.
+    first_sequence: u32,
+    taken: u32,
     opened: Instant,
     last_heard: Instant,
     last_active: Instant,
@@ -116,6 +119,8 @@ impl TcpSocket {
             recovery: Recovery::new(now, segment_size(tuple, link.mtu, syn)),
             sockets,
             handle,
+            first_sequence: syn.sequence,
+            taken: 0,
             opened: now,
             last_heard: now,
             last_active: now,
@@ -145,6 +150,10 @@ impl TcpSocket {
     ) {
         self.last_heard = now;
         self.last_active = now;
+        if self.is_to_be_challenged(segment) {
+            link.received = None;
+            return self.challenge(time, link);
+        }
         let queued = self.socket().send_queue();
         let Advice { swallow, retransmit } = self.recovery.handle_segment(now, segment, queued);
         let before = self.state();
@@ -188,6 +197,49 @@ impl TcpSocket {
         };
     }
 
+    /// Whether a reset or SYN may be a forgery, or of a client that forgot the connection: RFC 5961 sections 3.2 and
+    /// 4.2. smoltcp takes every reset in the window for one, and answers no SYN.
+    fn is_to_be_challenged(&self, segment: &TcpSegment<'_>) -> bool {
+        let socket = self.sockets.get::<Socket<'_>>(self.handle);
+        let fin = match socket.state() {
+            State::Established | State::FinWait1 | State::FinWait2 => 0,
+            State::CloseWait | State::Closing | State::LastAck => 1,
+            State::Closed | State::Listen | State::SynSent | State::SynReceived | State::TimeWait => return false,
+        };
+        let received = wrap(socket.recv_queue()).wrapping_add(self.taken).wrapping_add(1 + fin);
+        let next = self.first_sequence.wrapping_add(received);
+        let ahead = segment.sequence.wrapping_sub(next);
+        // Behind the window smoltcp drops it, which is what the RFC wants.
+        segment.syn || (segment.rst && ahead != 0 && ahead.cast_signed() > 0)
+    }
+
+    /// A challenge ACK: the client says with an exact reset that it knows nothing of the connection, or goes on.
+    fn challenge(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
+        let Some((window, sequence, acknowledgment)) = self.recovery.echo() else { return };
+        // What a keep-alive of the client looks like: smoltcp answers where it is, once a second at most.
+        let probe = build::client_acknowledgment(&self.tuple, sequence.wrapping_sub(1), acknowledgment, window);
+        self.feed(time, &probe, link);
+    }
+
+    /// Feeds smoltcp a packet of our own as one of the client.
+    fn feed(
+        &mut self,
+        time: StackInstant,
+        (packet, len): &([u8; build::CLIENT_ACKNOWLEDGMENT], usize),
+        link: &mut FlowLink<'_>,
+    ) {
+        let mut inner = FlowLink {
+            received: packet.get(..*len),
+            batch: link.batch,
+            to: link.to,
+            mtu: link.mtu,
+            sent: 0,
+            last_word: false,
+        };
+        self.interface.poll_ingress_single(time, &mut inner, &mut self.sockets);
+        link.sent += inner.sent;
+    }
+
     /// Makes smoltcp send the first unacknowledged segment again: it does after exactly three acknowledgments without
     /// data that are the same to the letter, the window included. The one before, with another window, makes it count
     /// from the beginning.
@@ -195,17 +247,8 @@ impl TcpSocket {
         let Some((window, sequence, acknowledgment)) = self.recovery.echo() else { return };
         let Some(other_window) = window.checked_sub(1) else { return };
         for window in [other_window, window, window, window, window] {
-            let (packet, len) = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, window);
-            let mut inner = FlowLink {
-                received: packet.get(..len),
-                batch: link.batch,
-                to: link.to,
-                mtu: link.mtu,
-                sent: 0,
-                last_word: false,
-            };
-            self.interface.poll_ingress_single(time, &mut inner, &mut self.sockets);
-            link.sent += inner.sent;
+            let echo = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, window);
+            self.feed(time, &echo, link);
         }
     }
 
@@ -311,6 +354,7 @@ impl TcpSocket {
             })
             .ok()?;
         if taken.0 > 0 {
+            self.taken = self.taken.wrapping_add(wrap(taken.0));
             self.last_active = now;
         }
         Some(taken)

@@ -127,6 +127,56 @@ fn a_syn_on_a_lingering_tuple_opens_anew() {
     assert_eq!((out[0].flags, out[0].acknowledgment), (SYN | ACK, ISN + 100_001));
 }
 
+#[test]
+fn a_client_that_forgot_the_connection_is_asked_and_opens_anew() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::stays_open(0), 65_000);
+    let mut payload = [0; 3];
+    fill(UP, 0, &mut payload);
+    let data =
+        Segment { v6: false, flags: ACK, sequence: ISN + 1, acknowledgment: first, window: 65_000, payload: &payload };
+    lab.inject(&data.bytes()).unwrap();
+    lab.pass(SECOND);
+    lab.take_out();
+    let old = lab.opened[0];
+    // The client was started anew and takes the same port: the number is in the window, or far from it.
+    for number in [ISN + 1_000, ISN.wrapping_add(1 << 31)] {
+        let new = segment(SYN, number, 0, 65_000);
+        assert_eq!(lab.inject(&new), Ok(Handled::Known(old)));
+        lab.settle();
+        let challenge = answers(&lab.take_out());
+        assert_eq!(challenge.len(), 1);
+        assert_eq!((challenge[0].flags, challenge[0].acknowledgment), (ACK, ISN + 4));
+        assert!(lab.ended.is_empty());
+        lab.pass(SECOND);
+        lab.take_out();
+    }
+    // It resets what it does not know, as RFC 9293 section 3.10.7.3 says, and its next SYN is a new connection.
+    lab.inject(&segment(RST, ISN + 4, 0, 0)).unwrap();
+    lab.settle();
+    assert_eq!(lab.ended[0].cause, CloseCause::ClientReset);
+    assert!(matches!(lab.inject(&segment(SYN, ISN + 1_000, 0, 65_000)), Ok(Handled::Opened(_))));
+}
+
+#[test]
+fn only_the_exact_reset_is_one() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::stays_open(0), 65_000);
+    lab.pass(SECOND);
+    lab.take_out();
+    lab.inject(&segment(RST | ACK, ISN + 500, first, 0)).unwrap();
+    lab.settle();
+    let challenge = answers(&lab.take_out());
+    assert_eq!((challenge.len(), challenge[0].flags, challenge[0].acknowledgment), (1, ACK, ISN + 1));
+    lab.inject(&segment(RST | ACK, ISN - 500, first, 0)).unwrap();
+    lab.settle();
+    assert!(lab.take_out().is_empty(), "behind the window it is nothing");
+    assert!(lab.ended.is_empty());
+    lab.inject(&segment(RST, ISN + 1, 0, 0)).unwrap();
+    lab.settle();
+    assert_eq!(lab.ended[0].cause, CloseCause::ClientReset);
+}
+
 /// The data of a client that closed, whose target takes nothing for now.
 fn unread(lab: &mut Lab, len: u64) {
     let first = establish(lab, Target::sends(0).takes(0), 65_000);

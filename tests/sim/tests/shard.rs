@@ -48,9 +48,11 @@ fn eight_mebibytes_go_there_and_back() {
             let _targets = Targets::start();
             let mut gateway = Gateway::start(shards);
             let mut client = Client::new(ANN, &gateway);
-            for address in [TARGET, TARGET6] {
+            for (flows, address) in (1..).zip([TARGET, TARGET6]) {
                 let connection = client.open(address, ECHO);
                 client.exchange(connection, SIZE);
+                // Bytes are counted as they pass, not when the flow ends.
+                assert_eq!(gateway.count(|counters| &counters.bytes_down), flows * SIZE as u64);
                 client.tcp(connection).close();
                 let record = record(&mut client, &mut gateway);
                 assert_eq!(record.ended, Some(FlowEnd::ClientClosed));
@@ -379,6 +381,23 @@ fn a_device_has_no_more_flows_than_its_share() {
         assert_eq!(record(&mut client, &mut gateway).ended, Some(FlowEnd::ClientReset));
         let connection = client.open(TARGET, ECHO);
         client.exchange(connection, 1000);
+        gateway.stop();
+    });
+}
+
+#[test]
+fn every_datagram_of_a_silent_denial_is_counted() {
+    in_namespace(|| {
+        let mut gateway = Gateway::start(2);
+        let mut client = Client::new(ANN, &gateway);
+        gateway.publish(&ALLOW.replace("tcp/9999", "udp/9999"), &[ANN, BOB]);
+        for count in 1..=3 {
+            client.send_packet(&udp(ANN_V4, 9999, b"hello"));
+            client.until("a drop", |_| gateway.dropped(DropReason::DeniedSilently) == count);
+        }
+        assert!(client.packets.is_empty());
+        assert_eq!(record(&mut client, &mut gateway).ended, Some(FlowEnd::Denied));
+        assert!(gateway.record().is_none(), "one association, one line");
         gateway.stop();
     });
 }

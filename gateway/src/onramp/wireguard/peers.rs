@@ -336,8 +336,12 @@ impl Peers {
         }
     }
 
-    /// Encrypts one packet towards a peer. `false`: there is no such peer, or nobody knows where it is.
+    /// Encrypts one packet towards a peer. `false`: there is no such peer, nobody knows where it is, or the kernel has
+    /// taken nothing for so long that the outbox is full.
     pub fn send(&mut self, slot: usize, packet: &[u8], outbox: &mut Outbox) -> bool {
+        if outbox.is_full() {
+            return false;
+        }
         let Some(peer) = self.slots.get_mut(slot) else { return false };
         let Some(endpoint) = peer.endpoint else { return false };
         let room = (packet.len() + DATA_OVERHEAD).max(HANDSHAKE_MESSAGE);

@@ -19,6 +19,8 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const MAX_SEGMENTS: usize = 64;
 /// Most bytes of one GSO send: an IP packet's worth, less the headers.
 const MAX_RUN: usize = 65_000;
+/// Bytes that may wait for the kernel. Flows wait before it comes to this; answers to what keeps coming in are lost.
+const MAX_OUTBOX: usize = 4 << 20;
 
 /// Where a peer is, and which of our addresses it speaks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,12 +131,20 @@ impl Outbox {
         }
     }
 
-    /// Appends a ready-made datagram.
+    /// Appends a ready-made datagram, unless the outbox [is full](Self::is_full).
     pub fn queue(&mut self, to: Endpoint, datagram: &[u8]) {
+        if self.is_full() {
+            return;
+        }
         self.queue_with(to, datagram.len(), |room| {
             room.copy_from_slice(datagram);
             datagram.len()
         });
+    }
+
+    /// Whether more datagrams would only be kept: the kernel has taken none for a while.
+    pub fn is_full(&self) -> bool {
+        self.bytes.len() >= MAX_OUTBOX
     }
 
     /// Whether everything was sent.
@@ -251,5 +261,21 @@ impl WireguardSocket {
     fn try_send(&self, to: Endpoint, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
         let transmit = Transmit { destination: to.address, ecn: None, contents, segment_size, src_ip: to.local };
         self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outbox_nobody_empties_is_bounded() {
+        let to = Endpoint { address: "192.0.2.1:51820".parse().unwrap(), local: None };
+        let mut outbox = Outbox::default();
+        for _ in 0..100_000 {
+            outbox.queue(to, &[0; 148]);
+        }
+        assert!(outbox.is_full());
+        assert!(outbox.bytes.len() < MAX_OUTBOX + 148, "{}", outbox.bytes.len());
     }
 }
