@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
+use portcullis_netstack::segment::{self, Offload};
 use portcullis_netstack::{DropReason, FlowId, Handled, Ingress, IngressId, Stack, StackLimits};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,7 +27,7 @@ use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
 use crate::host::TunDevice;
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::{DialError, Offramps};
-use crate::onramp::tun::{self, TunReader};
+use crate::onramp::tun::{TunReader, TunWriter};
 use crate::onramp::wireguard::peers::{Peers, Route, Surroundings, TICK, WireguardIdentity};
 use crate::onramp::wireguard::socket::{Endpoint, Outbox, ReceiveBuffers, WireguardSocket};
 
@@ -95,6 +96,19 @@ struct Wireguard {
     identity: Arc<WireguardIdentity>,
 }
 
+impl Wireguard {
+    /// Encrypts a packet, segment by segment where it is a super-packet. `scratch` is memory for one.
+    fn send(&mut self, to: IngressId, packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> bool {
+        let Some(slot) = peer_slot(to) else { return false };
+        let Some(offload) = offload else { return self.peers.send(slot, packet, &mut self.outbox) };
+        let mut sent = true;
+        segment::segments(packet, offload, scratch, |segment| {
+            sent &= self.peers.send(slot, segment, &mut self.outbox);
+        });
+        sent
+    }
+}
+
 /// What a dial came to.
 pub(super) struct Dialled {
     pub(super) flow: FlowId,
@@ -133,7 +147,7 @@ pub(super) struct Shard {
     pub(super) offramps: Arc<Offramps>,
     pub(super) dials: JoinSet<Dialled>,
     wireguard: Option<Wireguard>,
-    tun: Option<Arc<TunDevice>>,
+    tun: Option<TunWriter>,
     tun_reader: Option<TunReader>,
     tun_mtu: u16,
     mailbox: mpsc::Receiver<Vec<Mail>>,
@@ -149,6 +163,8 @@ pub(super) struct Shard {
     drained: Vec<oneshot::Sender<()>>,
     stopping: Option<oneshot::Sender<()>>,
     pub(super) scratch: Box<[u8]>,
+    /// Memory for one segment of a super-packet.
+    segment: Vec<u8>,
     timer: Pin<Box<Sleep>>,
     next_tick: Option<Instant>,
     ticks: u32,
@@ -219,7 +235,7 @@ impl Shard {
             next_tick: wireguard.is_some().then_some(now + TICK),
             wireguard,
             tun_mtu: config.tun.as_ref().map_or(1500, |tun| tun.mtu),
-            tun,
+            tun: tun.map(TunWriter::new),
             tun_reader,
             mailbox,
             outgoing_mail: neighbours.iter().map(|_| Vec::new()).collect(),
@@ -233,6 +249,7 @@ impl Shard {
             drained: Vec::new(),
             stopping: None,
             scratch: vec![0; 65_536].into_boxed_slice(),
+            segment: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             ticks: 0,
             config,
@@ -372,7 +389,7 @@ impl Shard {
             for mail in mails {
                 match mail {
                     Mail::Datagram(from, datagram) => self.handle_datagram(now, from, &datagram, true),
-                    Mail::Packet(packet) => self.handle_tun_packet(now, &packet),
+                    Mail::Packet(packet, checksums) => self.handle_tun_packet(now, &packet, checksums),
                 }
             }
         }
@@ -421,7 +438,8 @@ impl Shard {
             Surroundings { directory: &snapshot.directory, now: Timestamp::now(), counters: &counters, outbox };
         let route = peers.handle_datagram(&mut around, from, datagram, verified, |slot, device, packet| {
             let ingress = Ingress { id: peer_ingress(slot), mtu };
-            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet);
+            // The tunnel has authenticated every byte from the client on.
+            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet, ChecksumPolicy::Trusted);
         });
         match route {
             Ok(Route::Here) => {}
@@ -434,7 +452,7 @@ impl Shard {
         let Some(mut reader) = self.tun_reader.take() else { return false };
         let mut busy = true;
         for _ in 0..TUN_PACKETS_A_TURN {
-            match reader.poll_read(cx, |packet| self.route_tun_packet(now, packet)) {
+            match reader.poll_read(cx, |packet, sums| self.route_tun_packet(now, packet, sums)) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     // EBADFD: the device was set down. It comes back by itself.
@@ -452,34 +470,38 @@ impl Shard {
     }
 
     /// Hands a packet to the shard that owns its flow.
-    fn route_tun_packet(&mut self, now: Instant, packet: &[u8]) {
+    fn route_tun_packet(&mut self, now: Instant, packet: &[u8], checksums: ChecksumPolicy) {
         if self.neighbours.len() > 1
             && let Ok(parsed) = IpPacket::parse(packet, ChecksumPolicy::Trusted)
         {
             let owner = spread(&parsed.tuple(), self.neighbours.len());
             if owner != self.index {
-                return self.mail(owner, Mail::Packet(packet.into()));
+                return self.mail(owner, Mail::Packet(packet.into(), checksums));
             }
         }
-        self.handle_tun_packet(now, packet);
+        self.handle_tun_packet(now, packet, checksums);
     }
 
-    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8]) {
+    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8], checksums: ChecksumPolicy) {
         let Some(source) = source_address(bytes) else { return self.drop_packet(DropReason::Malformed) };
         let snapshot = Arc::clone(&self.snapshot);
         let Some(device) = snapshot.directory.device_by_network(source) else {
             return self.drop_packet(DropReason::UnknownDevice);
         };
         let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
-        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes);
+        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes, checksums);
     }
 
     /// A packet whose device is known: validated, its source checked, then into the stack.
-    fn handle_packet(&mut self, now: Instant, onramp: OnrampKind, from: Ingress, device: &Arc<Device>, bytes: &[u8]) {
-        let checksums = match onramp {
-            OnrampKind::Wireguard => ChecksumPolicy::Trusted,
-            OnrampKind::Tun => ChecksumPolicy::Verify,
-        };
+    fn handle_packet(
+        &mut self,
+        now: Instant,
+        onramp: OnrampKind,
+        from: Ingress,
+        device: &Arc<Device>,
+        bytes: &[u8],
+        checksums: ChecksumPolicy,
+    ) {
         let packet = match IpPacket::parse(bytes, checksums) {
             Ok(packet) => packet,
             Err(reason) => return self.drop_packet(reason),
@@ -600,20 +622,19 @@ impl Shard {
 
     /// Hands every packet made to its on-ramp, and the kernel as much as it takes.
     fn flush(&mut self, cx: &mut Context<'_>) {
-        let Self { stack, wireguard, tun, counters, .. } = self;
-        for (to, packet) in stack.batch().iter() {
-            let sent = match (to, &mut *wireguard, &*tun) {
-                (TUN, _, Some(device)) => tun::write(device, packet).is_ok(),
-                (to, Some(wireguard), _) => {
-                    peer_slot(to).is_some_and(|slot| wireguard.peers.send(slot, packet, &mut wireguard.outbox))
-                }
+        let Self { stack, wireguard, tun, counters, segment, .. } = self;
+        let mut lost = 0;
+        stack.batch().drain(|to, packet, offload| {
+            let sent = match (to, &mut *wireguard, &mut *tun) {
+                (TUN, _, Some(writer)) => writer.write(packet, offload).is_ok(),
+                (to, Some(wireguard), _) => wireguard.send(to, packet, offload, segment),
                 _ => false,
             };
-            if !sent {
-                counters.drop_packet(DropReason::SendFailed);
-            }
+            lost += u64::from(!sent);
+        });
+        for _ in 0..lost {
+            counters.drop_packet(DropReason::SendFailed);
         }
-        stack.batch().clear();
         if let Some(wireguard) = wireguard {
             let failed = |error: &std::io::Error, datagrams: usize| {
                 tracing::trace!(%error, datagrams, "sending to a WireGuard client");
