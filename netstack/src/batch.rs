@@ -1,6 +1,10 @@
 //! Packets on their way out, gathered in one arena and handed to the on-ramps in one go.
 
+use crate::segment::{self, Offload};
 use crate::tuple::IngressId;
+
+/// Most bytes of the headers of a TCP packet: IPv6 without extensions, TCP with all its options.
+const HEADERS: usize = 40 + 60;
 
 /// One packet of a [`PacketBatch`].
 #[derive(Debug, Clone, Copy)]
@@ -8,12 +12,15 @@ struct Entry {
     to: IngressId,
     start: usize,
     end: usize,
+    offload: Option<Offload>,
 }
 
 /// Whole IP packets towards clients. The arena is kept between turns, so no packet costs an allocation.
 #[derive(Debug)]
 pub struct PacketBatch {
+    /// Of these, the first `used` are packets of this batch; what follows is left from earlier ones.
     bytes: Vec<u8>,
+    used: usize,
     entries: Vec<Entry>,
     limit: usize,
 }
@@ -21,12 +28,12 @@ pub struct PacketBatch {
 impl PacketBatch {
     /// A batch that calls itself full at `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { bytes: Vec::new(), entries: Vec::new(), limit }
+        Self { bytes: Vec::new(), used: 0, entries: Vec::new(), limit }
     }
 
     /// Whether no more packets should be made before this batch is sent.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= self.limit
+        self.used >= self.limit
     }
 
     /// Whether there is nothing to send.
@@ -39,23 +46,66 @@ impl PacketBatch {
         self.entries.len()
     }
 
-    /// Appends a packet of `len` bytes, zeroed, and lets `fill` write it.
+    /// Appends a complete packet of `len` bytes, zeroed, and lets `fill` write it.
     pub fn push_with<R>(&mut self, to: IngressId, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        let start = self.bytes.len();
-        let end = start + len;
-        self.bytes.resize(end, 0);
-        self.entries.push(Entry { to, start, end });
-        fill(self.bytes.get_mut(start..).unwrap_or_default())
+        self.push(to, len, len, None, fill)
     }
 
-    /// The packets in the order they were made.
-    pub fn iter(&self) -> impl Iterator<Item = (IngressId, &[u8])> {
-        self.entries.iter().map(|e| (e.to, self.bytes.get(e.start..e.end).unwrap_or_default()))
+    /// Appends a TCP packet that lacks its checksum, and may be a super-packet.
+    pub(crate) fn push_tcp_with<R>(
+        &mut self,
+        to: IngressId,
+        len: usize,
+        offload: Offload,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        // The payload is written over whole; zeroing it first would cost as much again.
+        self.push(to, len, HEADERS.min(len), Some(offload), fill)
+    }
+
+    fn push<R>(
+        &mut self,
+        to: IngressId,
+        len: usize,
+        zeroed: usize,
+        offload: Option<Offload>,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        let start = self.used;
+        let end = start + len;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.used = end;
+        self.entries.push(Entry { to, start, end, offload });
+        let packet = self.bytes.get_mut(start..end).unwrap_or_default();
+        packet.get_mut(..zeroed).unwrap_or_default().fill(0);
+        fill(packet)
+    }
+
+    /// The packets in the order they were made. One with an [`Offload`] is not complete: its segments are to be made
+    /// by [`segment::segments`], or its checksum prepared for somebody who can.
+    pub fn drain(&mut self, mut each: impl FnMut(IngressId, &mut [u8], Option<Offload>)) {
+        for entry in &self.entries {
+            if let Some(packet) = self.bytes.get_mut(entry.start..entry.end) {
+                each(entry.to, packet, entry.offload);
+            }
+        }
+        self.clear();
+    }
+
+    /// The packets as a link carries them: super-packets in segments, with checksums.
+    pub fn drain_complete(&mut self, mut each: impl FnMut(IngressId, &[u8])) {
+        let mut scratch = Vec::new();
+        self.drain(|to, packet, offload| match offload {
+            Some(offload) => segment::segments(packet, offload, &mut scratch, |segment| each(to, segment)),
+            None => each(to, packet),
+        });
     }
 
     /// Forgets the packets, keeps the memory.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
+    fn clear(&mut self) {
+        self.used = 0;
         self.entries.clear();
     }
 }

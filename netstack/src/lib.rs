@@ -29,6 +29,7 @@ mod drop_reason;
 mod flow;
 mod limits;
 pub mod packet;
+pub mod segment;
 mod stack;
 mod tuple;
 

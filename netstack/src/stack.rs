@@ -516,7 +516,7 @@ impl Stack {
         }
     }
 
-    /// The packets made so far, to be sent and then [cleared](PacketBatch::clear).
+    /// The packets made so far, to be sent as [drained](PacketBatch::drain).
     pub fn batch(&mut self) -> &mut PacketBatch {
         &mut self.batch
     }

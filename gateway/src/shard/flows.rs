@@ -13,7 +13,7 @@ use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, IngressId, Pro
 use portcullis_policy::Permit;
 
 use super::flow::{Decision, Flow, Target, TcpTarget};
-use super::judge::{self, Refused};
+use super::judge::{self, Occasion, Refused};
 use super::link::FlowFilter;
 use super::ready::FlowWaker;
 use super::splice::{self, Progress};
@@ -50,7 +50,8 @@ impl Shard {
             return self.drop_packet(DropReason::DeviceDisabled);
         }
         let Some(key) = self.stack.key(id) else { return };
-        let verdict = judge::judge(&self.snapshot, &self.config.local_services, device, &tuple, wall);
+        let verdict =
+            judge::judge(&self.snapshot, &self.config.local_services, device, &tuple, wall, Occasion::Opening);
         let within_limits = self.within_limits(onramp, device, tuple.protocol);
         match verdict {
             Ok(permit) => {
@@ -387,7 +388,8 @@ impl Shard {
             self.forget(id);
             return false;
         }
-        match judge::judge(&self.snapshot, &self.config.local_services, &device, &flow.key.tuple, wall) {
+        match judge::judge(&self.snapshot, &self.config.local_services, &device, &flow.key.tuple, wall, Occasion::Again)
+        {
             Ok(permit) => {
                 flow.expiry = expiry(now, &permit, &device);
                 flow.device = device;

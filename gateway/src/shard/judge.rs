@@ -25,6 +25,15 @@ pub(crate) struct Refused {
     pub(crate) forbidden: bool,
 }
 
+/// Why the policy is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// A new flow.
+    Opening,
+    /// A live flow, after a change.
+    Again,
+}
+
 /// Asks the policy of `snapshot` whether `device` may open, or keep, a flow.
 pub(crate) fn judge(
     snapshot: &Snapshot,
@@ -32,6 +41,7 @@ pub(crate) fn judge(
     device: &Device,
     tuple: &FiveTuple,
     now: Timestamp,
+    occasion: Occasion,
 ) -> Result<Permit, Refused> {
     let revision = snapshot.ruleset.revision();
     if destination::check(tuple.destination(), &snapshot.own_addresses, local_services).is_err() {
@@ -44,9 +54,12 @@ pub(crate) fn judge(
         service: service(tuple),
     };
     let verdict = snapshot.ruleset.evaluate(&request, now);
-    for rule in verdict.audited() {
-        tracing::info!(%rule, device = %device.identity.device, user = %device.identity.user,
-            destination = %tuple.destination(), "audit rule matched");
+    // Said once for a flow, not again whenever it is judged.
+    if occasion == Occasion::Opening {
+        for rule in verdict.audited() {
+            tracing::info!(%rule, device = %device.identity.device, user = %device.identity.user,
+                destination = %tuple.destination(), "audit rule matched");
+        }
     }
     match verdict {
         Verdict::Allow(permit) => Ok(permit),

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use portcullis_netstack::segment::{self, Offload};
 use portcullis_netstack::{DropReason, FlowId, IngressId, Stack, StackLimits};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,7 +27,7 @@ use crate::flow_record::{FlowEnd, FlowRecord};
 use crate::host::TunDevice;
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::{DialError, Offramps};
-use crate::onramp::tun::{self, TunReader};
+use crate::onramp::tun::{TunReader, TunWriter};
 use crate::onramp::wireguard::peers::{Peers, TICK, WireguardIdentity};
 use crate::onramp::wireguard::socket::{Outbox, ReceiveBuffers, WireguardSocket};
 
@@ -91,6 +92,19 @@ struct Wireguard {
     identity: Arc<WireguardIdentity>,
 }
 
+impl Wireguard {
+    /// Encrypts a packet, segment by segment where it is a super-packet. `scratch` is memory for one.
+    fn send(&mut self, to: IngressId, packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> bool {
+        let Some(slot) = peer_slot(to) else { return false };
+        let Some(offload) = offload else { return self.peers.send(slot, packet, &mut self.outbox) };
+        let mut sent = true;
+        segment::segments(packet, offload, scratch, |segment| {
+            sent &= self.peers.send(slot, segment, &mut self.outbox);
+        });
+        sent
+    }
+}
+
 /// What a dial came to.
 pub(super) struct Dialled {
     pub(super) flow: FlowId,
@@ -129,7 +143,7 @@ pub(super) struct Shard {
     pub(super) offramps: Arc<Offramps>,
     pub(super) dials: JoinSet<Dialled>,
     wireguard: Option<Wireguard>,
-    tun: Option<Arc<TunDevice>>,
+    tun: Option<TunWriter>,
     tun_reader: Option<TunReader>,
     tun_mtu: u16,
     mailbox: mpsc::Receiver<Vec<Mail>>,
@@ -145,6 +159,8 @@ pub(super) struct Shard {
     drained: Vec<oneshot::Sender<()>>,
     stopping: Option<oneshot::Sender<()>>,
     pub(super) scratch: Box<[u8]>,
+    /// Memory for one segment of a super-packet.
+    segment: Vec<u8>,
     timer: Pin<Box<Sleep>>,
     next_tick: Option<Instant>,
     ticks: u32,
@@ -215,7 +231,7 @@ impl Shard {
             next_tick: wireguard.is_some().then_some(now + TICK),
             wireguard,
             tun_mtu: config.tun.as_ref().map_or(1500, |tun| tun.mtu),
-            tun,
+            tun: tun.map(TunWriter::new),
             tun_reader,
             mailbox,
             outgoing_mail: neighbours.iter().map(|_| Vec::new()).collect(),
@@ -229,6 +245,7 @@ impl Shard {
             drained: Vec::new(),
             stopping: None,
             scratch: vec![0; 65_536].into_boxed_slice(),
+            segment: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             ticks: 0,
             config,
@@ -338,11 +355,25 @@ impl Shard {
         self.pass.next = Some(0);
         if let Some(wireguard) = &mut self.wireguard {
             let gone = wireguard.peers.apply(&self.snapshot.directory, Timestamp::now());
-            for slot in gone {
-                self.end_ingress(now, peer_ingress(slot), FlowEnd::DeviceGone);
-            }
+            self.dismiss(now, gone, FlowEnd::DeviceGone);
         }
         true
+    }
+
+    /// Ends the flows of WireGuard peers, tells the clients so while their tunnels still stand, and forgets the peers.
+    fn dismiss(&mut self, now: Instant, slots: Vec<usize>, end: FlowEnd) {
+        if slots.is_empty() {
+            return;
+        }
+        for &slot in &slots {
+            self.end_ingress(now, peer_ingress(slot), end);
+        }
+        self.hand_over();
+        if let Some(wireguard) = &mut self.wireguard {
+            for slot in slots {
+                wireguard.peers.remove(slot);
+            }
+        }
     }
 
     /// Judges a slice of the live flows again. Returns whether there are more.
@@ -426,12 +457,7 @@ impl Shard {
         let wall = Timestamp::now();
         let expired: Vec<usize> =
             wireguard.peers.iter().filter(|(_, peer)| !peer.device().usable_at(wall)).map(|(slot, _)| slot).collect();
-        for slot in expired {
-            if let Some(wireguard) = &mut self.wireguard {
-                wireguard.peers.remove(slot);
-            }
-            self.end_ingress(now, peer_ingress(slot), FlowEnd::Expired);
-        }
+        self.dismiss(now, expired, FlowEnd::Expired);
     }
 
     /// Whether there is room for what flows send.
@@ -461,22 +487,27 @@ impl Shard {
         self.stack.changed() > 0
     }
 
-    /// Hands every packet made to its on-ramp, and the kernel as much as it takes.
-    fn flush(&mut self, cx: &mut Context<'_>) {
-        let Self { stack, wireguard, tun, counters, .. } = self;
-        for (to, packet) in stack.batch().iter() {
-            let sent = match (to, &mut *wireguard, &*tun) {
-                (TUN, _, Some(device)) => tun::write(device, packet).is_ok(),
-                (to, Some(wireguard), _) => {
-                    peer_slot(to).is_some_and(|slot| wireguard.peers.send(slot, packet, &mut wireguard.outbox))
-                }
+    /// Hands every packet made to its on-ramp: written to the TUN device, or encrypted and queued.
+    fn hand_over(&mut self) {
+        let Self { stack, wireguard, tun, counters, segment, .. } = self;
+        let mut lost = 0;
+        stack.batch().drain(|to, packet, offload| {
+            let sent = match (to, &mut *wireguard, &mut *tun) {
+                (TUN, _, Some(writer)) => writer.write(packet, offload).is_ok(),
+                (to, Some(wireguard), _) => wireguard.send(to, packet, offload, segment),
                 _ => false,
             };
-            if !sent {
-                counters.drop_packet(DropReason::SendFailed);
-            }
+            lost += u64::from(!sent);
+        });
+        for _ in 0..lost {
+            counters.drop_packet(DropReason::SendFailed);
         }
-        stack.batch().clear();
+    }
+
+    /// Gives the kernel as many datagrams as it takes.
+    fn flush(&mut self, cx: &mut Context<'_>) {
+        self.hand_over();
+        let Self { wireguard, counters, .. } = self;
         if let Some(wireguard) = wireguard {
             let failed = |error: &std::io::Error, datagrams: usize| {
                 tracing::trace!(%error, datagrams, "sending to a WireGuard client");

@@ -312,8 +312,10 @@ mod tests {
         Reply { to: IngressId(7), tuple, mtu, identification: 0x0102_0304 }
     }
 
-    fn packets(batch: &PacketBatch) -> Vec<Vec<u8>> {
-        batch.iter().map(|(_, bytes)| bytes.to_vec()).collect()
+    fn packets(batch: &mut PacketBatch) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        batch.drain_complete(|_, bytes| packets.push(bytes.to_vec()));
+        packets
     }
 
     /// Joins fragments the way a receiver does; panics when they overlap or leave a hole.
@@ -355,7 +357,7 @@ mod tests {
             let reply = reply(v6, Protocol::Udp, mtu);
             let mut batch = PacketBatch::new(1 << 20);
             let count = udp(&mut batch, reply, &payload);
-            let packets = packets(&batch);
+            let packets = packets(&mut batch);
             prop_assert_eq!(count, packets.len());
             prop_assert!(packets.iter().all(|p| p.len() <= usize::from(mtu)));
             let whole = if packets.len() == 1 { packets[0].clone() } else { reassemble(&packets) };
@@ -390,7 +392,7 @@ mod tests {
             };
             let mut batch = PacketBatch::new(1 << 20);
             tcp_reset(&mut batch, reply(v6, Protocol::Tcp, 1280), &syn);
-            let made = packets(&batch);
+            let made = packets(&mut batch);
             let packet = IpPacket::parse(&made[0], ChecksumPolicy::Verify).unwrap();
             let Transport::Tcp(reset) = packet.transport() else { panic!("{packet:?}") };
             assert!(reset.rst && reset.ack);
@@ -411,7 +413,7 @@ mod tests {
         ] {
             let mut batch = PacketBatch::new(1 << 20);
             unreachable(&mut batch, reply(v6, Protocol::Udp, 1280), error, &quote);
-            let packet = &packets(&batch)[0];
+            let packet = &packets(&mut batch)[0];
             let icmp = &packet[if v6 { 40 } else { 20 }..];
             assert_eq!(icmp[..2], head);
             assert_eq!(icmp[8..], quote);

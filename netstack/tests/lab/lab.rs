@@ -305,12 +305,11 @@ impl Lab {
     fn flush(&mut self) -> bool {
         let batch = self.stack.batch();
         let any = !batch.is_empty();
-        for (to, packet) in batch.iter() {
+        batch.drain_complete(|to, packet| {
             assert_eq!(to, self.ingress.id);
             check_packet(packet);
             self.out.push_back(packet.to_vec());
-        }
-        self.stack.batch().clear();
+        });
         any
     }
 

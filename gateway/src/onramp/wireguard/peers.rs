@@ -378,7 +378,7 @@ impl Peers {
         });
     }
 
-    /// Compares every peer with a new directory. Those who may not go on are forgotten and named.
+    /// Compares every peer with a new directory. Those who may not go on are named, to be [removed](Self::remove).
     pub fn apply(&mut self, directory: &Directory, now: Timestamp) -> Vec<usize> {
         let mut gone = Vec::new();
         for (slot, peer) in &mut self.slots {
@@ -392,9 +392,6 @@ impl Peers {
                 }
                 _ => gone.push(slot),
             }
-        }
-        for &slot in &gone {
-            self.remove(slot);
         }
         gone
     }

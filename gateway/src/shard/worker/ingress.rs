@@ -27,7 +27,7 @@ impl Shard {
             for mail in mails {
                 match mail {
                     Mail::Datagram(from, datagram) => self.handle_datagram(now, from, &datagram, true),
-                    Mail::Packet(packet) => self.handle_tun_packet(now, &packet),
+                    Mail::Packet(packet, checksums) => self.handle_tun_packet(now, &packet, checksums),
                 }
             }
         }
@@ -76,7 +76,8 @@ impl Shard {
             Surroundings { directory: &snapshot.directory, now: Timestamp::now(), counters: &counters, outbox };
         let route = peers.handle_datagram(&mut around, from, datagram, verified, |slot, device, packet| {
             let ingress = Ingress { id: peer_ingress(slot), mtu };
-            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet);
+            // The tunnel has authenticated every byte from the client on.
+            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet, ChecksumPolicy::Trusted);
         });
         match route {
             Ok(Route::Here) => {}
@@ -89,12 +90,13 @@ impl Shard {
         let Some(mut reader) = self.tun_reader.take() else { return false };
         let mut busy = true;
         for _ in 0..TUN_PACKETS_A_TURN {
-            match reader.poll_read(cx, |packet| self.route_tun_packet(now, packet)) {
+            match reader.poll_read(cx, |packet, sums| self.route_tun_packet(now, packet, sums)) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
-                    // EBADFD: the device was set down. It comes back by itself.
-                    tracing::debug!(%error, "reading from the TUN device");
-                    break;
+                    // A device that is only down has nothing to read. This one was deleted, and its routes with it:
+                    // the backstop refuses what was routed here.
+                    tracing::error!(%error, "the TUN device is gone: restart the gateway");
+                    return false;
                 }
                 Poll::Pending => {
                     busy = false;
@@ -107,34 +109,38 @@ impl Shard {
     }
 
     /// Hands a packet to the shard that owns its flow.
-    fn route_tun_packet(&mut self, now: Instant, packet: &[u8]) {
+    fn route_tun_packet(&mut self, now: Instant, packet: &[u8], checksums: ChecksumPolicy) {
         if self.neighbours.len() > 1
             && let Ok(parsed) = IpPacket::parse(packet, ChecksumPolicy::Trusted)
         {
             let owner = spread(&parsed.tuple(), self.neighbours.len());
             if owner != self.index {
-                return self.mail(owner, Mail::Packet(packet.into()));
+                return self.mail(owner, Mail::Packet(packet.into(), checksums));
             }
         }
-        self.handle_tun_packet(now, packet);
+        self.handle_tun_packet(now, packet, checksums);
     }
 
-    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8]) {
+    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8], checksums: ChecksumPolicy) {
         let Some(source) = source_address(bytes) else { return self.drop_packet(DropReason::Malformed) };
         let snapshot = Arc::clone(&self.snapshot);
         let Some(device) = snapshot.directory.device_by_network(source) else {
             return self.drop_packet(DropReason::UnknownDevice);
         };
         let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
-        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes);
+        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes, checksums);
     }
 
     /// A packet whose device is known: validated, its source checked, then into the stack.
-    fn handle_packet(&mut self, now: Instant, onramp: OnrampKind, from: Ingress, device: &Arc<Device>, bytes: &[u8]) {
-        let checksums = match onramp {
-            OnrampKind::Wireguard => ChecksumPolicy::Trusted,
-            OnrampKind::Tun => ChecksumPolicy::Verify,
-        };
+    fn handle_packet(
+        &mut self,
+        now: Instant,
+        onramp: OnrampKind,
+        from: Ingress,
+        device: &Arc<Device>,
+        bytes: &[u8],
+        checksums: ChecksumPolicy,
+    ) {
         let packet = match IpPacket::parse(bytes, checksums) {
             Ok(packet) => packet,
             Err(reason) => return self.drop_packet(reason),

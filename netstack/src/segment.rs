@@ -1,0 +1,194 @@
+//! TCP super-packets: what the stack makes when many segments leave at once, and how they become segments.
+//!
+//! smoltcp emits a packet of up to 64 KiB with the size of its segments beside it (TSO). A TUN device takes it as it
+//! is, with `struct virtio_net_hdr` in front; a WireGuard peer gets the segments. The TCP checksum is left out until
+//! it is known which: the kernel computes it, or nobody has to, or [`segments`] does, for each segment once.
+
+use smoltcp::wire::{IpAddress, IpProtocol, checksum};
+
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const TCP_HEADER: usize = 20;
+const FLAGS: usize = 13;
+const FIN: u8 = 0x01;
+const PSH: u8 = 0x08;
+const CWR: u8 = 0x80;
+/// Where the TCP checksum stands in its header.
+const CHECKSUM: usize = 16;
+
+/// What a TCP packet still lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload {
+    /// Bytes of payload of each segment but the last; `None`: the packet is one segment.
+    pub segment_size: Option<u16>,
+}
+
+/// Where the parts of a TCP packet begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// The TCP header.
+    pub tcp: usize,
+    /// The payload.
+    pub payload: usize,
+}
+
+impl Layout {
+    /// Of a packet the stack made: no IP options, no extension headers.
+    pub fn of(packet: &[u8]) -> Option<Self> {
+        let tcp = match packet.first()? >> 4 {
+            4 => IPV4_HEADER,
+            6 => IPV6_HEADER,
+            _ => return None,
+        };
+        let length = usize::from(packet.get(tcp + 12)? >> 4) * 4;
+        (length >= TCP_HEADER && packet.len() >= tcp + length).then_some(Self { tcp, payload: tcp + length })
+    }
+}
+
+/// Puts the pseudo-header's sum where the checksum belongs: whoever sends the packet on adds the rest.
+pub fn prepare_checksum(packet: &mut [u8]) -> Option<Layout> {
+    let layout = Layout::of(packet)?;
+    let sum = pseudo_header(packet, packet.len() - layout.tcp)?;
+    put16(packet, layout.tcp + CHECKSUM, sum);
+    Some(layout)
+}
+
+/// Hands each segment of a packet to `each`, complete. `scratch` is memory for one.
+pub fn segments(packet: &[u8], offload: Offload, scratch: &mut Vec<u8>, mut each: impl FnMut(&[u8])) {
+    let Some(layout) = Layout::of(packet) else { return };
+    let (headers, payload) = packet.split_at(layout.payload);
+    let size = offload.segment_size.map_or(payload.len(), usize::from).max(1);
+    let count = payload.len().div_ceil(size).max(1);
+    for index in 0..count {
+        let start = index * size;
+        let part = payload.get(start..payload.len().min(start + size)).unwrap_or_default();
+        scratch.clear();
+        scratch.extend_from_slice(headers);
+        scratch.extend_from_slice(part);
+        if count > 1 {
+            cut(scratch, layout, index, count, start);
+        }
+        complete(scratch, layout);
+        each(scratch);
+    }
+}
+
+/// Makes the header of a super-packet that of one of its segments.
+fn cut(segment: &mut [u8], layout: Layout, index: usize, count: usize, offset: usize) {
+    let length = segment.len();
+    if layout.tcp == IPV4_HEADER {
+        put16(segment, 2, u16::try_from(length).unwrap_or(0));
+        put16(segment, 10, 0);
+        let sum = !checksum::data(segment.get(..IPV4_HEADER).unwrap_or_default());
+        put16(segment, 10, sum);
+    } else {
+        put16(segment, 4, u16::try_from(length - IPV6_HEADER).unwrap_or(0));
+    }
+    if let Some(sequence) = segment.get_mut(layout.tcp + 4..layout.tcp + 8)
+        && let Ok(bytes) = <[u8; 4]>::try_from(&*sequence)
+    {
+        let moved = u32::from_be_bytes(bytes).wrapping_add(u32::try_from(offset).unwrap_or(0));
+        sequence.copy_from_slice(&moved.to_be_bytes());
+    }
+    if let Some(flags) = segment.get_mut(layout.tcp + FLAGS) {
+        // Only the last segment ends or pushes, only the first tells of a reduced window.
+        if index + 1 < count {
+            *flags &= !(FIN | PSH);
+        }
+        if index > 0 {
+            *flags &= !CWR;
+        }
+    }
+}
+
+/// Fills in the TCP checksum.
+fn complete(packet: &mut [u8], layout: Layout) {
+    put16(packet, layout.tcp + CHECKSUM, 0);
+    let Some(pseudo) = pseudo_header(packet, packet.len() - layout.tcp) else { return };
+    let body = checksum::data(packet.get(layout.tcp..).unwrap_or_default());
+    put16(packet, layout.tcp + CHECKSUM, !checksum::combine(&[pseudo, body]));
+}
+
+fn pseudo_header(packet: &[u8], length: usize) -> Option<u16> {
+    let (from, to) = match packet.first()? >> 4 {
+        4 => (address::<4>(packet, 12)?, address::<4>(packet, 16)?),
+        6 => (address::<16>(packet, 8)?, address::<16>(packet, 24)?),
+        _ => return None,
+    };
+    Some(checksum::pseudo_header(&from, &to, IpProtocol::Tcp, u32::try_from(length).ok()?))
+}
+
+fn address<const N: usize>(packet: &[u8], at: usize) -> Option<IpAddress>
+where
+    std::net::IpAddr: From<[u8; N]>,
+{
+    let bytes = <[u8; N]>::try_from(packet.get(at..at + N)?).ok()?;
+    Some(IpAddress::from(std::net::IpAddr::from(bytes)))
+}
+
+fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    if let Some(to) = bytes.get_mut(at..at + 2) {
+        to.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{ChecksumPolicy, IpPacket, Transport};
+    use proptest::prelude::*;
+    use smoltcp::phy::{Checksum, ChecksumCapabilities};
+    use smoltcp::wire::{IpRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+
+    fn super_packet(v6: bool, payload: &[u8], control: TcpControl) -> Vec<u8> {
+        let (from, to): (std::net::IpAddr, std::net::IpAddr) = if v6 {
+            ("fd00:20::80".parse().unwrap(), "fd00:96::2".parse().unwrap())
+        } else {
+            ("10.20.0.80".parse().unwrap(), "100.96.0.2".parse().unwrap())
+        };
+        let tcp = TcpRepr {
+            src_port: 80,
+            dst_port: 4321,
+            control,
+            seq_number: TcpSeqNumber(i32::MAX - 5),
+            ack_number: Some(TcpSeqNumber(77)),
+            window_len: 1000,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload,
+        };
+        let ip = IpRepr::new(from.into(), to.into(), IpProtocol::Tcp, tcp.buffer_len(), 64);
+        let mut packet = vec![0; ip.buffer_len()];
+        let mut sums = ChecksumCapabilities::default();
+        sums.tcp = Checksum::None;
+        ip.emit(&mut packet, &sums);
+        let header = ip.header_len();
+        tcp.emit(&mut TcpPacket::new_unchecked(&mut packet[header..]), &from.into(), &to.into(), &sums);
+        packet
+    }
+
+    proptest! {
+        #[test]
+        fn segments_are_sound_and_join_to_the_payload(
+            v6: bool, fin: bool, size in 48u16..1400, payload in proptest::collection::vec(any::<u8>(), 0..20_000),
+        ) {
+            let control = if fin { TcpControl::Fin } else { TcpControl::Psh };
+            let packet = super_packet(v6, &payload, control);
+            let mut joined = Vec::new();
+            let mut made = Vec::new();
+            segments(&packet, Offload { segment_size: Some(size) }, &mut Vec::new(), |segment| made.push(segment.to_vec()));
+            for (index, segment) in made.iter().enumerate() {
+                let parsed = IpPacket::parse(segment, ChecksumPolicy::Verify).unwrap();
+                let Transport::Tcp(tcp) = parsed.transport() else { panic!("{parsed:?}") };
+                prop_assert!(tcp.payload.len() <= usize::from(size));
+                prop_assert_eq!(tcp.sequence, (i32::MAX - 5).cast_unsigned().wrapping_add(joined.len() as u32));
+                prop_assert_eq!(tcp.fin, fin && index + 1 == made.len());
+                joined.extend_from_slice(tcp.payload);
+            }
+            prop_assert_eq!(joined, payload);
+        }
+    }
+}
