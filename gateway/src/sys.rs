@@ -1,5 +1,8 @@
 //! The only module with unsafe code: kernel interfaces that no safe wrapper we depend on covers.
-#![expect(unsafe_code, reason = "an ioctl, a few socket options and the adoption of descriptors have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "an ioctl, a few socket options, one of the allocator and the adoption of descriptors have no safe wrapper"
+)]
 
 use std::fs::File;
 use std::io;
@@ -101,6 +104,22 @@ fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, val
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes from which on an allocation is a mapping of its own.
+const MAPPING_THRESHOLD: libc::c_int = 128 * 1024;
+
+/// `M_MMAP_THRESHOLD`: keeps large buffers mappings of their own for the life of the process.
+///
+/// The C library raises the threshold by itself once a mapping is freed. From then on the rings of a flow come from its
+/// heap, where a buffer that is to be zero must be written over whole, while fresh pages are zero and cost nothing until
+/// they are touched (mallopt(3)).
+pub(crate) fn keep_large_buffers_mapped() {
+    // SAFETY: the call takes two integers and touches no memory of ours.
+    let taken = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPING_THRESHOLD) };
+    if taken == 0 {
+        tracing::debug!("the C library has no M_MMAP_THRESHOLD");
+    }
 }
 
 /// Whether the kernel answered with this error number.

@@ -25,6 +25,7 @@ use crate::metrics::counters::ShardCounters;
 use crate::offramp::Offramps;
 use crate::onramp::wireguard::peers::WireguardIdentity;
 use crate::onramp::wireguard::socket;
+use crate::sys;
 use link::{Command, Snapshot};
 use mail::{MAILBOX, Mail};
 
@@ -101,6 +102,7 @@ impl BoundShards {
     /// What the kernel says about starting a thread.
     pub fn start(self) -> io::Result<Vec<ShardHandle>> {
         let Self { config, wireguard, tun, snapshots, records } = self;
+        sys::keep_large_buffers_mapped();
         let offramps = Arc::new(Offramps::new(&config));
         let (identity, sockets) = match wireguard {
             Some((identity, sockets)) => (Some(identity), sockets),
