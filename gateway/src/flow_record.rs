@@ -167,7 +167,8 @@ pub struct FlowRecord {
     pub protocol: FlowProtocol,
     /// Whether the policy allowed it.
     pub allowed: bool,
-    /// The deciding rule; `None` when no rule matched or policy was never asked.
+    /// The deciding rule; `None` when no rule matched or policy was never asked. Of a flow that was revoked, the rule
+    /// that ended it, or the one that had admitted it when no rule matches any more.
     pub rule: Option<Arc<str>>,
     /// Policy revision of the verdict.
     pub revision: u64,

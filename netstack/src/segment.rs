@@ -6,9 +6,8 @@
 
 use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
-const TCP_HEADER: usize = 20;
+use crate::packet::build::{IPV4_HEADER, IPV6_HEADER, TCP_HEADER, put16};
+
 const FLAGS: usize = 13;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -124,12 +123,6 @@ where
 {
     let bytes = <[u8; N]>::try_from(packet.get(at..at + N)?).ok()?;
     Some(IpAddress::from(std::net::IpAddr::from(bytes)))
-}
-
-fn put16(bytes: &mut [u8], at: usize, value: u16) {
-    if let Some(to) = bytes.get_mut(at..at + 2) {
-        to.copy_from_slice(&value.to_be_bytes());
-    }
 }
 
 #[cfg(test)]

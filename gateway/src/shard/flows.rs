@@ -474,9 +474,11 @@ impl Shard {
         }
         let mut record = flow.record(now, traffic, Some(end));
         if let Some(refused) = refused {
-            // The verdict that ended it, not the one that opened it.
-            record.allowed = false;
-            record.rule = refused.rule;
+            // It was admitted, so the verdict stays; the rule is the one that ended it. Where no rule matches any more
+            // the one that had admitted it says more than none.
+            if refused.rule.is_some() {
+                record.rule = refused.rule;
+            }
             record.revision = refused.revision.0;
         }
         self.count_bytes();

@@ -159,18 +159,7 @@ pub(crate) fn udp(
     scratch: &mut [u8],
     cx: &mut Context<'_>,
 ) -> bool {
-    for _ in 0..DATAGRAMS_A_TURN {
-        if stack.batch().is_full() {
-            return true;
-        }
-        match socket.poll_recv(cx, scratch) {
-            Poll::Pending => return false,
-            Poll::Ready(Ok(len)) => stack.send_datagram(now, id, scratch.get(..len).unwrap_or_default()),
-            // Reading took the error off the socket: there may be datagrams behind it.
-            Poll::Ready(Err(error)) => report(stack, id, socket, &error),
-        }
-    }
-    true
+    datagrams(stack, id, socket, scratch, cx, |stack, payload| stack.send_datagram(now, id, payload))
 }
 
 /// Hands echo replies of the target to the client. Returns whether there is more.
@@ -182,18 +171,30 @@ pub(crate) fn echo(
     scratch: &mut [u8],
     cx: &mut Context<'_>,
 ) -> bool {
+    datagrams(stack, id, socket, scratch, cx, |stack, message| {
+        // The kernel put its own identifier in; type and code are an echo reply's, or it would not be here.
+        if let [_, _, _, _, _, _, high, low, data @ ..] = message {
+            stack.send_echo_reply(now, id, u16::from_be_bytes([*high, *low]), data);
+        }
+    })
+}
+
+/// Reads what a target sent, as long as there is room for it. Returns whether there is more.
+fn datagrams(
+    stack: &mut Stack,
+    id: FlowId,
+    socket: &DatagramSocket,
+    scratch: &mut [u8],
+    cx: &mut Context<'_>,
+    mut deliver: impl FnMut(&mut Stack, &[u8]),
+) -> bool {
     for _ in 0..DATAGRAMS_A_TURN {
         if stack.batch().is_full() {
             return true;
         }
         match socket.poll_recv(cx, scratch) {
             Poll::Pending => return false,
-            Poll::Ready(Ok(len)) => {
-                // The kernel put its own identifier in; type and code are an echo reply's, or it would not be here.
-                if let Some([_, _, _, _, _, _, high, low, data @ ..]) = scratch.get(..len) {
-                    stack.send_echo_reply(now, id, u16::from_be_bytes([*high, *low]), data);
-                }
-            }
+            Poll::Ready(Ok(len)) => deliver(stack, scratch.get(..len).unwrap_or_default()),
             // Reading took the error off the socket: there may be datagrams behind it.
             Poll::Ready(Err(error)) => report(stack, id, socket, &error),
         }

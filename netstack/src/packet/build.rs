@@ -10,12 +10,12 @@ use crate::batch::PacketBatch;
 use crate::packet::TcpSegment;
 use crate::tuple::{FiveTuple, IngressId};
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+pub(crate) const IPV4_HEADER: usize = 20;
+pub(crate) const IPV6_HEADER: usize = 40;
 const IPV6_FRAGMENT_HEADER: usize = 8;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
-const TCP_HEADER: usize = 20;
+pub(crate) const TCP_HEADER: usize = 20;
 const HOP_LIMIT: u8 = 64;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
@@ -287,7 +287,7 @@ fn put8(bytes: &mut [u8], at: usize, value: u8) {
     put(bytes, at, &[value]);
 }
 
-fn put16(bytes: &mut [u8], at: usize, value: u16) {
+pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
     put(bytes, at, &value.to_be_bytes());
 }
 

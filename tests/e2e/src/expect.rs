@@ -39,7 +39,7 @@ pub fn records(world: &World<'_>, client: &Client<'_>, to: SocketAddr, count: us
         // The verdict that decided last: a revoked flow was allowed, and dialled, before it was denied.
         let (verdict, offramp) = match ended {
             "denied" => ("deny", None),
-            "revoked" => ("deny", Some("direct")),
+            "revoked" => ("allow", Some("direct")),
             _ => ("allow", Some("direct")),
         };
         assert_eq!((line.verdict.as_str(), line.offramp.as_deref()), (verdict, offramp), "{line:#?}");

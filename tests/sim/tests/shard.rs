@@ -190,7 +190,7 @@ fn a_policy_that_says_no_ends_live_flows() {
             for _ in 0..2 {
                 let revoked = record(&mut client, &mut gateway);
                 assert_eq!(revoked.ended, Some(FlowEnd::Revoked));
-                assert_eq!((revoked.rule.as_deref(), revoked.revision, revoked.allowed), (Some("closed"), 3, false));
+                assert_eq!((revoked.rule.as_deref(), revoked.revision, revoked.allowed), (Some("closed"), 3, true));
             }
             assert_eq!(gateway.count(|counters| &counters.flows_open), 0);
             // And back again.

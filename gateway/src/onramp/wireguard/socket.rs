@@ -81,16 +81,14 @@ pub struct Outbox {
 pub fn bind(listen: SocketAddr, shards: usize, fwmark: Option<u32>) -> io::Result<Vec<std::net::UdpSocket>> {
     let mut listen = listen;
     let mut sockets = Vec::with_capacity(shards);
+    if shards > 1 {
+        // Sockets that share a port do not mind a stranger's that does: a second gateway would take half the clients.
+        open(listen, fwmark)?.bind(&listen.into())?;
+    }
     for _ in 0..shards {
-        let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
-        if listen.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
+        let socket = open(listen, fwmark)?;
         if shards > 1 {
             socket.set_reuse_port(true)?;
-        }
-        if let Some(mark) = fwmark {
-            socket.set_mark(mark)?;
         }
         // The kernel clips these to its own limits, which is no reason not to start.
         let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
@@ -103,6 +101,17 @@ pub fn bind(listen: SocketAddr, shards: usize, fwmark: Option<u32>) -> io::Resul
         sockets.push(socket);
     }
     Ok(sockets)
+}
+
+fn open(listen: SocketAddr, fwmark: Option<u32>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+    if listen.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if let Some(mark) = fwmark {
+        socket.set_mark(mark)?;
+    }
+    Ok(socket)
 }
 
 impl Outbox {
@@ -267,6 +276,16 @@ impl WireguardSocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shards_share_a_port_and_a_second_gateway_does_not() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), 2, None).unwrap();
+        let taken = first[0].local_addr().unwrap();
+        assert_eq!(first[1].local_addr().unwrap(), taken);
+        for shards in [1, 2] {
+            assert_eq!(bind(taken, shards, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
+    }
 
     #[test]
     fn an_outbox_nobody_empties_is_bounded() {
