@@ -26,8 +26,18 @@ die() {
 
 note() { printf '%s\n' "$*"; }
 
+# quoted COMMAND...: as it could be typed.
+quoted() {
+    local word line=''
+    for word in "$@"; do
+        [[ $word =~ ^([A-Za-z0-9_./:@%+=,-]+|[\>\&])$ ]] || word="'${word//\'/\'\\\'\'}'"
+        line+="${line:+ }$word"
+    done
+    printf '%s' "$line"
+}
+
 need_root() {
-    [[ $EUID -eq 0 ]] || die "needs root, for $1; run it again with sudo"
+    [[ $EUID -eq 0 ]] || die "needs root, for $1; run it as root"
 }
 
 # need_packages COMMAND:PACKAGE...

@@ -20,6 +20,12 @@ readonly OUTER_CLIENT OUTER_GATEWAY PRIVATE_GATEWAY PRIVATE_WEB PRIVATE_DB PRIVA
 
 NS_CLIENT='' NS_GATEWAY='' NS_PRIVATE='' LAB_DIR=''
 
+# lab_do COMMAND...: runs it, and with LAB_SHOW set says so before.
+lab_do() {
+    [[ -z ${LAB_SHOW:-} ]] || printf '%s# %s%s\n' "$DIM" "$(quoted "$@")" "$PLAIN"
+    "$@"
+}
+
 # lab_up NAME: makes the namespaces and a temporary directory, LAB_DIR.
 lab_up() {
     local name=$1-$$ ns
@@ -29,15 +35,15 @@ lab_up() {
     chmod 755 "$LAB_DIR"
     NS_CLIENT=$name-client NS_GATEWAY=$name-gateway NS_PRIVATE=$name-private
     for ns in "$NS_CLIENT" "$NS_GATEWAY" "$NS_PRIVATE"; do
-        ip netns add "$ns" || die "cannot make network namespaces here: run it on a host or in a privileged container"
-        ip -n "$ns" link set lo up
+        lab_do ip netns add "$ns" || die "cannot make network namespaces here: run it on a host or in a privileged container"
+        lab_do ip -n "$ns" link set lo up
         # No waiting for duplicate address detection on links we just made.
-        in_ns "$ns" sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 \
+        lab_do ip netns exec "$ns" sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 \
             net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
     done
 
-    ip link add wan0 netns "$NS_GATEWAY" type veth peer name eth0 netns "$NS_CLIENT"
-    ip link add lan0 netns "$NS_GATEWAY" type veth peer name eth0 netns "$NS_PRIVATE"
+    lab_do ip link add wan0 netns "$NS_GATEWAY" type veth peer name eth0 netns "$NS_CLIENT"
+    lab_do ip link add lan0 netns "$NS_GATEWAY" type veth peer name eth0 netns "$NS_PRIVATE"
 
     lab_address "$NS_CLIENT" eth0 "$OUTER_CLIENT/24" 2001:db8:1::2/64
     lab_address "$NS_GATEWAY" wan0 "$OUTER_GATEWAY/24" 2001:db8:1::1/64
@@ -45,16 +51,16 @@ lab_up() {
     lab_address "$NS_PRIVATE" eth0 "$PRIVATE_WEB/24" "$PRIVATE_DB/24" "$PRIVATE_ECHO/24" fd08::10/64
 
     # Ping sockets: how a gateway sends an echo request of its own.
-    in_ns "$NS_GATEWAY" sysctl -qw net.ipv4.ping_group_range='0 2147483647'
+    lab_do ip netns exec "$NS_GATEWAY" sysctl -qw net.ipv4.ping_group_range='0 2147483647'
 }
 
 lab_address() {
     local ns=$1 link=$2 address
     shift 2
     for address in "$@"; do
-        ip -n "$ns" address add "$address" dev "$link"
+        lab_do ip -n "$ns" address add "$address" dev "$link"
     done
-    ip -n "$ns" link set "$link" up
+    lab_do ip -n "$ns" link set "$link" up
 }
 
 # lab_forwarding: lets the gateway's kernel route between the two sides, which a
