@@ -37,8 +37,9 @@ fn from_init_to_curl() {
 
     let mut gateway = Gateway::new(&lab, &home);
     gateway.verb(&["check"]);
-    let text = gateway.verb(&["device", "add", "ann-laptop", "--user", "ann@example.com", "--group", "eng"]);
-    assert!(text.contains("PrivateKey"), "{text}");
+    let text =
+        gateway.verb(&["device", "add", "ann-laptop", "--user", "ann@example.com", "--group", "eng", "--preshared"]);
+    assert!(text.contains("PrivateKey") && text.contains("PresharedKey"), "{text}");
     let private_key = text.lines().find_map(|line| line.strip_prefix("PrivateKey = ")).expect("a private key");
     let directory = std::fs::read_to_string(gateway.directory_path()).expect("directory.json");
     assert!(!directory.contains(private_key), "the private key is shown once and never stored");
