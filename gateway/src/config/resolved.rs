@@ -78,7 +78,7 @@ pub struct TunConfig {
     pub exclude: Vec<IpNet>,
     /// Routing table that holds our routes.
     pub table: u32,
-    /// Mark of our own sockets, so that they do not loop back in.
+    /// Mark of our own sockets, for an administrator's own rules.
     pub fwmark: u32,
     /// What a clean stop leaves.
     pub on_stop: OnStop,

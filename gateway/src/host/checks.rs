@@ -36,10 +36,6 @@ pub struct HostFacts {
     pub forwarding_v4: Option<bool>,
     /// `net.ipv6.conf.all.forwarding`.
     pub forwarding_v6: Option<bool>,
-    /// `net.ipv4.conf.all.rp_filter`.
-    pub rp_filter_all: u8,
-    /// `net.ipv4.conf.*.rp_filter`, by interface.
-    pub rp_filter: Vec<(String, u8)>,
     /// Soft limit on open files.
     pub nofile: u64,
 }
@@ -57,8 +53,6 @@ impl HostFacts {
             groups,
             forwarding_v4: sysctl("net/ipv4/ip_forward").map(|value| value != "0"),
             forwarding_v6: sysctl("net/ipv6/conf/all/forwarding").map(|value| value != "0"),
-            rp_filter_all: rp_filter("all"),
-            rp_filter: interfaces().map(|name| (rp_filter(&name), name)).map(|(value, name)| (name, value)).collect(),
             nofile: getrlimit(Resource::RLIMIT_NOFILE)?.0,
         })
     }
@@ -73,11 +67,6 @@ pub enum HostWarning {
     NoForwardingV4,
     /// The kernel does not forward IPv6, so hosts behind this one cannot be routed into the TUN device.
     NoForwardingV6,
-    /// Answers of targets are dropped on this interface: the way back to them is the TUN device.
-    StrictReversePath {
-        /// The interface, or `all`.
-        interface: String,
-    },
     /// Fewer open files than flows.
     FewDescriptors {
         /// How many are allowed.
@@ -94,15 +83,11 @@ impl fmt::Display for HostWarning {
                 f.write_str("this process may not open ping sockets: pings of clients (IPv4 and IPv6) will fail")
             }
             Self::NoForwardingV4 => {
-                f.write_str("IPv4 forwarding is off: only this host itself can be routed into the TUN device")
+                f.write_str("IPv4 forwarding is off: no host behind this one can be routed into the TUN device")
             }
             Self::NoForwardingV6 => {
-                f.write_str("IPv6 forwarding is off: only this host itself can be routed into the TUN device")
+                f.write_str("IPv6 forwarding is off: no host behind this one can be routed into the TUN device")
             }
-            Self::StrictReversePath { interface } => write!(
-                f,
-                "strict reverse path filtering on {interface}: answers of targets in [tun] routes that arrive there are dropped"
-            ),
             Self::FewDescriptors { allowed, needed } => {
                 write!(
                     f,
@@ -120,10 +105,6 @@ impl HostWarning {
             Self::PingNotPermitted => r#"sysctl -w net.ipv4.ping_group_range="0 2147483647""#.to_owned(),
             Self::NoForwardingV4 => "sysctl -w net.ipv4.ip_forward=1".to_owned(),
             Self::NoForwardingV6 => "sysctl -w net.ipv6.conf.all.forwarding=1".to_owned(),
-            // With '/' as separator, because an interface's name may hold dots.
-            Self::StrictReversePath { interface } => {
-                format!("sysctl -w net/ipv4/conf/{interface}/rp_filter=2")
-            }
             Self::FewDescriptors { needed, .. } => {
                 format!("LimitNOFILE={needed} in the systemd unit, or `ulimit -n {needed}` before starting")
             }
@@ -145,14 +126,6 @@ pub fn check(facts: &HostFacts, config: &Config) -> Vec<HostWarning> {
         if facts.forwarding_v6 == Some(false) && tun.routes.iter().any(|net| matches!(net, IpNet::V6(_))) {
             warnings.push(HostWarning::NoForwardingV6);
         }
-        // The kernel takes the greater of the interface's value and that of `all`: 1 is strict, 2 loose.
-        let strict = |interface: String| HostWarning::StrictReversePath { interface };
-        if facts.rp_filter_all == 1 {
-            warnings.push(strict("all".to_owned()));
-        } else if facts.rp_filter_all == 0 {
-            let named = facts.rp_filter.iter().filter(|(name, value)| *value == 1 && *name != tun.name && name != "lo");
-            warnings.extend(named.map(|(name, _)| strict(name.clone())));
-        }
     }
     let needed = u64::try_from(config.limits.flows).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
     if facts.nofile < needed {
@@ -165,21 +138,10 @@ fn sysctl(path: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/sys/{path}")).ok().map(|text| text.trim().to_owned())
 }
 
-fn rp_filter(interface: &str) -> u8 {
-    sysctl(&format!("net/ipv4/conf/{interface}/rp_filter")).and_then(|value| value.parse().ok()).unwrap_or(0)
-}
-
-/// Names of this network namespace's interfaces.
-fn interfaces() -> impl Iterator<Item = String> {
-    let entries = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().filter_map(Result::ok);
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|name| name != "all" && name != "default")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::testing::{add_link, config, in_namespace, sysctl as set, tun_config};
+    use crate::host::testing::{config, in_namespace, sysctl as set, tun_config};
 
     fn good() -> HostFacts {
         HostFacts {
@@ -187,8 +149,6 @@ mod tests {
             groups: vec![0],
             forwarding_v4: Some(true),
             forwarding_v6: Some(true),
-            rp_filter_all: 2,
-            rp_filter: vec![("eth0".to_owned(), 1)],
             nofile: 1 << 20,
         }
     }
@@ -202,13 +162,11 @@ mod tests {
     #[test]
     fn each_fault_has_its_warning_and_the_line_that_mends_it() {
         let with_tun = config(Some(tun_config(&["10.0.0.0/8", "fd10::/16"], &[])));
-        let faults: [(HostFacts, &str); 7] = [
+        let faults: [(HostFacts, &str); 5] = [
             (HostFacts { ping_group_range: Some(1000..=2000), ..good() }, "ping_group_range=\"0 2147483647\""),
             (HostFacts { ping_group_range: None, ..good() }, "ping_group_range=\"0 2147483647\""),
             (HostFacts { forwarding_v4: Some(false), ..good() }, "net.ipv4.ip_forward=1"),
             (HostFacts { forwarding_v6: Some(false), ..good() }, "net.ipv6.conf.all.forwarding=1"),
-            (HostFacts { rp_filter_all: 1, ..good() }, "conf/all/rp_filter=2"),
-            (HostFacts { rp_filter_all: 0, ..good() }, "conf/eth0/rp_filter=2"),
             (HostFacts { nofile: 1024, ..good() }, "LimitNOFILE=65792"),
         ];
         for (facts, mend) in faults {
@@ -217,25 +175,19 @@ mod tests {
             assert!(warnings[0].mend().contains(mend), "{warnings:?}: {}", warnings[0].mend());
             assert!(!warnings[0].to_string().is_empty());
         }
-        let forwarding = HostFacts { forwarding_v4: Some(false), rp_filter_all: 1, ..good() };
+        let forwarding = HostFacts { forwarding_v4: Some(false), ..good() };
         assert_eq!(check(&forwarding, &config(None)), [], "only a TUN needs it");
     }
 
     #[test]
     fn facts_are_those_of_the_namespace() {
         in_namespace(async || {
-            add_link("eth0");
             set("net.ipv4.ping_group_range", "5 6");
             set("net.ipv4.ip_forward", "1");
             set("net.ipv6.conf.all.forwarding", "0");
-            set("net.ipv4.conf.all.rp_filter", "0");
-            set("net.ipv4.conf.eth0.rp_filter", "1");
             let facts = HostFacts::read().unwrap();
             assert_eq!(facts.ping_group_range, Some(5..=6));
             assert_eq!((facts.forwarding_v4, facts.forwarding_v6), (Some(true), Some(false)));
-            assert_eq!(facts.rp_filter_all, 0);
-            assert!(facts.rp_filter.contains(&("eth0".to_owned(), 1)), "{facts:?}");
-            assert!(!facts.rp_filter.iter().any(|(name, _)| name == "all" || name == "default"));
             assert!(facts.nofile > 0);
         });
     }

@@ -1,9 +1,18 @@
 //! Steering traffic into the TUN device, fail closed.
 //!
-//! One rule a family, `not fwmark M lookup T`, sends everything but our own sockets' packets through table T. There each
-//! network of `routes` stands twice: towards the device with a low metric, and `unreachable` with a high one. When the
-//! process dies the kernel takes the device and the routes through it away, and what was routed in is refused.
+//! One rule a family, `not iif lo lookup T`, sends what this host forwards through table T. There each network of
+//! `routes` stands twice: towards the device with a low metric, and `unreachable` with a high one. When the process dies
+//! the kernel takes the device and the routes through it away, and what was routed in is refused.
 //! A network of `exclude` is a `throw` route: the search goes on in the tables after ours.
+//!
+//! Why `iif lo`: to the kernel, what this host sends itself comes in by `lo`, whatever address or mark it has. A packet of
+//! the host is no device's, so the gateway could only drop it: steered, the host would lose its own connections with the
+//! networks of `routes`, sshd's answers to an administrator there among them. Nor can our off-ramps' sockets loop back
+//! in. The mark they carry is for the administrator's own rules.
+//!
+//! A strict `rp_filter` lets both kinds of answers pass. For a packet to this host, such as a target's to an off-ramp, the
+//! kernel looks the reverse path up as coming in by `lo`: the table does not count. For a packet it forwards, such as ours
+//! from the device to a client, it looks it up as coming in where the packet would leave: the way back is the device.
 //!
 //! Everything we add carries [`PROTOCOL`], so that a later start recognises what an earlier process left. It is replaced
 //! in place, backstops first: there is no moment in which routed traffic passes by.
@@ -30,6 +39,8 @@ const EXCLUDE_METRIC: u32 = 10;
 const DEVICE_METRIC: u32 = 20;
 /// Metric of the `unreachable` backstops.
 const BACKSTOP_METRIC: u32 = 1_000_000;
+/// Where this host's own packets come in.
+const LOOPBACK: &str = "lo";
 /// How many foreign routes an error names.
 const SHOWN: usize = 5;
 
@@ -119,7 +130,7 @@ impl SteeredRoutes {
         for route in left.iter().filter(|route| !wanted.iter().any(|wanted| wanted.is(route))) {
             kernel.delete_route(route).await?;
         }
-        let rule = Rule { table, fwmark: config.fwmark };
+        let rule = Rule { table };
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let needed = config.routes.iter().any(|net| family_of(net) == family);
             if needed {
@@ -243,7 +254,6 @@ impl Route {
 #[derive(Debug, Clone, Copy)]
 struct Rule {
     table: u32,
-    fwmark: u32,
 }
 
 impl Rule {
@@ -254,8 +264,7 @@ impl Rule {
         message.header.flags = RuleFlags::Invert;
         message.attributes = vec![
             RuleAttribute::Priority(RULE_PRIORITY),
-            RuleAttribute::FwMark(self.fwmark),
-            RuleAttribute::FwMask(u32::MAX),
+            RuleAttribute::Iifname(LOOPBACK.to_owned()),
             RuleAttribute::Table(self.table),
             RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
         ];
@@ -266,8 +275,7 @@ impl Rule {
         found.header.action == RuleAction::ToTable
             && found.header.flags.contains(RuleFlags::Invert)
             && found.attributes.contains(&RuleAttribute::Priority(RULE_PRIORITY))
-            && found.attributes.contains(&RuleAttribute::FwMark(self.fwmark))
-            && found.attributes.contains(&RuleAttribute::FwMask(u32::MAX))
+            && found.attributes.iter().any(|found| matches!(found, RuleAttribute::Iifname(name) if name == LOOPBACK))
             && table_of_rule(found) == self.table
     }
 }

@@ -1,7 +1,7 @@
 //! Off-ramps: how allowed flows go on towards their targets.
 //!
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
-//! [`Offramps::select`]; its sockets are the host kernel's, marked so that they do not loop back into our own TUN.
+//! [`Offramps::select`]; its sockets are the host kernel's, and carry a mark.
 
 mod datagram;
 mod error;
@@ -31,7 +31,8 @@ use crate::config::resolved::OfframpConfig;
 /// The off-ramp that always exists.
 pub const DIRECT: &str = "direct";
 
-/// Marks a socket's packets (`SO_MARK`), so that the steering rule leaves them alone. Needs CAP_NET_ADMIN.
+/// Marks a socket's packets (`SO_MARK`), for an administrator's own rules: ours leave this host's packets alone anyway.
+/// Needs CAP_NET_ADMIN.
 pub fn set_mark(socket: &impl AsFd, mark: u32) -> io::Result<()> {
     SockRef::from(socket).set_mark(mark)
 }

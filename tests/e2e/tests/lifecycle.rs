@@ -1,7 +1,7 @@
 //! Start, stop, crash, drain.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
@@ -65,6 +65,35 @@ fn a_crash_fails_closed_and_a_clean_stop_leaves_nothing() {
         let links = world.lab.gateway.ip("link show");
         assert!(!links.contains("portcullis0"), "{links}");
         assert!(!world.gateway.control().exists(), "the control socket goes with the gateway");
+    });
+}
+
+/// Only what is forwarded is steered: the gateway host's own connections with a network of `routes` go on, begun there or
+/// here, also while a strict reverse path filter is on. So do those of clients.
+#[test]
+fn the_gateway_host_keeps_its_own_connections() {
+    scenario(Setup::new(OnRamp::Tun), |world| {
+        let gateway = &world.lab.gateway;
+        gateway.sysctl("net.ipv4.conf.all.rp_filter", "1");
+        for family in FAMILIES {
+            let own: IpAddr =
+                if family == Family::V4 { [10, 20, 0, 1].into() } else { "fd00:20::1".parse().expect("one") };
+            let host = Host::Open.address(family);
+            for (from, to, at) in [(gateway, world.private(), host), (world.private(), gateway, own)] {
+                let target =
+                    TcpTarget::serve(to, at, |mut stream| stream.write_all(b"!").expect("the other end reads"));
+                let address = target.address();
+                let stream =
+                    from.run(|| TcpStream::connect_timeout(&address, PROMPT)).expect("the host's own connection");
+                stream.set_read_timeout(Some(PROMPT)).expect("a timeout");
+                (&stream).read_exact(&mut [0]).expect("an answer");
+                target.result();
+            }
+            let to = upload(world.client(), world.private(), host, 1, MIB);
+            expect::record(world, world.client(), to, "client_closed");
+        }
+        let opened = world.gateway.metrics().sum(metrics::OPENED, None);
+        assert!((opened - 2.0).abs() < 0.5, "the gateway saw the client's flows and no other: {opened}");
     });
 }
 

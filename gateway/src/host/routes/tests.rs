@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::host::TunDevice;
-use crate::host::testing::{add_link, in_namespace, ip, let_go, tun_config as config};
+use crate::host::testing::{add_link, in_namespace, ip, let_go, sysctl, tun_config as config};
 
-const FWMARK: u32 = 51880;
-
-/// A host with a default route of each family by `eth0`.
+/// A router with a default route of each family by `eth0`.
 fn default_routes() {
+    for all in ["net.ipv4.conf.all", "net.ipv6.conf.all"] {
+        sysctl(&format!("{all}.forwarding"), "1");
+    }
     add_link("eth0");
     ip("addr add 192.0.2.10/24 dev eth0");
     ip("-6 addr add 2001:db8::10/64 dev eth0 nodad");
@@ -28,16 +29,33 @@ fn table() -> String {
     ip("-4 route show table 51880") + &ip("-6 route show table 51880")
 }
 
-/// The device a packet would leave by, or `refused`.
-fn way(to: &str, mark: u32) -> String {
+/// The device by which a packet of a host behind `eth0` would leave; `refused`; or `filtered` by its reverse path.
+fn way(to: &str) -> String {
+    let from = if to.contains(':') { "2001:db8::77" } else { "192.0.2.77" };
+    route_get(&[to, "from", from, "iif", "eth0"])
+}
+
+/// The same for a packet of this host.
+fn own_way(to: &str) -> String {
+    route_get(&[to])
+}
+
+fn route_get(packet: &[&str]) -> String {
     let output = std::process::Command::new("ip")
-        .args(["route", "get", to, "mark", &mark.to_string()])
+        .args(["route", "get"])
+        .args(packet)
         .output()
         .expect("the tests need `ip`: install iproute2");
     let text = String::from_utf8(output.stdout).unwrap();
-    if !output.status.success() || text.starts_with("unreachable") {
+    let error = String::from_utf8(output.stderr).unwrap();
+    if text.starts_with("unreachable") || error.contains("No route to host") {
         return "refused".to_owned();
     }
+    // Which of the two depends on the kernel.
+    if error.contains("Invalid cross-device link") || error.contains("Invalid argument") {
+        return "filtered".to_owned();
+    }
+    assert!(output.status.success(), "{packet:?}: {error}");
     let mut words = text.split_whitespace();
     words.find(|word| *word == "dev").and_then(|_| words.next()).unwrap_or_else(|| panic!("{text}")).to_owned()
 }
@@ -53,12 +71,12 @@ fn steers_both_families_and_leaves_nothing() {
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
 
         for (to, by) in [("10.1.2.3", "pcl0"), ("10.0.0.53", "eth0"), ("11.0.0.1", "eth0")] {
-            assert_eq!(way(to, 0), by, "{to}\n{}", table());
-            assert_eq!(way(to, FWMARK), "eth0", "our own sockets do not loop back in: {to}");
+            assert_eq!(way(to), by, "{to}\n{}", table());
+            assert_eq!(own_way(to), "eth0", "the host's own packets are left alone: {to}");
         }
         for (to, by) in [("fd10::1", "pcl0"), ("fd10::53", "eth0"), ("fd11::1", "eth0")] {
-            assert_eq!(way(to, 0), by, "{to}\n{}", table());
-            assert_eq!(way(to, FWMARK), "eth0", "our own sockets do not loop back in: {to}");
+            assert_eq!(way(to), by, "{to}\n{}", table());
+            assert_eq!(own_way(to), "eth0", "the host's own packets are left alone: {to}");
         }
         assert_eq!(surroundings(), with_device, "no other table changes");
         assert_eq!(ip("-4 route show table main") + &ip("-6 route show table main"), main_of(&before));
@@ -87,7 +105,7 @@ fn default_routes_of_both_families_can_be_steered() {
         let tun = TunDevice::create(&config).await.unwrap();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         for to in ["198.51.100.1", "2001:db8:9::1"] {
-            assert_eq!((way(to, 0).as_str(), way(to, FWMARK).as_str()), ("pcl0", "eth0"));
+            assert_eq!((way(to).as_str(), own_way(to).as_str()), ("pcl0", "eth0"));
         }
         // A second start finds them again although a default route has no destination in its message.
         let again = SteeredRoutes::install(&config, tun.index()).await.unwrap();
@@ -110,25 +128,87 @@ fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
         // What the kernel does when the process is killed: the descriptor closes, the device goes.
         let_go(tun);
         for to in ["10.1.2.3", "172.16.0.1", "fd10::1"] {
-            assert_eq!(way(to, 0), "refused", "{to}\n{}", table());
+            assert_eq!(way(to), "refused", "{to}\n{}", table());
         }
-        assert_eq!(way("10.0.0.53", 0), "eth0");
+        assert_eq!(way("10.0.0.53"), "eth0");
+        assert_eq!(own_way("10.1.2.3"), "eth0", "nor does the host lose its own");
 
-        let new = TunConfig { fwmark: 7, ..config(&["10.0.0.0/8"], &["10.0.0.53/32"]) };
+        let new = config(&["10.0.0.0/8"], &["10.0.0.53/32"]);
         let tun = TunDevice::create(&new).await.unwrap();
         let routes = SteeredRoutes::install(&new, tun.index()).await.unwrap();
-        assert_eq!(way("10.1.2.3", 0), "pcl0");
-        assert_eq!(way("10.9.0.1", 0), "pcl0", "an exclusion that is no more");
-        assert_eq!(way("172.16.0.1", 0), "eth0", "a route that is no more");
-        assert_eq!(way("fd10::1", 0), "eth0", "a family that is no more");
-        assert_eq!(way("10.1.2.3", FWMARK), "pcl0", "the old mark is no more");
-        assert_eq!(way("10.1.2.3", 7), "eth0");
+        assert_eq!(way("10.1.2.3"), "pcl0");
+        assert_eq!(way("10.9.0.1"), "pcl0", "an exclusion that is no more");
+        assert_eq!(way("172.16.0.1"), "eth0", "a route that is no more");
+        assert_eq!(way("fd10::1"), "eth0", "a family that is no more");
         assert_eq!(rules().matches("lookup 51880").count(), 1, "{}", rules());
         assert_eq!(table().lines().count(), 3, "{}", table());
 
         routes.remove(OnStop::Remove).await.unwrap();
         let_go(tun);
         assert_eq!((table().as_str(), rules(), surroundings()), ("", rules_before, before));
+    });
+}
+
+#[test]
+fn the_rule_of_an_earlier_version_is_replaced() {
+    in_namespace(async || {
+        default_routes();
+        let rules_before = rules();
+        let config = config(&["10.0.0.0/8", "fd10::/16"], &[]);
+        for family in ["-4", "-6"] {
+            ip(&format!("{family} rule add not fwmark 51880 lookup 51880 priority 5188 protocol 81"));
+        }
+        let tun = TunDevice::create(&config).await.unwrap();
+        let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        assert_eq!(rules().matches("not from all iif lo lookup 51880").count(), 2, "{}", rules());
+        assert_eq!(rules().matches("51880").count(), 2, "nothing but these: {}", rules());
+        for to in ["10.1.2.3", "fd10::1"] {
+            assert_eq!((way(to).as_str(), own_way(to).as_str()), ("pcl0", "eth0"));
+        }
+        routes.remove(OnStop::Remove).await.unwrap();
+        assert_eq!(rules(), rules_before);
+    });
+}
+
+/// An administrator in a steered network, connected to this host: neither direction meets the device.
+#[test]
+fn connections_of_the_host_itself_stay_with_it() {
+    in_namespace(async || {
+        default_routes();
+        ip("addr add 10.7.0.1/24 dev eth0");
+        let config = config(&["0.0.0.0/0", "::/0"], &[]);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        for (here, there) in [("10.7.0.1", "10.7.0.9"), ("2001:db8::10", "2001:db8::77")] {
+            assert_eq!(route_get(&[here, "from", there, "iif", "eth0"]), "lo", "{here} is this host's");
+            assert_eq!(route_get(&[there, "from", here]), "eth0", "and so is its answer");
+        }
+        for ours in ["100.97.0.1", "fd00:97::1"] {
+            assert_eq!((way(ours).as_str(), own_way(ours).as_str()), ("lo", "lo"), "the device's own address");
+        }
+        routes.remove(OnStop::Remove).await.unwrap();
+    });
+}
+
+/// To a target leads one interface for this host and another for those behind it; its address arrives by both.
+#[test]
+fn answers_pass_strict_reverse_path_filtering() {
+    in_namespace(async || {
+        default_routes();
+        let config = config(&["10.0.0.0/8"], &[]);
+        for all in ["1", "2", "0"] {
+            sysctl("net.ipv4.conf.all.rp_filter", all);
+            sysctl("net.ipv4.conf.default.rp_filter", "0");
+            let tun = TunDevice::create(&config).await.unwrap();
+            let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+            let answer = ["192.0.2.77", "from", "10.1.2.3", "iif", "pcl0"];
+            assert_eq!(route_get(&answer), "eth0", "from the device to the client, all = {all}");
+            assert_eq!(route_get(&["192.0.2.10", "from", "10.1.2.3", "iif", "eth0"]), "lo", "from the target to us");
+            let unsteered = route_get(&["192.0.2.77", "from", "198.51.100.1", "iif", "pcl0"]);
+            assert_eq!(unsteered == "filtered", all == "1", "the filter is at work: {unsteered}, all = {all}");
+            routes.remove(OnStop::Remove).await.unwrap();
+            let_go(tun);
+        }
     });
 }
 
@@ -221,11 +301,11 @@ fn a_blocking_stop_keeps_the_refusal() {
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         routes.remove(OnStop::Block).await.unwrap();
         for _with_and_without_device in 0..2 {
-            assert_eq!((way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()), ("refused", "refused"));
-            assert_eq!(way("10.0.0.53", 0), "eth0");
+            assert_eq!((way("10.1.2.3").as_str(), way("fd10::1").as_str()), ("refused", "refused"));
+            assert_eq!(way("10.0.0.53"), "eth0");
         }
         let_go(tun);
-        assert_eq!((way("10.1.2.3", 0).as_str(), way("fd10::1", 0).as_str()), ("refused", "refused"));
+        assert_eq!((way("10.1.2.3").as_str(), way("fd10::1").as_str()), ("refused", "refused"));
     });
 }
 
@@ -263,7 +343,7 @@ fn a_start_that_fails_leaves_nothing_new() {
         let _left = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         let_go(tun);
         SteeredRoutes::install(&config, absent).await.unwrap_err();
-        assert_eq!(way("10.1.2.3", 0), "refused");
+        assert_eq!(way("10.1.2.3"), "refused");
     });
 }
 
