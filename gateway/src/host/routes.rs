@@ -1,9 +1,10 @@
 //! Steering traffic into the TUN device, fail closed.
 //!
-//! One rule a family, `not iif lo lookup T`, sends what this host forwards through table T. There each network of
+//! Two rules a family. `not iif lo lookup T` sends what this host forwards through table T. There each network of
 //! `routes` stands twice: towards the device with a low metric, and `unreachable` with a high one. When the process dies
 //! the kernel takes the device and the routes through it away, and what was routed in is refused.
-//! A network of `exclude` is a `throw` route: the search goes on in the tables after ours.
+//! A network of `exclude` is a `throw` route: the search goes on in the tables after ours. Before it, `iif DEVICE lookup
+//! main` keeps our own answers from it: clients may live in a network of `routes` themselves.
 //!
 //! Why `iif lo`: to the kernel, what this host sends itself comes in by `lo`, whatever address or mark it has. A packet of
 //! the host is no device's, so the gateway could only drop it: steered, the host would lose its own connections with the
@@ -33,12 +34,16 @@ use kernel::{Kernel, destination, device, family_of, metric, table_of_rule};
 pub const PROTOCOL: u8 = 81;
 /// Preference of our rules: after `local`, before `main`.
 pub const RULE_PRIORITY: u32 = 5188;
+/// Preference of the rule for what comes out of the device.
+pub const ANSWERS_PRIORITY: u32 = RULE_PRIORITY - 1;
 /// Metric of `throw` routes. Not 0, which IPv6 reads as 1024.
 const EXCLUDE_METRIC: u32 = 10;
 /// Metric of routes towards the device.
 const DEVICE_METRIC: u32 = 20;
 /// Metric of the `unreachable` backstops.
 const BACKSTOP_METRIC: u32 = 1_000_000;
+/// The main table.
+const MAIN: u32 = 254;
 /// Where this host's own packets come in.
 const LOOPBACK: &str = "lo";
 /// How many foreign routes an error names.
@@ -81,6 +86,8 @@ pub enum RouteError {
 #[must_use = "routes stay in force until `remove`"]
 pub struct SteeredRoutes {
     table: u32,
+    /// Name of the device.
+    device: String,
 }
 
 impl SteeredRoutes {
@@ -101,7 +108,7 @@ impl SteeredRoutes {
         if !named.is_empty() {
             return Err(RouteError::ForeignRoutes { table, routes: named.join(", ") });
         }
-        let installed = Self { table };
+        let installed = Self { table, device: config.name.clone() };
         match installed.put_in_force(&kernel, config, device, &left).await {
             Ok(()) => Ok(installed),
             Err(error) => {
@@ -130,25 +137,39 @@ impl SteeredRoutes {
         for route in left.iter().filter(|route| !wanted.iter().any(|wanted| wanted.is(route))) {
             kernel.delete_route(route).await?;
         }
-        let rule = Rule { table };
+        let [answers, steer] = self.rules();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let needed = config.routes.iter().any(|net| family_of(net) == family);
             if needed {
-                kernel.add_rule(rule.message(family)).await?;
+                // First: there is no moment in which answers come back in.
+                kernel.add_rule(answers.message(family)).await?;
+                kernel.add_rule(steer.message(family)).await?;
             }
-            for found in kernel.rules(family).await? {
+            for found in kernel.rules(family, ANSWERS_PRIORITY).await? {
+                if answers.has_interface(&found) && !(needed && answers.is(&found)) {
+                    kernel.delete_rule(found).await?;
+                }
+            }
+            for found in kernel.rules(family, RULE_PRIORITY).await? {
                 let other = table_of_rule(&found);
                 if other != table {
                     tracing::warn!(
                         table = other,
                         "a rule of another gateway, or of this one before its [tun] table changed; `ip rule del lookup {other}` removes it"
                     );
-                } else if !(needed && rule.is(&found)) {
+                } else if !(needed && steer.is(&found)) {
                     kernel.delete_rule(found).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// The rule for what comes out of the device, and the one that steers into it.
+    fn rules(&self) -> [Rule<'_>; 2] {
+        let answers = Rule { priority: ANSWERS_PRIORITY, interface: &self.device, inverted: false, table: MAIN };
+        let steer = Rule { priority: RULE_PRIORITY, interface: LOOPBACK, inverted: true, table: self.table };
+        [answers, steer]
     }
 
     /// Takes everything away, or with [`OnStop::Block`] everything but rules, exclusions and backstops. Call while the
@@ -157,8 +178,14 @@ impl SteeredRoutes {
         let kernel = Kernel::connect()?;
         if on_stop == OnStop::Remove {
             for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-                for rule in kernel.rules(family).await? {
+                for rule in kernel.rules(family, RULE_PRIORITY).await? {
                     if table_of_rule(&rule) == self.table {
+                        kernel.delete_rule(rule).await?;
+                    }
+                }
+                let [answers, _] = self.rules();
+                for rule in kernel.rules(family, ANSWERS_PRIORITY).await? {
+                    if answers.has_interface(&rule) {
                         kernel.delete_rule(rule).await?;
                     }
                 }
@@ -251,32 +278,40 @@ impl Route {
 }
 
 /// One rule we want, for either family.
-#[derive(Debug, Clone, Copy)]
-struct Rule {
+#[derive(Debug)]
+struct Rule<'a> {
+    priority: u32,
+    interface: &'a str,
+    /// Everything but what comes in by the interface.
+    inverted: bool,
     table: u32,
 }
 
-impl Rule {
-    fn message(self, family: AddressFamily) -> RuleMessage {
+impl Rule<'_> {
+    fn message(&self, family: AddressFamily) -> RuleMessage {
         let mut message = RuleMessage::default();
         message.header.family = family;
         message.header.action = RuleAction::ToTable;
-        message.header.flags = RuleFlags::Invert;
+        message.header.flags = if self.inverted { RuleFlags::Invert } else { RuleFlags::empty() };
         message.attributes = vec![
-            RuleAttribute::Priority(RULE_PRIORITY),
-            RuleAttribute::Iifname(LOOPBACK.to_owned()),
+            RuleAttribute::Priority(self.priority),
+            RuleAttribute::Iifname(self.interface.to_owned()),
             RuleAttribute::Table(self.table),
             RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
         ];
         message
     }
 
-    fn is(self, found: &RuleMessage) -> bool {
+    fn is(&self, found: &RuleMessage) -> bool {
         found.header.action == RuleAction::ToTable
-            && found.header.flags.contains(RuleFlags::Invert)
-            && found.attributes.contains(&RuleAttribute::Priority(RULE_PRIORITY))
-            && found.attributes.iter().any(|found| matches!(found, RuleAttribute::Iifname(name) if name == LOOPBACK))
+            && found.header.flags.contains(RuleFlags::Invert) == self.inverted
+            && found.attributes.contains(&RuleAttribute::Priority(self.priority))
+            && self.has_interface(found)
             && table_of_rule(found) == self.table
+    }
+
+    fn has_interface(&self, found: &RuleMessage) -> bool {
+        found.attributes.iter().any(|found| matches!(found, RuleAttribute::Iifname(name) if name == self.interface))
     }
 }
 

@@ -11,7 +11,7 @@ use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use nix::errno::Errno;
 use rtnetlink::IpVersion;
 
-use super::{PROTOCOL, RULE_PRIORITY, RouteError};
+use super::{PROTOCOL, RouteError};
 use crate::host::netlink::{Netlink, system_error};
 use crate::sys::is_errno;
 
@@ -90,14 +90,14 @@ impl Kernel {
     }
 
     /// Rules that are ours, by protocol and priority, whatever their table.
-    pub(super) async fn rules(&self, family: AddressFamily) -> Result<Vec<RuleMessage>, RouteError> {
+    pub(super) async fn rules(&self, family: AddressFamily, priority: u32) -> Result<Vec<RuleMessage>, RouteError> {
         let version = if family == AddressFamily::Inet6 { IpVersion::V6 } else { IpVersion::V4 };
         let rules = self.0.handle.rule().get(version).execute().try_collect::<Vec<_>>();
         let rules = match rules.await.map_err(system_error) {
             Err(error) if is_errno(&error, Errno::EAFNOSUPPORT) => Vec::new(),
             result => result.map_err(failed("list rules"))?,
         };
-        let ours = [RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)), RuleAttribute::Priority(RULE_PRIORITY)];
+        let ours = [RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)), RuleAttribute::Priority(priority)];
         Ok(rules.into_iter().filter(|rule| ours.iter().all(|mark| rule.attributes.contains(mark))).collect())
     }
 

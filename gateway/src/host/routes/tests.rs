@@ -190,6 +190,21 @@ fn connections_of_the_host_itself_stay_with_it() {
     });
 }
 
+/// Clients may live in a network of `routes`: what comes out of the device for them does not go in again.
+#[test]
+fn answers_to_clients_in_a_steered_network_leave() {
+    in_namespace(async || {
+        default_routes();
+        ip("addr add 10.7.0.1/24 dev eth0");
+        let config = config(&["10.0.0.0/8"], &[]);
+        let tun = TunDevice::create(&config).await.unwrap();
+        let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+        assert_eq!(route_get(&["10.20.0.10", "from", "10.7.0.9", "iif", "eth0"]), "pcl0", "the client's question");
+        assert_eq!(route_get(&["10.7.0.9", "from", "10.20.0.10", "iif", "pcl0"]), "eth0", "and its answer");
+        routes.remove(OnStop::Remove).await.unwrap();
+    });
+}
+
 /// To a target leads one interface for this host and another for those behind it; its address arrives by both.
 #[test]
 fn answers_pass_strict_reverse_path_filtering() {
