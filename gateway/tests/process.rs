@@ -220,3 +220,40 @@ fn explain_with_and_without_a_gateway() {
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.end().0, Some(0));
 }
+
+#[test]
+fn a_revoked_device_is_out_even_beside_a_broken_policy() {
+    let lab = Lab::new();
+    let gateway = lab.start();
+    lab.write("policy.json", "{");
+    for what in ["ann-laptop revoked", "ann-laptop is revoked already"] {
+        let (code, _, err) = lab.run(&["device", "revoke", "ann-laptop"]);
+        assert_eq!(code, 78, "{err}");
+        assert!(err.contains(what) && err.contains("policy.json:1:"), "{err}");
+        assert!(err.contains("ann-laptop is barred in the running gateway now, its flows have ended"), "{err}");
+        assert!(err.contains("NOT in force") && err.contains("`portcullis reload`"), "{err}");
+    }
+    let question = ["policy", "explain", "--device", "ann-laptop", "--to", "10.0.0.1:80/tcp"];
+    let (_, out, _) = lab.run(&question);
+    assert!(out.starts_with("deny: ann-laptop to "), "{out}");
+
+    // The file as it was: the next good load lifts the bar, and removal bars as well.
+    lab.write("directory.json", DIRECTORY);
+    lab.write("policy.json", POLICY);
+    assert_eq!(lab.run(&["reload"]).0, 0);
+    assert!(lab.run(&question).1.starts_with("allow: ann-laptop to "));
+    lab.write("policy.json", "{");
+    let (code, _, err) = lab.run(&["device", "remove", "ann-laptop"]);
+    assert_eq!(code, 78, "{err}");
+    assert!(err.contains("barred in the running gateway now"), "{err}");
+    assert!(lab.run(&question).1.starts_with("deny: ann-laptop to "));
+
+    lab.write("policy.json", POLICY);
+    lab.write("directory.json", DIRECTORY);
+    assert_eq!(lab.run(&["device", "revoke", "ann-laptop"]).0, 0);
+    let (code, _, err) = lab.run(&["device", "revoke", "ann-laptop"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("revoked already") && err.contains("in force"), "{err}");
+    gateway.signal(Signal::SIGTERM);
+    assert_eq!(gateway.end().0, Some(0));
+}

@@ -176,6 +176,25 @@ pub struct ReloadReport {
     pub judged: bool,
 }
 
+/// `POST /v1/bar`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BarRequest {
+    /// The device to bar until the directory is loaded again.
+    pub device: String,
+}
+
+/// Answer to `POST /v1/bar`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BarReport {
+    /// The device.
+    pub device: String,
+    /// Whether the directory in force has it. One that it does not have is not admitted anyway.
+    pub known: bool,
+    /// Whether every live flow has been judged again. `false`: a shard is slow, and will.
+    pub judged: bool,
+}
+
 /// One difference between two loads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
@@ -287,4 +306,7 @@ pub struct ErrorBody {
     /// Each problem of a refused reload.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
+    /// Devices that a refused reload barred all the same: the new directory is sound and takes their access away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub barred: Vec<String>,
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-use super::api::{ExplainRequest, Explanation, FlowList, KillReport, KillRequest, ReloadReport, Status};
+use super::api::{BarReport, ExplainRequest, Explanation, FlowList, KillReport, KillRequest, ReloadReport, Status};
 use super::peer::{MaybePeer, Peer};
 use super::server::{Context, router};
 use super::shards::Shards;
@@ -144,14 +144,17 @@ async fn who_may_do_what() {
         assert!(server.post::<Explanation>("/v1/explain", question).await.is_ok());
 
         let killed = server.post::<KillReport>("/v1/kill", json!({ "flow": 7 })).await;
+        let barred = server.post::<BarReport>("/v1/bar", json!({ "device": "ann-laptop" })).await;
         let reloaded = server.post::<ReloadReport>("/v1/reload", Value::Null).await;
         if may_change {
+            assert_eq!(barred.unwrap(), BarReport { device: "ann-laptop".to_owned(), known: true, judged: true });
             assert_eq!(killed.unwrap(), KillReport { killed: 1 });
             assert!(reloaded.is_ok());
-            assert_eq!(*server.told.lock().unwrap(), ["kill", "rejudge"]);
+            assert_eq!(*server.told.lock().unwrap(), ["kill", "rejudge", "rejudge"]);
         } else {
             assert!(matches!(killed, Err(ClientError::Forbidden(_))), "uid {uid:?}");
             assert!(matches!(reloaded, Err(ClientError::Forbidden(_))), "uid {uid:?}");
+            assert!(matches!(barred, Err(ClientError::Forbidden(_))), "uid {uid:?}");
             assert!(server.told.lock().unwrap().is_empty());
             assert_eq!(server.get::<Status>("/v1/status").await.unwrap().revision, 1);
         }

@@ -69,41 +69,74 @@ fn show(args: &DeviceNameArgs) -> Done {
 fn revoke(args: &DeviceNameArgs) -> Done {
     let config = load_config(&args.config.path)?;
     let store = reported(Store::open(&config))?;
-    if known(&store.directory, &args.name)?.revoked {
-        return Ok(unchanged(args, "is revoked already"));
+    if known_or_barred(&store.directory, &args.name, &config)?.revoked {
+        return Ok(settled(args, "is revoked already", false, &config));
     }
     let text = edit::set(&store.text, "devices", &args.name, "revoked", "true");
     reported(text.map_err(|source| store.not_edited(source)).and_then(|text| store.replace(&text)))?;
-    Ok(changed(args, "revoked", &config))
+    Ok(settled(args, "revoked", true, &config))
 }
 
 fn remove(args: &DeviceNameArgs) -> Done {
     let config = load_config(&args.config.path)?;
     let store = reported(Store::open(&config))?;
-    known(&store.directory, &args.name)?;
+    known_or_barred(&store.directory, &args.name, &config)?;
     let text = edit::remove(&store.text, "devices", &args.name);
     reported(text.map_err(|source| store.not_edited(source)).and_then(|text| store.replace(&text)))?;
-    Ok(changed(args, "removed", &config))
+    Ok(settled(args, "removed", true, &config))
 }
 
-fn changed(args: &DeviceNameArgs, what: &str, config: &Config) -> ExitStatus {
+/// The file says what it should: now the running gateway must go by it.
+fn settled(args: &DeviceNameArgs, what: &str, changed: bool, config: &Config) -> ExitStatus {
     say(&format!("{} {what}", args.name));
-    let reloaded = reload(config);
+    let taken = take_away(config, &args.name);
     if !args.json {
-        return reloaded;
+        return taken;
     }
-    let printed = print(&json!({ "device": args.name, "changed": true }).to_string());
-    if printed == ExitStatus::Done { reloaded } else { printed }
+    let printed =
+        print(&json!({ "device": args.name, "changed": changed, "in_force": taken == ExitStatus::Done }).to_string());
+    if taken == ExitStatus::Done { printed } else { taken }
 }
 
-fn unchanged(args: &DeviceNameArgs, why: &str) -> ExitStatus {
-    say(&format!("{} {why}", args.name));
-    if args.json { print(&json!({ "device": args.name, "changed": false }).to_string()) } else { ExitStatus::Done }
+/// Has a running gateway load the directory, and bar `device` where it does not: a lost laptop must not keep its access
+/// because of a mistake in the policy.
+fn take_away(config: &Config, device: &str) -> ExitStatus {
+    let error = match client::reload(config) {
+        Err(error) if !matches!(error, client::ClientError::NotRunning(_)) => error,
+        loaded => return after_reload(config, loaded),
+    };
+    let status = error.report();
+    match client::bar(config, device) {
+        Ok(report) => {
+            let flows = if report.judged { "its flows have ended" } else { "not all of its flows have ended yet" };
+            say(&format!("{device} is barred in the running gateway now, {flows}"));
+            say("but the files are NOT in force: mend what is said above, then run `portcullis reload`");
+        }
+        Err(client::ClientError::NotRunning(_)) => say("the gateway has stopped; it takes effect when it starts"),
+        Err(error) => say(&format!("{device} is STILL ADMITTED: {error}")),
+    }
+    status
+}
+
+/// Like [`known`]; a device that only the running gateway knows is barred there.
+fn known_or_barred<'d>(directory: &'d Directory, name: &str, config: &Config) -> Result<&'d Device, ExitStatus> {
+    known(directory, name).inspect_err(|_| match client::bar(config, name) {
+        Ok(report) if report.known => {
+            say(&format!("the running gateway had {name:?} from an earlier load, and bars it now"));
+        }
+        // Nobody admits it, or nobody runs: there is nothing to take away.
+        Ok(_) | Err(client::ClientError::NotRunning(_)) => {}
+        Err(error) => say(&format!("whether the running gateway admits {name:?} is not known: {error}")),
+    })
 }
 
 /// Has a running gateway take the new directory at once. One that does not run is no failure.
 fn reload(config: &Config) -> ExitStatus {
-    match client::reload(config) {
+    after_reload(config, client::reload(config))
+}
+
+fn after_reload(config: &Config, loaded: Result<Vec<String>, client::ClientError>) -> ExitStatus {
+    match loaded {
         Ok(changes) => {
             for change in changes {
                 say(&change);
