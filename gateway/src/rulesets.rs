@@ -119,7 +119,7 @@ impl Rulesets {
             let file = self.config.policy.display().to_string();
             Err(ReloadError {
                 revision,
-                problems: vec![Problem { file, line: None, column: None, path: String::new(), message }],
+                problems: vec![Problem { file, line: None, column: None, path: String::new(), message, denied: false }],
                 barred: Vec::new(),
             })
         })
@@ -140,7 +140,7 @@ impl Rulesets {
         let result = compiled.await.unwrap_or_else(|panic| {
             let message = format!("could not be compiled: {panic}");
             let file = self.config.policy.display().to_string();
-            Err(vec![Problem { file, line: None, column: None, path: String::new(), message }])
+            Err(vec![Problem { file, line: None, column: None, path: String::new(), message, denied: false }])
         });
         match result {
             Ok((texts, snapshot)) => {
@@ -308,6 +308,7 @@ fn in_file(path: &Path, problems: Vec<json::Problem>) -> Vec<Problem> {
         column: Some(problem.place.column),
         path: problem.place.path,
         message: problem.message,
+        denied: false,
     };
     problems.into_iter().map(place).collect()
 }
@@ -334,6 +335,7 @@ fn read(path: &Path) -> Result<String, Problem> {
         column: None,
         path: String::new(),
         message: error.to_string(),
+        denied: error.is_denied(),
     })
 }
 

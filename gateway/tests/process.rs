@@ -123,7 +123,12 @@ fn a_life() {
     assert_eq!((code, &status["revision"], &status["pid"]), (0, &1.into(), &gateway.child.id().into()));
     assert_eq!(lab.run(&["flows"]).0, 0);
     assert_eq!(lab.run(&["kill", "--user", "ann"]).0, 0);
+    assert_eq!(lab.run(&["kill", "--device", "ann-laptop"]).0, 0);
     assert_eq!(lab.run(&["kill", "--flow", "1"]).0, 1);
+    for stranger in [["kill", "--user", "eve"], ["kill", "--device", "ann"]] {
+        let (code, _, err) = lab.run(&stranger);
+        assert!(code == 1 && err.contains(stranger[2]), "{stranger:?}: {code} {err}");
+    }
 
     let (code, _, err) = lab.run(&["run"]);
     assert_eq!(code, 1);
@@ -193,6 +198,20 @@ fn bad_files_keep_it_from_starting() {
     fs::set_permissions(lab.path("state/wireguard.key"), Permissions::from_mode(0o644)).unwrap();
     let (code, _, err) = lab.run(&["run"]);
     assert_eq!(code, 78, "a key that others can read: {err}");
+    fs::set_permissions(lab.path("state/wireguard.key"), Permissions::from_mode(0o600)).unwrap();
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let toml = fs::read_to_string(lab.path("gateway.toml")).unwrap();
+    let listen = toml.lines().find(|line| line.starts_with("listen")).unwrap();
+    lab.write("gateway.toml", &toml.replace(listen, &format!("listen = \"{address}\"")));
+    let (code, _, err) = lab.run(&["run"]);
+    assert_eq!(code, 1, "{err}");
+    assert_eq!(err.matches("in use").count(), 1, "each cause is said once: {err}");
+    fs::remove_file(lab.path("gateway.toml")).unwrap();
+    for verb in [&["run"][..], &["check"], &["status"]] {
+        let (code, _, err) = lab.run(verb);
+        assert!(code == 78 && err.contains("`portcullis init`") && err.contains("--config"), "{verb:?}: {err}");
+    }
     assert!(!lab.path("control.sock").exists());
 }
 
@@ -200,7 +219,8 @@ fn bad_files_keep_it_from_starting() {
 fn explain_with_and_without_a_gateway() {
     let lab = Lab::new();
     let question = ["policy", "explain", "--device", "ann-laptop", "--to", "10.0.0.1:22/tcp"];
-    assert_eq!(lab.run(&question).0, 69);
+    let (code, _, err) = lab.run(&question);
+    assert!(code == 69 && err.contains("--policy FILE"), "{err}");
     let other = lab.path("other.json");
     lab.write("other.json", &POLICY.replace("allow", "deny"));
     let offline = [&question[..], &["--policy", other.to_str().unwrap()]].concat();

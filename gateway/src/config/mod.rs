@@ -28,7 +28,13 @@ impl Config {
     /// Every problem at once, in the order of the file.
     pub fn load(path: &Path) -> Result<Self, Vec<ConfigProblem>> {
         let unreadable = |error: files::ReadError| {
-            vec![ConfigProblem { file: path.to_owned(), place: None, key: String::new(), error: error.into() }]
+            let error = match error {
+                files::ReadError::Io(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                    ConfigError::NoFile(source.into())
+                }
+                error => error.into(),
+            };
+            vec![ConfigProblem { file: path.to_owned(), place: None, key: String::new(), error }]
         };
         let text = files::read_text(path).map_err(unreadable)?;
         // Later changes of the working directory must not change what the paths mean.

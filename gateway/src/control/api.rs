@@ -283,6 +283,9 @@ pub struct Problem {
     pub path: String,
     /// What is wrong.
     pub message: String,
+    /// The file could not be read for want of permission. Not part of the JSON: it concerns who asks, not the file.
+    #[serde(skip)]
+    pub denied: bool,
 }
 
 impl fmt::Display for Problem {

@@ -259,6 +259,16 @@ async fn kill(
     }
     let filter = FlowFilter { id: request.flow, device: request.device, user: request.user, to: None };
     let killed = context.shards.kill(&filter).await?;
+    if killed == 0 {
+        // A misspelt name must not look like one that has no flows.
+        let directory = &context.rulesets.current().directory;
+        if let Some(name) = filter.device.as_ref().filter(|name| directory.device(name).is_none()) {
+            return Err(ExplainError::UnknownDevice(name.clone()).into());
+        }
+        if let Some(name) = filter.user.as_ref().filter(|name| directory.user(name).is_none()) {
+            return Err(ExplainError::UnknownUser(name.clone()).into());
+        }
+    }
     tracing::info!(
         uid = peer.uid,
         flow = filter.id,
