@@ -135,7 +135,7 @@ impl Rulesets {
         let compiled = tokio::task::spawn_blocking(move || {
             let texts = Texts::read(&config)?;
             let snapshot = compile(&config, own_key, &texts, own, next, Timestamp::now())?;
-            Ok((texts, snapshot))
+            Ok((texts, snapshot, needs_restart(&config)))
         });
         let result = compiled.await.unwrap_or_else(|panic| {
             let message = format!("could not be compiled: {panic}");
@@ -143,14 +143,17 @@ impl Rulesets {
             Err(vec![Problem { file, line: None, column: None, path: String::new(), message, denied: false }])
         });
         match result {
-            Ok((texts, snapshot)) => {
+            Ok((texts, snapshot, warning)) => {
                 let changes = loaded.changes_to(&texts);
                 *loaded = texts;
                 self.remember(Vec::new());
                 self.publish.send_replace(Arc::new(snapshot));
                 let judged = self.judge_again().await;
+                if let Some(warning) = &warning {
+                    tracing::warn!("{warning}");
+                }
                 tracing::info!(revision = next.0, changes = summary(&changes), judged, "policy and directory loaded");
-                Ok(ReloadReport { revision: next.0, changes, judged })
+                Ok(ReloadReport { revision: next.0, changes, judged, warnings: warning.into_iter().collect() })
             }
             Err(problems) => {
                 let revision = before.ruleset.revision().0;
@@ -313,6 +316,16 @@ fn in_file(path: &Path, problems: Vec<json::Problem>) -> Vec<Problem> {
     problems.into_iter().map(place).collect()
 }
 
+/// That a reload is not all it takes, when the static configuration is another one than at the start.
+fn needs_restart(config: &Config) -> Option<String> {
+    let source = config.source.display();
+    match files::read_text(&config.source) {
+        Ok(text) if *text == *config.text => None,
+        Ok(_) => Some(format!("{source} has changed since the start; that needs a restart")),
+        Err(error) => Some(format!("{source} {error}; the next start needs it")),
+    }
+}
+
 impl Texts {
     fn read(config: &Config) -> Result<Self, Vec<Problem>> {
         match (read(&config.policy), read(&config.directory)) {
@@ -390,6 +403,13 @@ mod tests {
         let report = rulesets.reload().await.unwrap();
         assert_eq!((report.revision, lines(&report).len()), (3, 0), "the same bytes are judged by again");
         assert_eq!(told.lock().unwrap().len(), 2);
+
+        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+        std::fs::write(&files.config.source, format!("{}# new\n", files.config.text)).unwrap();
+        let warnings = rulesets.reload().await.unwrap().warnings;
+        assert!(matches!(&warnings[..], [one] if one.ends_with("that needs a restart")), "{warnings:?}");
+        std::fs::remove_file(&files.config.source).unwrap();
+        assert_eq!(rulesets.reload().await.unwrap().warnings.len(), 1);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! The client side of the control socket.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::net::UnixStream;
 
 use super::ExitStatus;
 use crate::config::Config;
-use crate::control::api::{BarReport, BarRequest, ErrorBody, Problem, ReloadReport};
+use crate::control::api::{BarReport, BarRequest, DeviceInForce, ErrorBody, Problem, ReloadReport};
 
 /// How long the gateway has to answer. Longer than it gives a request itself.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -128,6 +129,12 @@ pub fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<Answered<T>
 pub fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<Answered<T>, ClientError> {
     let body = serde_json::to_vec(body).map_err(|source| broken(socket, source))?;
     call(socket, Method::POST, path, Some(body))
+}
+
+/// Which devices the running gateway has in force, and whether it admits them.
+pub fn devices(config: &Config) -> Result<BTreeMap<String, bool>, ClientError> {
+    let devices = get::<Vec<DeviceInForce>>(&config.control, "/v1/devices")?.value;
+    Ok(devices.into_iter().map(|device| (device.device, device.admitted)).collect())
 }
 
 /// Has the running gateway bar `device` until it loads the directory again.

@@ -55,7 +55,7 @@ impl Config {
     /// Every problem at once, in the order of the file.
     pub fn resolve(text: &str, source: &Path, cores: usize) -> Result<Self, Vec<ConfigProblem>> {
         let (file, mut findings) = file::read(text);
-        let config = resolve::resolve(file, source, cores, &mut findings);
+        let config = resolve::resolve(text, file, source, cores, &mut findings);
         if findings.is_empty() { Ok(config) } else { Err(findings.into_problems(source)) }
     }
 }

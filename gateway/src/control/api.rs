@@ -174,6 +174,18 @@ pub struct ReloadReport {
     pub changes: Vec<Change>,
     /// Whether every live flow has been judged again. `false`: a shard is slow, and will.
     pub judged: bool,
+    /// What the caller may have meant and did not get.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// An element of `GET /v1/devices`: a device of the directory in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInForce {
+    /// Its name.
+    pub device: String,
+    /// Whether it may do anything at all.
+    pub admitted: bool,
 }
 
 /// `POST /v1/bar`.

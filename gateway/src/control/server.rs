@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::api::{
-    BarReport, BarRequest, ErrorBody, ExplainRequest, Explanation, FlowList, FlowsQuery, KillReport, KillRequest,
-    MAX_FLOWS_LISTED, Onramp, Peer, Problem, ReloadReport, ShardStatus, Status,
+    BarReport, BarRequest, DeviceInForce, ErrorBody, ExplainRequest, Explanation, FlowList, FlowsQuery, KillReport,
+    KillRequest, MAX_FLOWS_LISTED, Onramp, Peer, Problem, ReloadReport, ShardStatus, Status,
 };
 use super::peer::Admin;
 use super::shards::{Shards, Unanswered};
@@ -131,6 +131,7 @@ impl<T: DeserializeOwned> FromRequest<Context> for Body<T> {
 pub fn router(context: Context) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/devices", get(devices))
         .route("/v1/flows", get(flows))
         .route("/v1/reload", post(reload))
         .route("/v1/bar", post(bar))
@@ -198,6 +199,17 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
             })
             .collect(),
     }))
+}
+
+async fn devices(State(context): State<Context>) -> Json<Vec<DeviceInForce>> {
+    let (snapshot, now) = (context.rulesets.current(), Timestamp::now());
+    let in_force = |device: &Arc<crate::directory::Device>| DeviceInForce {
+        device: device.identity.device.to_string(),
+        admitted: device.usable_at(now),
+    };
+    let mut devices: Vec<_> = snapshot.directory.devices().map(in_force).collect();
+    devices.sort_by(|a, b| a.device.cmp(&b.device));
+    Json(devices)
 }
 
 async fn flows(

@@ -4,6 +4,7 @@ mod add;
 mod client_file;
 mod store;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
@@ -29,24 +30,32 @@ pub fn run(command: DeviceCommand) -> ExitStatus {
     done.unwrap_or_else(|status| status)
 }
 
+/// Devices of the running gateway, and whether it admits them.
+type InForce = BTreeMap<String, bool>;
+
 /// A status says that the reason was printed.
 type Done = Result<ExitStatus, ExitStatus>;
 
 fn list(args: &DeviceListArgs) -> Done {
     let config = load_config(&args.config.path)?;
     let directory = reported(store::load(&config))?;
-    Ok(print(&if args.json {
-        list_json(&directory, Timestamp::now())
-    } else {
-        list_text(&directory, Timestamp::now())
-    }))
+    // Without a gateway that answers, the file is all there is to tell.
+    let in_force = client::devices(&config).ok();
+    for (name, _) in in_force.iter().flatten().filter(|(name, admitted)| **admitted && directory.device(name).is_none())
+    {
+        say(&format!("{name:?} is not in the file any more, but the running gateway STILL ADMITS it"));
+    }
+    let now = Timestamp::now();
+    let list = if args.json { list_json } else { list_text };
+    Ok(print(&list(&directory, in_force.as_ref(), now)))
 }
 
 fn show(args: &DeviceNameArgs) -> Done {
     let config = load_config(&args.config.path)?;
     let directory = reported(store::load(&config))?;
     let device = known(&directory, &args.name)?;
-    let json = to_json(device, Timestamp::now());
+    let in_force = client::devices(&config).ok();
+    let json = to_json(device, admitted(in_force.as_ref(), device), Timestamp::now());
     if args.json {
         return Ok(print(&json.to_string()));
     }
@@ -183,14 +192,14 @@ fn sorted(directory: &Directory) -> Vec<&Device> {
     devices
 }
 
-fn list_text(directory: &Directory, now: Timestamp) -> String {
+fn list_text(directory: &Directory, in_force: Option<&InForce>, now: Timestamp) -> String {
     let rows = sorted(directory).into_iter().map(|device| {
         let networks = device.networks.iter().map(ToString::to_string);
         let known_by: Vec<String> = device.addresses.iter().map(ToString::to_string).chain(networks).collect();
         [
             device.identity.device.to_string(),
             device.identity.user.to_string(),
-            state(device, now).to_owned(),
+            with_running(state(device, now), admitted(in_force, device)),
             known_by.join(","),
             device.expires.map_or_else(|| "-".to_owned(), |expires| expires.to_string()),
         ]
@@ -198,17 +207,19 @@ fn list_text(directory: &Directory, now: Timestamp) -> String {
     table(["DEVICE", "USER", "STATE", "ADDRESSES", "EXPIRES"], rows)
 }
 
-fn list_json(directory: &Directory, now: Timestamp) -> String {
-    Value::Array(sorted(directory).into_iter().map(|device| to_json(device, now)).collect()).to_string()
+fn list_json(directory: &Directory, in_force: Option<&InForce>, now: Timestamp) -> String {
+    let json = |device| to_json(device, admitted(in_force, device), now);
+    Value::Array(sorted(directory).into_iter().map(json).collect()).to_string()
 }
 
 /// A device as people may see it: whether there is a preshared key, never which.
-fn to_json(device: &Device, now: Timestamp) -> Value {
+fn to_json(device: &Device, admitted: Option<bool>, now: Timestamp) -> Value {
     json!({
         "device": &*device.identity.device,
         "user": &*device.identity.user,
         "groups": device.identity.groups.iter().map(|group| &**group).collect::<Vec<_>>(),
         "state": state(device, now),
+        "admitted": admitted,
         "public_key": device.public_key.as_ref().map(encode_key),
         "preshared_key": device.preshared_key.is_some(),
         "addresses": device.addresses,
@@ -216,6 +227,20 @@ fn to_json(device: &Device, now: Timestamp) -> Value {
         "expires": device.expires,
         "posture": device.identity.posture,
     })
+}
+
+/// Whether the running gateway admits the device; `None` when none answers.
+fn admitted(in_force: Option<&InForce>, device: &Device) -> Option<bool> {
+    in_force.map(|devices| devices.get(&*device.identity.device).copied().unwrap_or(false))
+}
+
+/// The state in the file, and where the running gateway goes by another.
+fn with_running(state: &str, admitted: Option<bool>) -> String {
+    match (state == "active", admitted) {
+        (true, Some(false)) => format!("{state}, not yet in force"),
+        (false, Some(true)) => format!("{state}, STILL ADMITTED"),
+        _ => state.to_owned(),
+    }
 }
 
 fn state(device: &Device, now: Timestamp) -> &'static str {
