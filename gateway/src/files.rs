@@ -25,6 +25,11 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// There is no such file.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// The caller may not read it, which says nothing about what is in it.
     pub fn is_denied(&self) -> bool {
         matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)

@@ -28,12 +28,7 @@ impl Config {
     /// Every problem at once, in the order of the file.
     pub fn load(path: &Path) -> Result<Self, Vec<ConfigProblem>> {
         let unreadable = |error: files::ReadError| {
-            let error = match error {
-                files::ReadError::Io(source) if source.kind() == std::io::ErrorKind::NotFound => {
-                    ConfigError::NoFile(source.into())
-                }
-                error => error.into(),
-            };
+            let error = if error.is_missing() { ConfigError::NoFile(error) } else { error.into() };
             vec![ConfigProblem { file: path.to_owned(), place: None, key: String::new(), error }]
         };
         let text = files::read_text(path).map_err(unreadable)?;

@@ -122,7 +122,13 @@ fn take_away(config: &Config, device: &str) -> ExitStatus {
             say("but the files are NOT in force: mend what is said above, then run `portcullis reload`");
         }
         Err(client::ClientError::NotRunning(_)) => say("the gateway has stopped; it takes effect when it starts"),
-        Err(error) => say(&format!("{device} is STILL ADMITTED: {error}")),
+        // Whoever may not change anything may still see; without an answer the worse is said.
+        Err(error) => match client::devices(config).map(|devices| devices.get(device).copied().unwrap_or(false)) {
+            Ok(false) => {
+                say(&format!("the running gateway does not admit {device}, but was not told to load the file"))
+            }
+            Ok(true) | Err(_) => say(&format!("{device} is STILL ADMITTED: {error}")),
+        },
     }
     status
 }
