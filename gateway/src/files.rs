@@ -24,6 +24,18 @@ pub enum ReadError {
     NotUtf8(usize),
 }
 
+impl ReadError {
+    /// There is no such file.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// The caller may not read it, which says nothing about what is in it.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 /// Reads a whole text file through one descriptor, so that a rename in between cannot mix two versions.
 pub fn read_text(path: &Path) -> Result<String, ReadError> {
     // Opened without waiting, so that a named pipe in the place of a file is an error and not a hang.

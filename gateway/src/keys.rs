@@ -37,6 +37,13 @@ pub enum KeyError {
     LowOrder,
 }
 
+impl KeyFileError {
+    /// The caller may not read it, which says nothing about what is in it.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.is_denied())
+    }
+}
+
 /// Why a private key file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {

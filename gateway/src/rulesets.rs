@@ -10,7 +10,7 @@ use portcullis_policy::{Context, KnownDevice, KnownUser, Revision, Ruleset, json
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::control::api::{Change, LastReload, Problem, ReloadReport};
+use crate::control::api::{BarReport, Change, LastReload, Problem, ReloadReport};
 use crate::control::changes;
 use crate::control::shards::Shards;
 use crate::directory::{Device, Directory, DirectoryContext};
@@ -25,6 +25,8 @@ pub struct ReloadError {
     pub revision: u64,
     /// What is wrong, with places.
     pub problems: Vec<Problem>,
+    /// Devices barred all the same, because the new directory is sound and takes their access away.
+    pub barred: Vec<String>,
 }
 
 /// Holds the snapshot in force and publishes it to the shards.
@@ -103,6 +105,9 @@ impl Rulesets {
     ///
     /// It goes on to its end when the future is dropped, so that a caller who hangs up leaves nothing half done.
     ///
+    /// Only the taking away of access does not wait for a sound policy: the devices that a sound new directory removes
+    /// or disables are barred even when the policy beside it is refused.
+    ///
     /// # Errors
     ///
     /// Every problem of both files.
@@ -114,7 +119,8 @@ impl Rulesets {
             let file = self.config.policy.display().to_string();
             Err(ReloadError {
                 revision,
-                problems: vec![Problem { file, line: None, column: None, path: String::new(), message }],
+                problems: vec![Problem { file, line: None, column: None, path: String::new(), message, denied: false }],
+                barred: Vec::new(),
             })
         })
     }
@@ -129,22 +135,25 @@ impl Rulesets {
         let compiled = tokio::task::spawn_blocking(move || {
             let texts = Texts::read(&config)?;
             let snapshot = compile(&config, own_key, &texts, own, next, Timestamp::now())?;
-            Ok((texts, snapshot))
+            Ok((texts, snapshot, needs_restart(&config)))
         });
         let result = compiled.await.unwrap_or_else(|panic| {
             let message = format!("could not be compiled: {panic}");
             let file = self.config.policy.display().to_string();
-            Err(vec![Problem { file, line: None, column: None, path: String::new(), message }])
+            Err(vec![Problem { file, line: None, column: None, path: String::new(), message, denied: false }])
         });
         match result {
-            Ok((texts, snapshot)) => {
+            Ok((texts, snapshot, warning)) => {
                 let changes = loaded.changes_to(&texts);
                 *loaded = texts;
                 self.remember(Vec::new());
                 self.publish.send_replace(Arc::new(snapshot));
                 let judged = self.judge_again().await;
+                if let Some(warning) = &warning {
+                    tracing::warn!("{warning}");
+                }
                 tracing::info!(revision = next.0, changes = summary(&changes), judged, "policy and directory loaded");
-                Ok(ReloadReport { revision: next.0, changes, judged })
+                Ok(ReloadReport { revision: next.0, changes, judged, warnings: warning.into_iter().collect() })
             }
             Err(problems) => {
                 let revision = before.ruleset.revision().0;
@@ -154,9 +163,64 @@ impl Rulesets {
                 tracing::error!(problems = problems.len(), "reload refused, revision {revision} stays in force");
                 self.failures.fetch_add(1, Ordering::Relaxed);
                 self.remember(problems.clone());
-                Err(ReloadError { revision, problems })
+                let barred = self.bar_losers(&before).await;
+                Err(ReloadError { revision, problems, barred })
             }
         }
+    }
+
+    /// Bars the devices that the directory file, sound by itself, gives no access any more. Returns their names.
+    async fn bar_losers(&self, before: &Snapshot) -> Vec<String> {
+        let (config, own_key) = (Arc::clone(&self.config), self.own_key);
+        let parsed = tokio::task::spawn_blocking(move || {
+            let text = read(&config.directory).ok()?;
+            Directory::parse(&text, &DirectoryContext::new(&config, own_key)).ok()
+        });
+        // A directory that is not sound says nothing about anybody.
+        let Ok(Some(next)) = parsed.await else { return Vec::new() };
+        let losers = before.directory.losing_access(&next, Timestamp::now());
+        let mut directory = Arc::clone(&before.directory);
+        for name in &losers {
+            tracing::warn!(device = %name, "barred: the directory takes its access away, whatever the policy beside it");
+            directory = directory.barring(name).map_or(directory, Arc::new);
+        }
+        if !losers.is_empty() {
+            self.publish_directory(before, directory);
+            self.judge_again().await;
+        }
+        losers.iter().map(ToString::to_string).collect()
+    }
+
+    /// Disables a device in what is in force, until a later load replaces the directory. Returns when live flows have
+    /// been judged. It goes on to its end when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The task did not come to its end.
+    pub async fn bar(self: &Arc<Self>, device: String) -> Result<BarReport, tokio::task::JoinError> {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let _swap = this.loaded.lock().await;
+            let before = this.current();
+            let known = before.directory.device(&device).map(|device| device.disabled);
+            if known == Some(false)
+                && let Some(directory) = before.directory.barring(&device)
+            {
+                this.publish_directory(&before, Arc::new(directory));
+            }
+            // Again when it was barred before, too: the caller wants to know that its flows have ended.
+            let judged = known.is_none() || this.judge_again().await;
+            BarReport { device, known: known.is_some(), judged }
+        })
+        .await
+    }
+
+    fn publish_directory(&self, before: &Snapshot, directory: Arc<Directory>) {
+        self.publish.send_replace(Arc::new(Snapshot {
+            ruleset: Arc::clone(&before.ruleset),
+            directory,
+            own_addresses: Arc::clone(&before.own_addresses),
+        }));
     }
 
     /// Publishes the host's addresses when they are others than before.
@@ -247,8 +311,19 @@ fn in_file(path: &Path, problems: Vec<json::Problem>) -> Vec<Problem> {
         column: Some(problem.place.column),
         path: problem.place.path,
         message: problem.message,
+        denied: false,
     };
     problems.into_iter().map(place).collect()
+}
+
+/// That a reload is not all it takes, when the static configuration is another one than at the start.
+fn needs_restart(config: &Config) -> Option<String> {
+    let source = config.source.display();
+    match files::read_text(&config.source) {
+        Ok(text) if *text == *config.text => None,
+        Ok(_) => Some(format!("{source} has changed since the start; that needs a restart")),
+        Err(error) => Some(format!("{source} {error}; the next start needs it")),
+    }
 }
 
 impl Texts {
@@ -273,6 +348,7 @@ fn read(path: &Path) -> Result<String, Problem> {
         column: None,
         path: String::new(),
         message: error.to_string(),
+        denied: error.is_denied(),
     })
 }
 
@@ -327,6 +403,13 @@ mod tests {
         let report = rulesets.reload().await.unwrap();
         assert_eq!((report.revision, lines(&report).len()), (3, 0), "the same bytes are judged by again");
         assert_eq!(told.lock().unwrap().len(), 2);
+
+        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+        std::fs::write(&files.config.source, format!("{}# new\n", files.config.text)).unwrap();
+        let warnings = rulesets.reload().await.unwrap().warnings;
+        assert!(matches!(&warnings[..], [one] if one.ends_with("that needs a restart")), "{warnings:?}");
+        std::fs::remove_file(&files.config.source).unwrap();
+        assert_eq!(rulesets.reload().await.unwrap().warnings.len(), 1);
     }
 
     #[tokio::test]
@@ -371,6 +454,71 @@ mod tests {
         files.write_directory(DIRECTORY);
         assert_eq!(rulesets.reload().await.unwrap().revision, 2);
         assert!(rulesets.last_reload().ok);
+    }
+
+    #[tokio::test]
+    async fn a_barred_device_stays_so_until_a_load_is_taken() {
+        let files = Files::new();
+        let rulesets = files.rulesets();
+        let shard = FakeShard::default();
+        let told = Arc::clone(&shard.told);
+        rulesets.attach(Shards::from_parts([shard.start()]));
+        let before = rulesets.current();
+        let disabled = |name: &str| rulesets.current().directory.device(name).unwrap().disabled;
+        let behind = |address: &str| {
+            let snapshot = rulesets.current();
+            snapshot.directory.device_by_network(address.parse().unwrap()).unwrap().disabled
+        };
+        assert!(!disabled("ann-laptop"));
+
+        files.write_policy("{");
+        let report = rulesets.bar("ann-laptop".to_owned()).await.unwrap();
+        assert_eq!(report, BarReport { device: "ann-laptop".to_owned(), known: true, judged: true });
+        assert!(disabled("ann-laptop") && behind("192.168.7.1"));
+        assert_eq!(*told.lock().unwrap(), ["rejudge"]);
+        assert!(Arc::ptr_eq(&before.ruleset, &rulesets.current().ruleset), "the policy is the same");
+        assert!(rulesets.bar("ann-laptop".to_owned()).await.unwrap().judged);
+        assert_eq!(told.lock().unwrap().len(), 2, "asked twice, judged twice");
+        assert!(!rulesets.bar("nobody".to_owned()).await.unwrap().known);
+
+        rulesets.set_own_addresses(["198.51.100.1".parse().unwrap()].into()).await;
+        rulesets.reload().await.unwrap_err();
+        assert!(disabled("ann-laptop"), "neither new addresses nor a refused load lift it");
+
+        files.write_policy(POLICY);
+        rulesets.reload().await.unwrap();
+        assert!(!disabled("ann-laptop") && !behind("192.168.7.1"));
+    }
+
+    #[tokio::test]
+    async fn a_refused_load_takes_access_away_all_the_same() {
+        let user_disabled = DIRECTORY.replace("\"groups\": [\"eng\"] }", "\"groups\": [\"eng\"], \"disabled\": true }");
+        let revoked = DIRECTORY.replace("[\"192.168.7.0/24\"] }", "[\"192.168.7.0/24\"], \"revoked\": true }");
+        let removed = r#"{ "users": {}, "devices": {} }"#.to_owned();
+        for directory in [user_disabled, revoked, removed] {
+            let files = Files::new();
+            let rulesets = files.rulesets();
+            let shard = FakeShard::default();
+            let told = Arc::clone(&shard.told);
+            rulesets.attach(Shards::from_parts([shard.start()]));
+            files.write_policy("{");
+            files.write_directory(&directory);
+            let error = rulesets.reload().await.unwrap_err();
+            assert_eq!((error.revision, error.barred), (1, vec!["ann-laptop".to_owned()]), "{directory}");
+            assert!(rulesets.current().directory.device("ann-laptop").unwrap().disabled);
+            assert_eq!(*told.lock().unwrap(), ["rejudge"]);
+            assert!(rulesets.reload().await.unwrap_err().barred.is_empty(), "nothing is left to take away");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_load_gives_nobody_access() {
+        let files = Files::new();
+        let rulesets = files.rulesets();
+        files.write_policy("{");
+        files.write_directory(&DIRECTORY.replace("\"disabled\": true", "\"disabled\": false"));
+        assert!(rulesets.reload().await.unwrap_err().barred.is_empty());
+        assert!(rulesets.current().directory.device("bob-phone").unwrap().disabled);
     }
 
     #[tokio::test]

@@ -123,7 +123,12 @@ fn a_life() {
     assert_eq!((code, &status["revision"], &status["pid"]), (0, &1.into(), &gateway.child.id().into()));
     assert_eq!(lab.run(&["flows"]).0, 0);
     assert_eq!(lab.run(&["kill", "--user", "ann"]).0, 0);
+    assert_eq!(lab.run(&["kill", "--device", "ann-laptop"]).0, 0);
     assert_eq!(lab.run(&["kill", "--flow", "1"]).0, 1);
+    for stranger in [["kill", "--user", "eve"], ["kill", "--device", "ann"]] {
+        let (code, _, err) = lab.run(&stranger);
+        assert!(code == 1 && err.contains(stranger[2]), "{stranger:?}: {code} {err}");
+    }
 
     let (code, _, err) = lab.run(&["run"]);
     assert_eq!(code, 1);
@@ -193,6 +198,20 @@ fn bad_files_keep_it_from_starting() {
     fs::set_permissions(lab.path("state/wireguard.key"), Permissions::from_mode(0o644)).unwrap();
     let (code, _, err) = lab.run(&["run"]);
     assert_eq!(code, 78, "a key that others can read: {err}");
+    fs::set_permissions(lab.path("state/wireguard.key"), Permissions::from_mode(0o600)).unwrap();
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let toml = fs::read_to_string(lab.path("gateway.toml")).unwrap();
+    let listen = toml.lines().find(|line| line.starts_with("listen")).unwrap();
+    lab.write("gateway.toml", &toml.replace(listen, &format!("listen = \"{address}\"")));
+    let (code, _, err) = lab.run(&["run"]);
+    assert_eq!(code, 1, "{err}");
+    assert_eq!(err.matches("in use").count(), 1, "each cause is said once: {err}");
+    fs::remove_file(lab.path("gateway.toml")).unwrap();
+    for verb in [&["run"][..], &["check"], &["status"]] {
+        let (code, _, err) = lab.run(verb);
+        assert!(code == 78 && err.contains("`portcullis init`") && err.contains("--config"), "{verb:?}: {err}");
+    }
     assert!(!lab.path("control.sock").exists());
 }
 
@@ -200,7 +219,8 @@ fn bad_files_keep_it_from_starting() {
 fn explain_with_and_without_a_gateway() {
     let lab = Lab::new();
     let question = ["policy", "explain", "--device", "ann-laptop", "--to", "10.0.0.1:22/tcp"];
-    assert_eq!(lab.run(&question).0, 69);
+    let (code, _, err) = lab.run(&question);
+    assert!(code == 69 && err.contains("--policy FILE"), "{err}");
     let other = lab.path("other.json");
     lab.write("other.json", &POLICY.replace("allow", "deny"));
     let offline = [&question[..], &["--policy", other.to_str().unwrap()]].concat();
@@ -217,6 +237,43 @@ fn explain_with_and_without_a_gateway() {
     assert_eq!(lab.run(&["policy", "explain", "--device", "ann-laptop", "--to", "10.0.0.1"]).0, 64);
     lab.write("other.json", "{");
     assert_eq!(lab.run(&offline).0, 78);
+    gateway.signal(Signal::SIGTERM);
+    assert_eq!(gateway.end().0, Some(0));
+}
+
+#[test]
+fn a_revoked_device_is_out_even_beside_a_broken_policy() {
+    let lab = Lab::new();
+    let gateway = lab.start();
+    lab.write("policy.json", "{");
+    for what in ["ann-laptop revoked", "ann-laptop is revoked already"] {
+        let (code, _, err) = lab.run(&["device", "revoke", "ann-laptop"]);
+        assert_eq!(code, 78, "{err}");
+        assert!(err.contains(what) && err.contains("policy.json:1:"), "{err}");
+        assert!(err.contains("ann-laptop is barred in the running gateway now, its flows have ended"), "{err}");
+        assert!(err.contains("NOT in force") && err.contains("`portcullis reload`"), "{err}");
+    }
+    let question = ["policy", "explain", "--device", "ann-laptop", "--to", "10.0.0.1:80/tcp"];
+    let (_, out, _) = lab.run(&question);
+    assert!(out.starts_with("deny: ann-laptop to "), "{out}");
+
+    // The file as it was: the next good load lifts the bar, and removal bars as well.
+    lab.write("directory.json", DIRECTORY);
+    lab.write("policy.json", POLICY);
+    assert_eq!(lab.run(&["reload"]).0, 0);
+    assert!(lab.run(&question).1.starts_with("allow: ann-laptop to "));
+    lab.write("policy.json", "{");
+    let (code, _, err) = lab.run(&["device", "remove", "ann-laptop"]);
+    assert_eq!(code, 78, "{err}");
+    assert!(err.contains("barred in the running gateway now"), "{err}");
+    assert!(lab.run(&question).1.starts_with("deny: ann-laptop to "));
+
+    lab.write("policy.json", POLICY);
+    lab.write("directory.json", DIRECTORY);
+    assert_eq!(lab.run(&["device", "revoke", "ann-laptop"]).0, 0);
+    let (code, _, err) = lab.run(&["device", "revoke", "ann-laptop"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("revoked already") && err.contains("in force"), "{err}");
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.end().0, Some(0));
 }

@@ -50,6 +50,8 @@ struct Problem {
     message: String,
     #[serde(skip)]
     text: String,
+    #[serde(skip)]
+    denied: bool,
 }
 
 /// Runs the verb.
@@ -59,7 +61,11 @@ pub fn run(args: CheckArgs) -> ExitStatus {
     }
     let mut report = check(&args.config.path);
     report.ok = report.problems.is_empty();
-    let status = if report.ok { ExitStatus::Done } else { ExitStatus::BadConfig };
+    let status = if report.ok {
+        ExitStatus::Done
+    } else {
+        ExitStatus::of_files(report.problems.iter().map(|problem| problem.denied))
+    };
     if args.json {
         let printed = print(&serde_json::to_string_pretty(&report).expect("a report is plain data"));
         return if printed == ExitStatus::Done { status } else { printed };
@@ -111,14 +117,14 @@ fn check(path: &Path) -> Report {
     let own_key = config.wireguard.as_ref().and_then(|wireguard| match PrivateKey::read_file(&wireguard.key_file) {
         Ok(key) => Some(key.public()),
         Err(error) => {
-            report.problems.push(whole_file(&wireguard.key_file, error.to_string()));
+            report.problems.push(whole_file(&wireguard.key_file, error.to_string(), error.is_denied()));
             None
         }
     });
     let directory = match Directory::load(&config.directory, &DirectoryContext::new(&config, own_key)) {
         Ok(directory) => directory,
         Err(DirectoryError::Read { path, source }) => {
-            report.problems.push(whole_file(&path, format!("{} {source}", path.display())));
+            report.problems.push(unread(&path, &source));
             report.warnings.push("the policy is not checked before there is a directory".to_owned());
             return report;
         }
@@ -128,11 +134,11 @@ fn check(path: &Path) -> Report {
             return report;
         }
     };
-    warn_about_directory(&config.directory, &directory, &mut report.warnings);
+    warn_about_directory(&config, &directory, &mut report.warnings);
     let text = match files::read_text(&config.policy) {
         Ok(text) => text,
         Err(error) => {
-            report.problems.push(whole_file(&config.policy, format!("{} {error}", config.policy.display())));
+            report.problems.push(unread(&config.policy, &error));
             return report;
         }
     };
@@ -165,7 +171,7 @@ fn check_policy_alone(config: &Config, report: &mut Report) {
     let text = match files::read_text(&config.policy) {
         Ok(text) => text,
         Err(error) => {
-            report.problems.push(whole_file(&config.policy, format!("{} {error}", config.policy.display())));
+            report.problems.push(unread(&config.policy, &error));
             return;
         }
     };
@@ -196,7 +202,20 @@ fn warn_about_config(config: &Config, warnings: &mut Vec<String>) {
     }
 }
 
-fn warn_about_directory(path: &Path, directory: &Directory, warnings: &mut Vec<String>) {
+fn warn_about_directory(config: &Config, directory: &Directory, warnings: &mut Vec<String>) {
+    let path = &config.directory;
+    if config.tun.is_none() {
+        let mut behind: Vec<&str> = directory
+            .devices()
+            .filter(|device| !device.networks.is_empty())
+            .map(|device| &*device.identity.device)
+            .collect();
+        behind.sort_unstable();
+        if !behind.is_empty() {
+            let (source, names) = (config.source.display(), behind.join(", "));
+            warnings.push(format!("{source} has no [tun] table, so nothing can come from the networks of {names}"));
+        }
+    }
     let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o007 != 0 && directory.devices().any(|device| device.preshared_key.is_some()) {
         let path = path.display();
@@ -221,6 +240,7 @@ fn of_config(problem: &ConfigProblem) -> Problem {
         path: problem.key.clone(),
         message: problem.error.to_string(),
         text: problem.to_string(),
+        denied: problem.is_denied(),
     }
 }
 
@@ -233,10 +253,15 @@ fn of_json(file: &Path, problem: json::Problem) -> Problem {
         column: Some(problem.place.column),
         path: problem.place.path,
         message: problem.message,
+        denied: false,
     }
 }
 
-fn whole_file(file: &Path, message: String) -> Problem {
+fn unread(file: &Path, error: &files::ReadError) -> Problem {
+    whole_file(file, format!("{} {error}", file.display()), error.is_denied())
+}
+
+fn whole_file(file: &Path, message: String, denied: bool) -> Problem {
     Problem {
         file: file.display().to_string(),
         line: None,
@@ -244,6 +269,7 @@ fn whole_file(file: &Path, message: String) -> Problem {
         path: String::new(),
         text: message.clone(),
         message,
+        denied,
     }
 }
 
@@ -312,6 +338,19 @@ mod tests {
         let found = problems(&path);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[1].contains("policy.json:1:"), "{found:?}");
+    }
+
+    #[test]
+    fn networks_without_a_tun_are_warned_about() {
+        let (dir, path) = files();
+        let text =
+            r#"{ "users": { "ann": {} }, "devices": { "site": { "user": "ann", "networks": ["192.168.7.0/24"] } } }"#;
+        fs::write(dir.path().join("directory.json"), text).unwrap();
+        let warned = || check(&path).warnings.iter().any(|warning| warning.ends_with("from the networks of site"));
+        assert!(warned());
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{text}\n[tun]\naddresses = [\"100.97.0.1/32\"]\n")).unwrap();
+        assert!(check(&path).problems.is_empty() && !warned());
     }
 
     #[test]

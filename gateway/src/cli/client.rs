@@ -1,5 +1,6 @@
 //! The client side of the control socket.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::net::UnixStream;
 
 use super::ExitStatus;
 use crate::config::Config;
-use crate::control::api::{ErrorBody, Problem, ReloadReport};
+use crate::control::api::{BarReport, BarRequest, DeviceInForce, ErrorBody, Problem, ReloadReport};
 
 /// How long the gateway has to answer. Longer than it gives a request itself.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,6 +42,8 @@ pub enum ClientError {
         error: String,
         /// Each problem.
         problems: Vec<Problem>,
+        /// Devices that were barred all the same.
+        barred: Vec<String>,
     },
     /// The gateway could not.
     #[error("{0}")]
@@ -95,9 +98,13 @@ impl ClientError {
         if let Self::Broken { source, .. } = self {
             let _ = writeln!(err, "  {source}");
         }
-        if let Self::Refused { problems, .. } = self {
+        if let Self::Refused { problems, barred, .. } = self {
             for problem in problems {
                 let _ = writeln!(err, "{problem}");
+            }
+            if !barred.is_empty() {
+                let _ =
+                    writeln!(err, "barred now, because the directory takes their access away: {}", barred.join(", "));
             }
         }
         self.exit()
@@ -122,6 +129,17 @@ pub fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<Answered<T>
 pub fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<Answered<T>, ClientError> {
     let body = serde_json::to_vec(body).map_err(|source| broken(socket, source))?;
     call(socket, Method::POST, path, Some(body))
+}
+
+/// Which devices the running gateway has in force, and whether it admits them.
+pub fn devices(config: &Config) -> Result<BTreeMap<String, bool>, ClientError> {
+    let devices = get::<Vec<DeviceInForce>>(&config.control, "/v1/devices")?.value;
+    Ok(devices.into_iter().map(|device| (device.device, device.admitted)).collect())
+}
+
+/// Has the running gateway bar `device` until it loads the directory again.
+pub fn bar(config: &Config, device: &str) -> Result<BarReport, ClientError> {
+    Ok(post(&config.control, "/v1/bar", &BarRequest { device: device.to_owned() })?.value)
 }
 
 /// Asks the running gateway to load policy and directory again; answers lines that say what changed.
@@ -151,10 +169,11 @@ fn call<T: DeserializeOwned>(
         let value = serde_json::from_slice(&bytes).map_err(|source| broken(socket, source))?;
         return Ok(Answered { text: String::from_utf8_lossy(&bytes).into_owned(), value });
     }
-    let ErrorBody { error, problems } = serde_json::from_slice(&bytes).map_err(|source| broken(socket, source))?;
+    let ErrorBody { error, problems, barred } =
+        serde_json::from_slice(&bytes).map_err(|source| broken(socket, source))?;
     Err(match status {
         StatusCode::FORBIDDEN => ClientError::Forbidden(error),
-        StatusCode::UNPROCESSABLE_ENTITY => ClientError::Refused { error, problems },
+        StatusCode::UNPROCESSABLE_ENTITY => ClientError::Refused { error, problems, barred },
         _ => ClientError::Failed(error),
     })
 }

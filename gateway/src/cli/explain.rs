@@ -40,7 +40,13 @@ pub fn run(args: ExplainArgs) -> ExitStatus {
         }
         None => match client::post::<Explanation>(&config.control, "/v1/explain", &question) {
             Ok(answer) => (answer.value, args.json.then_some(answer.text)),
-            Err(error) => return error.report(),
+            Err(error) => {
+                let status = error.report();
+                if status == ExitStatus::NotRunning {
+                    let _ = writeln!(io::stderr(), "to ask a policy file without a gateway: --policy FILE");
+                }
+                return status;
+            }
         },
     };
     print(&json.unwrap_or_else(|| page(&value)))
@@ -55,10 +61,10 @@ fn from_files(config: Config, question: &ExplainRequest) -> Result<Explanation, 
     let config = Arc::new(config);
     let now = Timestamp::now();
     let snapshot = rulesets::load(&config, None, own, now).map_err(|problems| {
-        for problem in problems {
+        for problem in &problems {
             let _ = writeln!(err, "{problem}");
         }
-        ExitStatus::BadConfig
+        ExitStatus::of_files(problems.iter().map(|problem| problem.denied))
     })?;
     let mut explanation = explain(&snapshot, &config, question, now).map_err(|error| {
         let _ = writeln!(err, "portcullis: {error}");

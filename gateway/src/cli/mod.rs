@@ -136,7 +136,7 @@ pub struct DeviceAddArgs {
     /// Add a preshared key
     #[arg(long)]
     pub preshared: bool,
-    /// A device behind the TUN, known by these networks instead of a key
+    /// A device behind the TUN, known by these networks instead of a key; takes all that follow, so put NAME first
     #[arg(long, value_name = "CIDR", num_args = 1.., value_parser = portcullis_policy::address::parse_net, conflicts_with_all = ["public_key", "preshared", "qr"])]
     pub networks: Vec<IpNet>,
     /// Draw the client file as a QR code too, on standard error

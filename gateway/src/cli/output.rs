@@ -7,7 +7,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use super::ExitStatus;
-use crate::config::Config;
+use crate::config::{Config, ConfigProblem};
 use crate::telemetry::escape;
 
 /// Prints `text`, which ends in a newline or gets one. A reader that went away is no failure.
@@ -28,10 +28,10 @@ pub fn print(text: &str) -> ExitStatus {
 pub fn load_config(path: &Path) -> Result<Config, ExitStatus> {
     Config::load(path).map_err(|problems| {
         let mut err = io::stderr().lock();
-        for problem in problems {
+        for problem in &problems {
             let _ = writeln!(err, "{problem}");
         }
-        ExitStatus::BadConfig
+        ExitStatus::of_files(problems.iter().map(ConfigProblem::is_denied))
     })
 }
 

@@ -1,5 +1,7 @@
 //! `portcullis reload`.
 
+use std::io::{self, Write as _};
+
 use super::output::{load_config, print};
 use super::{ExitStatus, ReloadArgs, client};
 use crate::control::api::ReloadReport;
@@ -12,7 +14,13 @@ pub fn run(args: ReloadArgs) -> ExitStatus {
     };
     match client::post::<ReloadReport>(&config.control, "/v1/reload", &()) {
         Ok(answer) if args.json => print(&answer.text),
-        Ok(answer) => print(&page(&answer.value)),
+        Ok(answer) => {
+            for warning in &answer.value.warnings {
+                // Nobody reads standard error: the exit status still tells.
+                let _ = writeln!(io::stderr(), "warning: {warning}");
+            }
+            print(&page(&answer.value))
+        }
         Err(error) => error.report(),
     }
 }
@@ -38,7 +46,7 @@ mod tests {
 
     #[test]
     fn pages() {
-        let mut report = ReloadReport { revision: 4, changes: Vec::new(), judged: true };
+        let mut report = ReloadReport { revision: 4, changes: Vec::new(), judged: true, warnings: Vec::new() };
         assert_eq!(page(&report), "revision 4 in force\nunchanged\n");
         let change = |kind: &str, name: &str, change: &str| Change {
             kind: kind.to_owned(),

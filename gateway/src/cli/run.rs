@@ -66,11 +66,11 @@ fn refused(error: &StartError) -> ExitStatus {
                 tracing::error!("{problem}");
             }
             tracing::error!("not started: a gateway without a good policy and directory would have to guess");
-            ExitStatus::BadConfig
+            ExitStatus::of_files(problems.iter().map(|problem| problem.denied))
         }
         StartError::Key(error) => {
             tracing::error!("{error}");
-            ExitStatus::BadConfig
+            ExitStatus::of_files([error.is_denied()])
         }
         StartError::Tun(TunError::NotPermitted { .. }) | StartError::Routes(RouteError::NotPermitted { .. }) => {
             tracing::error!("not started: {error}");

@@ -95,6 +95,7 @@ mod tests {
                     column: Some(9),
                     path: "rules[0].id".to_owned(),
                     message: "is missing".to_owned(),
+                    denied: false,
                 }],
             },
             peers: vec![Peer {

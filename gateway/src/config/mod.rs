@@ -28,7 +28,8 @@ impl Config {
     /// Every problem at once, in the order of the file.
     pub fn load(path: &Path) -> Result<Self, Vec<ConfigProblem>> {
         let unreadable = |error: files::ReadError| {
-            vec![ConfigProblem { file: path.to_owned(), place: None, key: String::new(), error: error.into() }]
+            let error = if error.is_missing() { ConfigError::NoFile(error) } else { error.into() };
+            vec![ConfigProblem { file: path.to_owned(), place: None, key: String::new(), error }]
         };
         let text = files::read_text(path).map_err(unreadable)?;
         // Later changes of the working directory must not change what the paths mean.
@@ -49,7 +50,7 @@ impl Config {
     /// Every problem at once, in the order of the file.
     pub fn resolve(text: &str, source: &Path, cores: usize) -> Result<Self, Vec<ConfigProblem>> {
         let (file, mut findings) = file::read(text);
-        let config = resolve::resolve(file, source, cores, &mut findings);
+        let config = resolve::resolve(text, file, source, cores, &mut findings);
         if findings.is_empty() { Ok(config) } else { Err(findings.into_problems(source)) }
     }
 }

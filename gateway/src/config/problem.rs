@@ -51,6 +51,13 @@ pub struct ConfigProblem {
     pub error: ConfigError,
 }
 
+impl ConfigProblem {
+    /// The caller may not read the file, which says nothing about what is in it.
+    pub fn is_denied(&self) -> bool {
+        matches!(&self.error, ConfigError::Read(error) if error.is_denied())
+    }
+}
+
 impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;
@@ -76,6 +83,9 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// There is no such file.
+    #[error("{0}; run `portcullis init`, or name it with --config")]
+    NoFile(ReadError),
     /// It is not TOML.
     #[error("{0}")]
     Syntax(String),

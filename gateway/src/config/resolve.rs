@@ -19,8 +19,8 @@ use crate::prefix::{is_network_itself, overlap};
 /// Bytes of `sun_path`, without the end mark (unix(7)).
 const SOCKET_PATH: usize = 107;
 
-/// Settles `file`, which was read from `source`. What is wrong goes to `findings`; the result counts only when they are empty.
-pub(super) fn resolve(file: File, source: &Path, cores: usize, findings: &mut Findings) -> Config {
+/// Settles `file`, which was read from `text`, the contents of `source`. What is wrong goes to `findings`; the result counts only when they are empty.
+pub(super) fn resolve(text: &str, file: File, source: &Path, cores: usize, findings: &mut Findings) -> Config {
     let base = source.parent().unwrap_or_else(|| Path::new(""));
     let state_dir = base.join(file.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/portcullis")));
     if findings.is_empty() && !file.has_onramp {
@@ -32,6 +32,7 @@ pub(super) fn resolve(file: File, source: &Path, cores: usize, findings: &mut Fi
     let offramps = offramps(file.offramps, findings);
     Config {
         source: source.to_owned(),
+        text: text.into(),
         directory: base.join(file.directory.unwrap_or_else(|| PathBuf::from("directory.json"))),
         policy: base.join(file.policy.unwrap_or_else(|| PathBuf::from("policy.json"))),
         control: control(file.control, base, findings),

@@ -16,6 +16,8 @@ pub const MAX_SHARDS: usize = 64;
 pub struct Config {
     /// The file it came from.
     pub source: PathBuf,
+    /// What that file said, to tell later that it has changed.
+    pub text: Arc<str>,
     /// `directory.json`.
     pub directory: PathBuf,
     /// `policy.json`.

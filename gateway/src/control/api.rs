@@ -174,6 +174,37 @@ pub struct ReloadReport {
     pub changes: Vec<Change>,
     /// Whether every live flow has been judged again. `false`: a shard is slow, and will.
     pub judged: bool,
+    /// What the caller may have meant and did not get.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// An element of `GET /v1/devices`: a device of the directory in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInForce {
+    /// Its name.
+    pub device: String,
+    /// Whether it may do anything at all.
+    pub admitted: bool,
+}
+
+/// `POST /v1/bar`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BarRequest {
+    /// The device to bar until the directory is loaded again.
+    pub device: String,
+}
+
+/// Answer to `POST /v1/bar`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BarReport {
+    /// The device.
+    pub device: String,
+    /// Whether the directory in force has it. One that it does not have is not admitted anyway.
+    pub known: bool,
+    /// Whether every live flow has been judged again. `false`: a shard is slow, and will.
+    pub judged: bool,
 }
 
 /// One difference between two loads.
@@ -264,6 +295,9 @@ pub struct Problem {
     pub path: String,
     /// What is wrong.
     pub message: String,
+    /// The file could not be read for want of permission. Not part of the JSON: it concerns who asks, not the file.
+    #[serde(skip)]
+    pub denied: bool,
 }
 
 impl fmt::Display for Problem {
@@ -287,4 +321,7 @@ pub struct ErrorBody {
     /// Each problem of a refused reload.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
+    /// Devices that a refused reload barred all the same: the new directory is sound and takes their access away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub barred: Vec<String>,
 }

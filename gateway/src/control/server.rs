@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::api::{
-    ErrorBody, ExplainRequest, Explanation, FlowList, FlowsQuery, KillReport, KillRequest, MAX_FLOWS_LISTED, Onramp,
-    Peer, Problem, ReloadReport, ShardStatus, Status,
+    BarReport, BarRequest, DeviceInForce, ErrorBody, ExplainRequest, Explanation, FlowList, FlowsQuery, KillReport,
+    KillRequest, MAX_FLOWS_LISTED, Onramp, Peer, Problem, ReloadReport, ShardStatus, Status,
 };
 use super::peer::Admin;
 use super::shards::{Shards, Unanswered};
@@ -79,7 +79,12 @@ pub enum ApiError {
         revision: u64,
         /// What is wrong.
         problems: Vec<Problem>,
+        /// Devices barred all the same.
+        barred: Vec<String>,
     },
+    /// A task of the gateway did not come to its end.
+    #[error("the gateway could not finish this: {0}")]
+    Unfinished(#[from] tokio::task::JoinError),
     /// The data plane did not answer.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
@@ -100,10 +105,12 @@ impl IntoResponse for ApiError {
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Refused { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Unanswered(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unfinished(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let error = self.to_string();
-        let problems = if let Self::Refused { problems, .. } = self { problems } else { Vec::new() };
-        (status, Json(ErrorBody { error, problems })).into_response()
+        let (problems, barred) =
+            if let Self::Refused { problems, barred, .. } = self { (problems, barred) } else { Default::default() };
+        (status, Json(ErrorBody { error, problems, barred })).into_response()
     }
 }
 
@@ -124,8 +131,10 @@ impl<T: DeserializeOwned> FromRequest<Context> for Body<T> {
 pub fn router(context: Context) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/devices", get(devices))
         .route("/v1/flows", get(flows))
         .route("/v1/reload", post(reload))
+        .route("/v1/bar", post(bar))
         .route("/v1/kill", post(kill))
         .route("/v1/explain", post(explain))
         .fallback(async || ApiError::NotFound)
@@ -192,6 +201,17 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
     }))
 }
 
+async fn devices(State(context): State<Context>) -> Json<Vec<DeviceInForce>> {
+    let (snapshot, now) = (context.rulesets.current(), Timestamp::now());
+    let in_force = |device: &Arc<crate::directory::Device>| DeviceInForce {
+        device: device.identity.device.to_string(),
+        admitted: device.usable_at(now),
+    };
+    let mut devices: Vec<_> = snapshot.directory.devices().map(in_force).collect();
+    devices.sort_by(|a, b| a.device.cmp(&b.device));
+    Json(devices)
+}
+
 async fn flows(
     State(context): State<Context>,
     query: Result<Query<FlowsQuery>, QueryRejection>,
@@ -218,8 +238,24 @@ async fn reload(Admin(peer): Admin, State(context): State<Context>) -> Result<Js
     tracing::info!(uid = peer.uid, "reload asked for over the control socket");
     match context.rulesets.reload().await {
         Ok(report) => Ok(Json(report)),
-        Err(ReloadError { revision, problems }) => Err(ApiError::Refused { revision, problems }),
+        Err(ReloadError { revision, problems, barred }) => Err(ApiError::Refused { revision, problems, barred }),
     }
+}
+
+async fn bar(
+    Admin(peer): Admin,
+    State(context): State<Context>,
+    Body(BarRequest { device }): Body<BarRequest>,
+) -> Result<Json<BarReport>, ApiError> {
+    let report = context.rulesets.bar(device).await?;
+    tracing::info!(
+        uid = peer.uid,
+        device = report.device,
+        known = report.known,
+        judged = report.judged,
+        "device barred"
+    );
+    Ok(Json(report))
 }
 
 async fn kill(
@@ -235,6 +271,16 @@ async fn kill(
     }
     let filter = FlowFilter { id: request.flow, device: request.device, user: request.user, to: None };
     let killed = context.shards.kill(&filter).await?;
+    if killed == 0 {
+        // A misspelt name must not look like one that has no flows.
+        let directory = &context.rulesets.current().directory;
+        if let Some(name) = filter.device.as_ref().filter(|name| directory.device(name).is_none()) {
+            return Err(ExplainError::UnknownDevice(name.clone()).into());
+        }
+        if let Some(name) = filter.user.as_ref().filter(|name| directory.user(name).is_none()) {
+            return Err(ExplainError::UnknownUser(name.clone()).into());
+        }
+    }
     tracing::info!(
         uid = peer.uid,
         flow = filter.id,

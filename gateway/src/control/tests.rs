@@ -13,7 +13,9 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-use super::api::{ExplainRequest, Explanation, FlowList, KillReport, KillRequest, ReloadReport, Status};
+use super::api::{
+    BarReport, DeviceInForce, ExplainRequest, Explanation, FlowList, KillReport, KillRequest, ReloadReport, Status,
+};
 use super::peer::{MaybePeer, Peer};
 use super::server::{Context, router};
 use super::shards::Shards;
@@ -53,6 +55,7 @@ impl Files {
         let text = "control = \"run/control.sock\"\nstate_dir = \"state\"\nlocal_services = [\"192.0.2.9:22\"]\n\
                     [tun]\naddresses = [\"100.97.0.1/32\"]\n[log]\nflows = \"log/flows.jsonl\"\n\
                     [runtime]\nshards = 2\n[metrics]\nlisten = \"127.0.0.1:9464\"\n";
+        fs::write(&path, text).unwrap();
         let mut config = Config::resolve(text, &path, 2).unwrap();
         config.tun = None;
         config.metrics = None;
@@ -144,14 +147,17 @@ async fn who_may_do_what() {
         assert!(server.post::<Explanation>("/v1/explain", question).await.is_ok());
 
         let killed = server.post::<KillReport>("/v1/kill", json!({ "flow": 7 })).await;
+        let barred = server.post::<BarReport>("/v1/bar", json!({ "device": "ann-laptop" })).await;
         let reloaded = server.post::<ReloadReport>("/v1/reload", Value::Null).await;
         if may_change {
+            assert_eq!(barred.unwrap(), BarReport { device: "ann-laptop".to_owned(), known: true, judged: true });
             assert_eq!(killed.unwrap(), KillReport { killed: 1 });
             assert!(reloaded.is_ok());
-            assert_eq!(*server.told.lock().unwrap(), ["kill", "rejudge"]);
+            assert_eq!(*server.told.lock().unwrap(), ["kill", "rejudge", "rejudge"]);
         } else {
             assert!(matches!(killed, Err(ClientError::Forbidden(_))), "uid {uid:?}");
             assert!(matches!(reloaded, Err(ClientError::Forbidden(_))), "uid {uid:?}");
+            assert!(matches!(barred, Err(ClientError::Forbidden(_))), "uid {uid:?}");
             assert!(server.told.lock().unwrap().is_empty());
             assert_eq!(server.get::<Status>("/v1/status").await.unwrap().revision, 1);
         }
@@ -170,6 +176,19 @@ async fn status_says_what_is_in_force() {
     let status: Status = server.get("/v1/status").await.unwrap();
     assert_eq!(status.revision, 1);
     assert!(!status.last_reload.ok && !status.last_reload.problems.is_empty());
+}
+
+#[tokio::test]
+async fn devices_are_those_in_force() {
+    let server = Server::start(Some(0));
+    let devices = async || -> Vec<(String, bool)> {
+        let devices: Vec<DeviceInForce> = server.get("/v1/devices").await.unwrap();
+        devices.into_iter().map(|device| (device.device, device.admitted)).collect()
+    };
+    let expected = |ann| vec![("ann-laptop".to_owned(), ann), ("bob-phone".to_owned(), false)];
+    assert_eq!(devices().await, expected(true));
+    server.post::<BarReport>("/v1/bar", json!({ "device": "ann-laptop" })).await.unwrap();
+    assert_eq!(devices().await, expected(false));
 }
 
 #[tokio::test]

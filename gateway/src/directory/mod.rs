@@ -147,18 +147,44 @@ impl Directory {
     /// Every problem at once, in the order of the text.
     pub fn parse(text: &str, context: &DirectoryContext) -> Result<Self, Vec<Problem>> {
         let (users, devices) = read::read(text, context)?;
+        Ok(Self::assemble(users, devices.into_iter().map(Arc::new).collect()))
+    }
+
+    /// The same directory with the device `name` disabled; `None` when there is no such device.
+    pub fn barring(&self, name: &str) -> Option<Self> {
+        let barred = Arc::new(Device { disabled: true, ..Device::clone(self.device(name)?) });
+        let devices = self.devices().map(|device| {
+            let barred = if device.identity.device == barred.identity.device { &barred } else { device };
+            Arc::clone(barred)
+        });
+        Some(Self::assemble(self.users.clone(), devices.collect()))
+    }
+
+    /// The devices that may do something at `now`, and nothing any more by `next`: they are gone from it, barred in it,
+    /// or known by another key. Sorted.
+    pub fn losing_access(&self, next: &Self, now: Timestamp) -> Vec<Arc<str>> {
+        let keeps = |device: &Device| {
+            next.device(&device.identity.device)
+                .is_some_and(|next| next.usable_at(now) && next.public_key == device.public_key)
+        };
+        let losing = self.devices().filter(|device| device.usable_at(now) && !keeps(device));
+        let mut names: Vec<_> = losing.map(|device| Arc::clone(&device.identity.device)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn assemble(users: BTreeMap<Arc<str>, User>, devices: Vec<Arc<Device>>) -> Self {
         let groups = users.values().flat_map(|user| user.groups.iter().cloned()).collect();
-        let devices: Vec<Arc<Device>> = devices.into_iter().map(Arc::new).collect();
         let by_key = devices.iter().filter_map(|device| Some((device.public_key?, Arc::clone(device)))).collect();
         let by_network =
             devices.iter().flat_map(|device| device.networks.iter().map(move |net| (*net, Arc::clone(device))));
-        Ok(Self {
+        Self {
             users,
             groups,
             by_key,
             by_network: by_network.collect(),
             devices: devices.into_iter().map(|device| (Arc::clone(&device.identity.device), device)).collect(),
-        })
+        }
     }
 
     /// The device called `name`.

@@ -81,6 +81,7 @@ pub(crate) fn config(tun: Option<TunConfig>) -> Config {
     let file = |name: &str| PathBuf::from(name);
     Config {
         source: file("gateway.toml"),
+        text: "".into(),
         directory: file("directory.json"),
         policy: file("policy.json"),
         state_dir: file("state"),

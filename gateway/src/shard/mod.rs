@@ -36,7 +36,7 @@ const COMMANDS: usize = 64;
 #[derive(Debug, Error)]
 pub enum BindError {
     /// The WireGuard socket.
-    #[error("wireguard.listen: cannot bind UDP {address}: {source}")]
+    #[error("wireguard.listen: cannot bind UDP {address}")]
     Wireguard {
         /// What was to be bound.
         address: SocketAddr,

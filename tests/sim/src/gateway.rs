@@ -111,6 +111,7 @@ fn config(shards: usize, limits: Limits) -> Config {
     };
     Config {
         source: file("gateway.toml"),
+        text: Arc::from(""),
         directory: file("directory.json"),
         policy: file("policy.json"),
         state_dir: file("state"),

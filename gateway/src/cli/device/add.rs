@@ -21,8 +21,15 @@ pub(super) fn run(args: DeviceAddArgs) -> Done {
     let config = load_config(&args.config.path)?;
     let added = add(&config, &args)?;
     say(&added.summary(&args));
-    let printed =
-        print(&if args.json { added.json(&args).to_string() } else { added.client_file.clone().unwrap_or_default() });
+    let printed = match &added.client_file {
+        _ if args.json => print(&added.json(&args).to_string()),
+        Some(file) => print(file),
+        None => ExitStatus::Done,
+    };
+    if !added.networks.is_empty() && config.tun.is_none() {
+        let source = config.source.display();
+        say(&format!("warning: {source} has no [tun] table, so nothing can come from these networks yet"));
+    }
     if let Some(file) = added.client_file.as_ref().filter(|_| args.qr) {
         say(&qr(file).unwrap_or_else(|| "the client file is too long for a QR code".to_owned()));
     }

@@ -219,17 +219,27 @@ fn listings_tell_states_and_hide_preshared_keys() {
     let directory = Directory::parse(&text, &DirectoryContext::new(&config, None)).unwrap();
     let now = "2026-06-01T00:00:00Z".parse().unwrap();
     assert_eq!(
-        list_text(&directory, now),
+        list_text(&directory, None, now),
         "DEVICE  USER  STATE     ADDRESSES   EXPIRES\n\
          a       ann   expired   100.96.0.2  2026-01-01T00:00:00Z\n\
          b       ann   revoked   10.0.0.0/8  -\n\
          c       bob   disabled  11.0.0.0/8  -\n\
          d       ann   active    12.0.0.0/8  -\n"
     );
-    let listing = list_json(&directory, now);
+    let running = [("a", false), ("b", true), ("c", false)].map(|(name, admitted)| (name.to_owned(), admitted)).into();
+    assert_eq!(
+        list_text(&directory, Some(&running), now),
+        "DEVICE  USER  STATE                     ADDRESSES   EXPIRES\n\
+         a       ann   expired                   100.96.0.2  2026-01-01T00:00:00Z\n\
+         b       ann   revoked, STILL ADMITTED   10.0.0.0/8  -\n\
+         c       bob   disabled                  11.0.0.0/8  -\n\
+         d       ann   active, not yet in force  12.0.0.0/8  -\n"
+    );
+    let listing = list_json(&directory, Some(&running), now);
     let json: Value = serde_json::from_str(&listing).unwrap();
     assert_eq!(json[0]["public_key"], key(1));
     assert_eq!(json[0]["preshared_key"], true);
     assert_eq!(json[3]["state"], "active");
+    assert_eq!((&json[1]["admitted"], &json[3]["admitted"]), (&true.into(), &false.into()));
     assert!(!listing.contains(&key(2)));
 }
