@@ -9,6 +9,7 @@ use std::time::Duration;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::netns::Netns;
+use crate::wait;
 
 /// No read or write of a test waits longer than this for the other side.
 pub const SOCKET_TIMEOUT: Duration = Duration::from_secs(60);
@@ -119,7 +120,7 @@ pub fn reset(stream: TcpStream) {
 /// The system's, such as an ICMP error for what was sent before.
 pub fn datagram(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddr)> {
     let mut buffer = vec![0; 65_536];
-    let (len, from) = socket.recv_from(&mut buffer)?;
+    let (len, from) = wait::uninterrupted(|| socket.recv_from(&mut buffer))?;
     buffer.truncate(len);
     Ok((buffer, from))
 }
@@ -146,7 +147,7 @@ impl UdpTarget {
         std::thread::spawn(move || {
             let mut buffer = vec![0; 65_536];
             loop {
-                match answering.recv_from(&mut buffer) {
+                match wait::uninterrupted(|| answering.recv_from(&mut buffer)) {
                     // An empty datagram from itself asks it to end.
                     Ok((_, from)) if from == address => return,
                     Ok((len, from)) => {

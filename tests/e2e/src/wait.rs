@@ -1,5 +1,6 @@
 //! Waiting for something to become true, with an end.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 /// How often a condition that sends no event is looked at.
@@ -30,5 +31,20 @@ pub fn until_within<T>(patience: Duration, what: &str, mut condition: impl FnMut
         }
         assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
         std::thread::sleep(INTERVAL);
+    }
+}
+
+/// Makes a system call again that was interrupted: a machine that is stopped for a moment does that to every call with
+/// a timeout.
+///
+/// # Errors
+///
+/// Any other error of the call.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }

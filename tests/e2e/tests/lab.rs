@@ -10,6 +10,7 @@ use portcullis_e2e::stream::{self, MIB};
 use portcullis_e2e::target::{TcpTarget, UdpTarget};
 use portcullis_e2e::tools;
 use portcullis_e2e::turn::Turn;
+use portcullis_e2e::wait;
 use portcullis_e2e::wg_client::WgClient;
 
 /// Without a gateway the kernel can forward: a packet that got around the gateway would arrive and be counted.
@@ -35,7 +36,7 @@ fn a_way_around_the_gateway_would_be_seen() {
             let socket = socket.expect("the client has its address");
             socket.send_to(b"hello", echo.address()).expect("a way to the target");
             let mut buffer = [0; 16];
-            assert_eq!(socket.recv_from(&mut buffer).expect("an answer"), (5, echo.address()));
+            assert_eq!(wait::uninterrupted(|| socket.recv_from(&mut buffer)).expect("an answer"), (5, echo.address()));
             assert_eq!(&buffer[..5], b"hello");
             assert_eq!(echo.sources(), [socket.local_addr().expect("bound")]);
         }

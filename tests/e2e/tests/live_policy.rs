@@ -97,7 +97,7 @@ fn revoked(world: &mut World<'_>) {
         let echo = UdpTarget::serve(world.private(), SocketAddr::new(host, 0), <[u8]>::to_vec);
         let socket = client.udp(echo.address());
         socket.send(b"hello").expect("a way to the target");
-        assert_eq!(socket.recv(&mut [0; 64]).expect("the echo"), 5);
+        assert_eq!(wait::uninterrupted(|| socket.recv(&mut [0; 64])).expect("the echo"), 5);
         echo.sources();
 
         world.gateway.set_policy(&policy_without(Host::Open));
@@ -112,7 +112,7 @@ fn revoked(world: &mut World<'_>) {
         }
         let late = arrivals.packets();
         socket.send(b"still there?").expect("the datagram leaves");
-        assert!(socket.recv(&mut [0; 64]).is_err(), "answered as prohibited");
+        assert!(wait::uninterrupted(|| socket.recv(&mut [0; 64])).is_err(), "answered as prohibited");
         assert_eq!(echo.sources(), []);
         // At most the end of the flows itself, and answers to what the target still had on the way.
         assert!(arrivals.packets() <= late + 2, "{late} packets became {}", arrivals.packets());
@@ -134,7 +134,7 @@ fn device_revoked(world: &mut World<'_>) {
     socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
     for _ in 0..3 {
         let _ = socket.send(b"let me in");
-        assert!(socket.recv(&mut [0; 64]).is_err());
+        assert!(wait::uninterrupted(|| socket.recv(&mut [0; 64])).is_err());
     }
     assert_eq!(arrivals.packets(), 0);
     expect::ended(world, "device_gone", 1);

@@ -11,6 +11,7 @@ use portcullis_e2e::lab::{FAMILIES, Family, Host};
 use portcullis_e2e::metrics::OPENED;
 use portcullis_e2e::on_both_ramps;
 use portcullis_e2e::setup::{OnRamp, Setup, usual_policy};
+use portcullis_e2e::wait;
 use portcullis_e2e::world::{World, scenario};
 
 /// A denied flow is answered at once, costs the destination not one packet, and is one record.
@@ -31,7 +32,7 @@ fn denied(world: &mut World<'_>) {
         let udp = SocketAddr::new(host, 53);
         let socket = client.udp(udp);
         socket.send(b"anybody there?").expect("the first datagram leaves");
-        let error = socket.recv(&mut [0; 64]).expect_err("prohibited");
+        let error = wait::uninterrupted(|| socket.recv(&mut [0; 64])).expect_err("prohibited");
         let prohibited = if family == Family::V4 { ErrorKind::HostUnreachable } else { ErrorKind::PermissionDenied };
         assert_eq!(error.kind(), prohibited);
         let line = expect::record(world, client, udp, "denied");
@@ -69,7 +70,7 @@ fn silent(world: &mut World<'_>) {
     expect::record(world, world.client(), to, "denied");
     expect::dropped(world, "denied_silently", 1);
     socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
-    let error = socket.recv(&mut [0; 64]).expect_err("silence");
+    let error = wait::uninterrupted(|| socket.recv(&mut [0; 64])).expect_err("silence");
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
     assert_eq!(arrivals.packets(), 0);
 }

@@ -12,6 +12,7 @@ use portcullis_e2e::stream::MIB;
 use portcullis_e2e::target::UdpTarget;
 use portcullis_e2e::tools::said;
 use portcullis_e2e::transfer::{Endless, download, upload};
+use portcullis_e2e::wait;
 use portcullis_e2e::world::{Client, World, scenario};
 
 /// Rounds of transfers of each client.
@@ -28,7 +29,7 @@ fn busy(world: &World<'_>, client: &Client<'_>) {
             let socket = client.udp(echo.address());
             for size in [1, 100, 1_200] {
                 socket.send(&vec![7; size]).expect("a way to the target");
-                assert_eq!(socket.recv(&mut [0; 2048]).expect("the echo"), size);
+                assert_eq!(wait::uninterrupted(|| socket.recv(&mut [0; 2048])).expect("the echo"), size);
             }
         }
     }

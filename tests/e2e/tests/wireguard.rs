@@ -134,14 +134,14 @@ fn a_crash_is_over_with_the_restart() {
         let socket = world.client().udp(echo.address());
         let mut buffer = [0; 64];
         socket.send(b"before").expect("a way to the target");
-        assert_eq!(socket.recv(&mut buffer).expect("an answer"), 6);
+        assert_eq!(wait::uninterrupted(|| socket.recv(&mut buffer)).expect("an answer"), 6);
         world.gateway.kill9();
         world.gateway.start();
         socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
         // On its own a client notices after fifteen seconds that nobody answers.
         wait::until_within(Duration::from_secs(40), "an answer after the restart", || {
             let _ = socket.send(b"after");
-            match socket.recv(&mut buffer) {
+            match wait::uninterrupted(|| socket.recv(&mut buffer)) {
                 Ok(len) => (buffer[..len] == *b"after").then_some(()),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::WouldBlock);

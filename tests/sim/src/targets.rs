@@ -1,6 +1,6 @@
 //! What flows are allowed to reach: echo services of this host.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::thread;
 
@@ -31,8 +31,15 @@ impl Targets {
         let socket = UdpSocket::bind(("::", UDP_ECHO)).unwrap();
         thread::spawn(move || {
             let mut buffer = [0; 65_536];
-            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-                let _ = socket.send_to(&buffer[..len], from);
+            loop {
+                match socket.recv_from(&mut buffer) {
+                    Ok((len, from)) => {
+                        let _ = socket.send_to(&buffer[..len], from);
+                    }
+                    // The machine was stopped for a moment.
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(_) => return,
+                }
             }
         });
         let denied = TcpListener::bind(("::", DENIED)).unwrap();
