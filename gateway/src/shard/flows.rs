@@ -65,39 +65,31 @@ impl Shard {
             }
             Err(refused) => {
                 self.counters.denied.add(1);
-                self.deny(now, wall, id, key, onramp, device, refused, within_limits);
+                let Refused { rule, revision, silent, forbidden } = refused;
+                let decision = Decision::Denied { rule, revision };
+                let mut flow = self.new_flow(now, wall, id, key, onramp, device, decision);
+                flow.target = Target::Nobody { silent };
+                self.deny(now, flow, silent, forbidden, within_limits);
             }
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything a denial is written down with")]
-    fn deny(
-        &mut self,
-        now: Instant,
-        wall: Timestamp,
-        id: FlowId,
-        key: FlowKey,
-        onramp: OnrampKind,
-        device: &Arc<Device>,
-        refused: Refused,
-        keep: bool,
-    ) {
-        let Refused { rule, revision, silent, forbidden } = refused;
+    /// Answers and writes down a denied flow. `keep`: there is room to remember it, so that its next packet is no new one.
+    fn deny(&mut self, now: Instant, flow: Flow, silent: bool, forbidden: bool, keep: bool) {
+        let protocol = flow.key.tuple.protocol;
         if forbidden {
             self.drop_packet(DropReason::ForbiddenDestination);
-        } else if silent && (key.tuple.protocol == Protocol::Tcp || !keep) {
+        } else if silent && (protocol == Protocol::Tcp || !keep) {
             self.drop_packet(DropReason::DeniedSilently);
         }
-        let mut flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Denied { rule, revision });
-        flow.target = Target::Nobody { silent };
         let refusal = if silent { Refusal::Silent } else { Refusal::Prohibited };
-        match (key.tuple.protocol, silent) {
+        match (protocol, silent) {
             _ if !keep => self.refuse(flow, FlowEnd::Denied, refusal),
             (Protocol::Tcp, false) => self.refuse(flow, FlowEnd::Denied, refusal),
             (Protocol::Tcp, true) => self.linger(now, flow, FlowEnd::Denied, refusal, SILENCE),
             // Packets of the association are answered as they are delivered, this one too.
             (Protocol::Udp | Protocol::Echo, _) => {
-                let record = flow.record(now, self.stack.traffic(id), Some(FlowEnd::Denied));
+                let record = flow.record(now, self.stack.traffic(flow.id), Some(FlowEnd::Denied));
                 self.write_down(record, FlowEnd::Denied);
                 self.enter(flow);
             }
