@@ -135,7 +135,7 @@ impl Gateway {
         look_at_host(&config);
         let (tun, index) = match &config.tun {
             Some(tun) => {
-                let device = TunDevice::create(tun).await?;
+                let device = TunDevice::create(tun, config.shards).await?;
                 let index = device.index();
                 (Some(device), Some((tun, index)))
             }

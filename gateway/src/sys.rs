@@ -50,6 +50,25 @@ pub(crate) fn into_file(device: tun::Device) -> File {
     unsafe { File::from_raw_fd(descriptor) }
 }
 
+/// `TUNSETIFF`: attaches an open `/dev/net/tun` to the device with this name, which is made where there is none.
+pub(crate) fn attach_tun(tun: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: every byte pattern is a value of this C struct, all zeros too.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let name = std::ffi::CString::new(name)?;
+    let name = name.as_bytes_with_nul();
+    if name.len() > request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    // The field is 16 bits wide, and the flags use the highest as well.
+    request.ifr_ifru.ifru_flags = (flags & 0xffff) as libc::c_short;
+    // SAFETY: `request` outlives the call, and is of the type that this request reads and writes.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// `TUNSETOFFLOAD`: which offloads the reader of a TUN device can take (`TUN_F_*`).
 pub(crate) fn set_tun_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: the request takes its argument by value and touches no memory of ours; `tun` is open for the call.

@@ -10,4 +10,4 @@ pub mod tun;
 
 pub use addresses::own_addresses;
 pub use routes::SteeredRoutes;
-pub use tun::TunDevice;
+pub use tun::{TunDevice, TunError};

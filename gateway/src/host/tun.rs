@@ -3,14 +3,15 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 
+use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::LinkUnspec;
 use tokio::io::unix::AsyncFd;
-use tun::AbstractDevice;
 
 use super::netlink::{Netlink, system_error};
 use crate::config::resolved::TunConfig;
@@ -46,7 +47,7 @@ pub enum TunError {
         name: String,
     },
     /// Another process has the device open.
-    #[error("{name} is in use by another process: stop it, or set another [tun] name")]
+    #[error("{name} is a TUN device already, of another process: stop it, or set another [tun] name")]
     Busy {
         /// The interface.
         name: String,
@@ -87,7 +88,12 @@ pub enum TunError {
     },
 }
 
-/// A TUN device of this process. Dropping it removes the device, its addresses and the routes through it.
+/// A queue of a TUN device of this process. Dropping the last one removes the device, its addresses and the routes
+/// through it.
+///
+/// The kernel spreads flows over the queues by a hash of addresses and ports that is the same in both directions, and
+/// keeps a flow in the queue it was last written to (`Documentation/networking/tuntap.rst`, "Multiqueue tuntap
+/// interface"): whoever answers from the queue a flow came in by has the flow for good.
 #[derive(Debug)]
 pub struct TunDevice {
     file: File,
@@ -97,15 +103,21 @@ pub struct TunDevice {
 }
 
 impl TunDevice {
-    /// Creates the device, sets MTU and addresses, and brings it up.
+    /// Creates the device with its first queue, sets MTU and addresses, and brings it up. `queues`: how many there will
+    /// be, see [`another_queue`](Self::another_queue).
     ///
     /// Packets come and go with a [`VIRTIO_HEADER`] in front. Offloads are off: packets are at most MTU-sized with complete
     /// checksums. The descriptor does not block. Addresses put no route into the main table. Call on a tokio runtime.
-    pub async fn create(config: &TunConfig) -> Result<Self, TunError> {
-        let (file, name) = open(&config.name)?;
+    pub async fn create(config: &TunConfig, queues: usize) -> Result<Self, TunError> {
+        let name = config.name.clone();
         let fail = |doing| {
             let name = name.clone();
             move |source| TunError::Setup { doing, name, source }
+        };
+        let flags = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+        let file = match open(&name, flags | libc::IFF_TUN_EXCL) {
+            Err(TunError::Busy { name }) if !is_tun(&name).await => return Err(TunError::NameTaken { name }),
+            opened => opened?,
         };
         let index = if_nametoindex(name.as_str()).map_err(io::Error::from).map_err(fail("look up"))?;
         // A link-local address of its own would only make the kernel talk (router solicitations, MLD) into the device.
@@ -123,6 +135,15 @@ impl TunDevice {
         let up = LinkUnspec::new_with_index(index).up().build();
         netlink.handle.link().set(up).execute().await.map_err(system_error).map_err(fail("bring up"))?;
         Ok(Self { file, name, index, mtu: config.mtu })
+    }
+
+    /// One more queue of a device that was created for more than one.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn another_queue(&self) -> Result<Self, TunError> {
+        let file = open(&self.name, libc::IFF_MULTI_QUEUE)?;
+        Ok(Self { file, name: self.name.clone(), ..*self })
     }
 
     /// Registers the device with the tokio runtime of the calling thread, for waiting until it can be read or written.
@@ -173,8 +194,8 @@ impl AsRawFd for TunDevice {
     }
 }
 
-/// Opens `/dev/net/tun` and attaches it to `wanted`.
-fn open(wanted: &str) -> Result<(File, String), TunError> {
+/// Opens `/dev/net/tun` and attaches it to the device `name`. `flags`: `IFF_*` beyond those every queue has.
+fn open(wanted: &str, flags: libc::c_int) -> Result<File, TunError> {
     let name = || wanted.to_owned();
     if !(1..libc::IFNAMSIZ).contains(&wanted.len())
         || wanted.contains(|c: char| matches!(c, '/' | '%' | ':' | '\0') || c.is_whitespace())
@@ -182,23 +203,36 @@ fn open(wanted: &str) -> Result<(File, String), TunError> {
     {
         return Err(TunError::BadName { name: name() });
     }
-    let mut configuration = tun::Configuration::default();
-    configuration.tun_name(wanted).platform_config(|platform| {
-        platform.vnet_hdr(true).ensure_root_privileges(false);
-    });
     let setup = |source| TunError::Setup { doing: "create", name: name(), source };
-    let device = tun::create(&configuration).map_err(io::Error::from).map_err(|source| {
-        match source.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoDriver,
-            Some(Errno::EPERM | Errno::EACCES) => TunError::NotPermitted { name: name() },
-            Some(Errno::EBUSY) => TunError::Busy { name: name() },
-            Some(Errno::EINVAL) => TunError::NameTaken { name: name() },
-            _ => setup(source),
-        }
+    let attach = || {
+        let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+        sys::attach_tun(file.as_fd(), wanted, flags | libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
+        Ok(file)
+    };
+    let file = attach().map_err(|source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoDriver,
+        Some(Errno::EPERM | Errno::EACCES) => TunError::NotPermitted { name: name() },
+        Some(Errno::EBUSY) => TunError::Busy { name: name() },
+        _ => setup(source),
     })?;
+    // The crate has no flag for queues, so it adopts what was attached.
+    let mut configuration = tun::Configuration::default();
+    configuration.raw_fd(file.into_raw_fd()).tun_name(wanted);
+    let device = tun::create(&configuration).map_err(io::Error::from).map_err(setup)?;
     device.set_nonblock().map_err(setup)?;
-    let actual = device.tun_name().map_err(io::Error::from).map_err(setup)?;
-    Ok((sys::into_file(device), actual))
+    Ok(sys::into_file(device))
+}
+
+/// Whether the interface that has a name is a TUN device.
+async fn is_tun(name: &str) -> bool {
+    let Ok(netlink) = Netlink::connect() else { return false };
+    let mut links = netlink.handle.link().get().match_name(name.to_owned()).execute();
+    let Ok(Some(link)) = links.try_next().await else { return false };
+    let kinds = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    kinds.flatten().any(|info| *info == LinkInfo::Kind(InfoKind::Tun))
 }
 
 /// Adds an address without a connected route: a prefix reaches the device only through the steered routes.
@@ -228,7 +262,7 @@ mod tests {
     fn is_up_with_both_families_and_leaves_no_route() {
         in_namespace(async || {
             let before = (ip("-4 route show table main"), ip("-6 route show table main"));
-            let tun = TunDevice::create(&config("pcl0", &["100.97.0.1/24", "fd00:97::1/64"])).await.unwrap();
+            let tun = TunDevice::create(&config("pcl0", &["100.97.0.1/24", "fd00:97::1/64"]), 1).await.unwrap();
             let link = ip("addr show dev pcl0");
             assert!(link.contains("100.97.0.1/24") && link.contains("fd00:97::1/64"), "{link}");
             assert!(link.contains("mtu 1400") && link.contains(",UP"), "{link}");
@@ -244,7 +278,7 @@ mod tests {
     #[test]
     fn frames_carry_a_virtio_header() {
         in_namespace(async || {
-            let tun = TunDevice::create(&config("pcl0", &["100.97.0.1/32"])).await.unwrap();
+            let tun = TunDevice::create(&config("pcl0", &["100.97.0.1/32"]), 1).await.unwrap();
             let tun = tun.register().unwrap();
             tun.get_ref().set_offload(0).unwrap();
             ip("route add 10.0.0.0/8 dev pcl0");
@@ -281,7 +315,7 @@ mod tests {
     #[test]
     fn takes_offloads() {
         in_namespace(async || {
-            let tun = TunDevice::create(&config("pcl0", &[])).await.unwrap();
+            let tun = TunDevice::create(&config("pcl0", &[]), 1).await.unwrap();
             tun.set_offload(offload::CHECKSUM | offload::TSO4 | offload::TSO6).unwrap();
             tun.set_offload(0).unwrap();
             assert!(tun.set_offload(1 << 31).is_err(), "unknown flags are refused");
@@ -291,15 +325,15 @@ mod tests {
     #[test]
     fn errors_say_what_to_do() {
         in_namespace(async || {
-            let _held = TunDevice::create(&config("pcl0", &[])).await.unwrap();
+            let _held = TunDevice::create(&config("pcl0", &[]), 1).await.unwrap();
             add_link("pcl1");
-            let busy = TunDevice::create(&config("pcl0", &[])).await.unwrap_err();
+            let busy = TunDevice::create(&config("pcl0", &[]), 1).await.unwrap_err();
             assert!(matches!(busy, TunError::Busy { .. }), "{busy:?}");
             assert!(busy.to_string().contains("another process"));
-            let taken = TunDevice::create(&config("pcl1", &[])).await.unwrap_err();
+            let taken = TunDevice::create(&config("pcl1", &[]), 1).await.unwrap_err();
             assert!(taken.to_string().contains("ip link del pcl1"), "{taken}");
             for name in ["", "a-name-that-is-too-long", "a/b", "tun%d"] {
-                let bad = TunDevice::create(&config(name, &[])).await.unwrap_err();
+                let bad = TunDevice::create(&config(name, &[]), 1).await.unwrap_err();
                 assert!(matches!(bad, TunError::BadName { .. }), "{bad:?}");
             }
         });

@@ -1,4 +1,4 @@
-//! The TUN on-ramp: one reader, any number of writers, and super-packets both ways.
+//! The TUN on-ramp: a queue of the device for each shard, and super-packets both ways.
 //!
 //! Each frame has a `struct virtio_net_hdr` in front (`linux/virtio_net.h`). In it the kernel says that a packet is many
 //! segments in one, or that its checksum is only the pseudo-header's sum, and believes the same of us.

@@ -1,12 +1,10 @@
-//! Packets and datagrams that arrived at a shard that does not own them.
-
-use portcullis_netstack::packet::ChecksumPolicy;
+//! WireGuard datagrams that arrived at a shard that does not own their peer.
 
 use crate::onramp::wireguard::socket::Endpoint;
 
 /// Batches that may wait for a shard. A full mailbox loses packets, as a full queue of a network card does.
 ///
-/// A batch is what one shard read in a turn: mostly a few packets, 1 MiB of datagrams or 128 frames at the most.
+/// A batch is what one shard read in a turn: mostly a few packets, 1 MiB of datagrams at the most.
 /// Strangers can fill it, with datagrams that name the peer of another shard, so it is kept short.
 pub(crate) const MAILBOX: usize = 256;
 
@@ -15,6 +13,4 @@ pub(crate) const MAILBOX: usize = 256;
 pub(crate) enum Mail {
     /// A WireGuard datagram whose handshake limits, if any, were applied.
     Datagram(Endpoint, Box<[u8]>),
-    /// A packet from the TUN device, and what is known about its checksum.
-    Packet(Box<[u8]>, ChecksumPolicy),
 }

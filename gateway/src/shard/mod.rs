@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
 use crate::flow_record::FlowRecord;
-use crate::host::TunDevice;
+use crate::host::{TunDevice, TunError};
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::Offramps;
 use crate::onramp::wireguard::peers::WireguardIdentity;
@@ -43,6 +43,9 @@ pub enum BindError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A queue of the TUN device.
+    #[error(transparent)]
+    Tun(#[from] TunError),
 }
 
 /// A running shard.
@@ -61,7 +64,8 @@ pub struct ShardHandle {
 pub struct BoundShards {
     config: Arc<Config>,
     wireguard: Option<(Arc<WireguardIdentity>, Vec<std::net::UdpSocket>)>,
-    tun: Option<Arc<TunDevice>>,
+    /// A queue for each shard, where there is a TUN device.
+    tun: Vec<TunDevice>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     records: mpsc::Sender<FlowRecord>,
 }
@@ -86,7 +90,14 @@ pub fn bind(
         }
         _ => None,
     };
-    Ok(BoundShards { config, wireguard, tun: tun.map(Arc::new), snapshots, records })
+    let tun = match tun {
+        Some(first) => {
+            let others = (1..config.shards).map(|_| first.another_queue()).collect::<Result<Vec<_>, _>>()?;
+            std::iter::once(first).chain(others).collect()
+        }
+        None => Vec::new(),
+    };
+    Ok(BoundShards { config, wireguard, tun, snapshots, records })
 }
 
 impl BoundShards {
@@ -109,6 +120,7 @@ impl BoundShards {
             None => (None, Vec::new()),
         };
         let mut sockets = sockets.into_iter();
+        let mut tun = tun.into_iter();
         let (mailboxes, letters): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| mpsc::channel::<Vec<Mail>>(MAILBOX)).unzip();
         let mut handles = Vec::with_capacity(config.shards);
@@ -120,7 +132,7 @@ impl BoundShards {
                 config: Arc::clone(&config),
                 identity: identity.clone(),
                 socket: sockets.next(),
-                tun: tun.clone(),
+                tun: tun.next(),
                 offramps: Arc::clone(&offramps),
                 snapshots: snapshots.clone(),
                 commands: requests,

@@ -52,7 +52,7 @@ pub(super) struct Parts {
     pub(super) config: Arc<Config>,
     pub(super) identity: Option<Arc<WireguardIdentity>>,
     pub(super) socket: Option<std::net::UdpSocket>,
-    pub(super) tun: Option<Arc<TunDevice>>,
+    pub(super) tun: Option<TunDevice>,
     pub(super) offramps: Arc<Offramps>,
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) commands: mpsc::Receiver<Command>,
@@ -208,11 +208,8 @@ impl Shard {
             }),
             _ => None,
         };
-        // One reader: packets of a flow stay in order, and other shards get theirs by mail.
-        let tun_reader = match &tun {
-            Some(device) if index == 0 => Some(TunReader::new(Arc::clone(device))?),
-            _ => None,
-        };
+        let tun = tun.map(Arc::new);
+        let tun_reader = tun.clone().map(TunReader::new).transpose()?;
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         counters.revision.set(snapshot.ruleset.revision().0);
         Ok(Self {

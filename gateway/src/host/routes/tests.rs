@@ -66,7 +66,7 @@ fn steers_both_families_and_leaves_nothing() {
         default_routes();
         let (rules_before, before) = (rules(), surroundings());
         let config = config(&["10.0.0.0/8", "fd10::/16"], &["10.0.0.53/32", "fd10::53/128"]);
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let with_device = surroundings();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
 
@@ -102,7 +102,7 @@ fn default_routes_of_both_families_can_be_steered() {
     in_namespace(async || {
         default_routes();
         let config = config(&["0.0.0.0/0", "::/0"], &[]);
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         for to in ["198.51.100.1", "2001:db8:9::1"] {
             assert_eq!((way(to).as_str(), own_way(to).as_str()), ("pcl0", "eth0"));
@@ -123,7 +123,7 @@ fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
         let before = surroundings();
         let rules_before = rules();
         let old = config(&["10.0.0.0/8", "172.16.0.0/12", "fd10::/16"], &["10.0.0.53/32", "10.9.0.0/16"]);
-        let tun = TunDevice::create(&old).await.unwrap();
+        let tun = TunDevice::create(&old, 1).await.unwrap();
         let _left = SteeredRoutes::install(&old, tun.index()).await.unwrap();
         // What the kernel does when the process is killed: the descriptor closes, the device goes.
         let_go(tun);
@@ -134,7 +134,7 @@ fn a_dead_process_leaves_a_refusal_which_the_next_takes_over() {
         assert_eq!(own_way("10.1.2.3"), "eth0", "nor does the host lose its own");
 
         let new = config(&["10.0.0.0/8"], &["10.0.0.53/32"]);
-        let tun = TunDevice::create(&new).await.unwrap();
+        let tun = TunDevice::create(&new, 1).await.unwrap();
         let routes = SteeredRoutes::install(&new, tun.index()).await.unwrap();
         assert_eq!(way("10.1.2.3"), "pcl0");
         assert_eq!(way("10.9.0.1"), "pcl0", "an exclusion that is no more");
@@ -158,7 +158,7 @@ fn the_rule_of_an_earlier_version_is_replaced() {
         for family in ["-4", "-6"] {
             ip(&format!("{family} rule add not fwmark 51880 lookup 51880 priority 5188 protocol 81"));
         }
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         assert_eq!(rules().matches("not from all iif lo lookup 51880").count(), 2, "{}", rules());
         assert_eq!(rules().matches("51880").count(), 2, "nothing but these: {}", rules());
@@ -177,7 +177,7 @@ fn connections_of_the_host_itself_stay_with_it() {
         default_routes();
         ip("addr add 10.7.0.1/24 dev eth0");
         let config = config(&["0.0.0.0/0", "::/0"], &[]);
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         for (here, there) in [("10.7.0.1", "10.7.0.9"), ("2001:db8::10", "2001:db8::77")] {
             assert_eq!(route_get(&[here, "from", there, "iif", "eth0"]), "lo", "{here} is this host's");
@@ -197,7 +197,7 @@ fn answers_to_clients_in_a_steered_network_leave() {
         default_routes();
         ip("addr add 10.7.0.1/24 dev eth0");
         let config = config(&["10.0.0.0/8"], &[]);
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         assert_eq!(route_get(&["10.20.0.10", "from", "10.7.0.9", "iif", "eth0"]), "pcl0", "the client's question");
         assert_eq!(route_get(&["10.7.0.9", "from", "10.20.0.10", "iif", "pcl0"]), "eth0", "and its answer");
@@ -214,7 +214,7 @@ fn answers_pass_strict_reverse_path_filtering() {
         for all in ["1", "2", "0"] {
             sysctl("net.ipv4.conf.all.rp_filter", all);
             sysctl("net.ipv4.conf.default.rp_filter", "0");
-            let tun = TunDevice::create(&config).await.unwrap();
+            let tun = TunDevice::create(&config, 1).await.unwrap();
             let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
             let answer = ["192.0.2.77", "from", "10.1.2.3", "iif", "pcl0"];
             assert_eq!(route_get(&answer), "eth0", "from the device to the client, all = {all}");
@@ -233,10 +233,10 @@ fn routed_traffic_never_passes_by_while_a_start_takes_over() {
         default_routes();
         let config = config(&["10.0.0.0/8", "fd10::/16"], &["10.0.0.53/32"]);
         // Everything the kernel says about routes and rules during the second start, in order.
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let _left = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         let_go(tun);
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let monitor = std::process::Command::new("ip")
             .args(["-o", "monitor", "route", "rule"])
             .stdout(std::process::Stdio::piped())
@@ -312,7 +312,7 @@ fn a_blocking_stop_keeps_the_refusal() {
     in_namespace(async || {
         default_routes();
         let config = config(&["10.0.0.0/8", "fd10::/16"], &["10.0.0.53/32"]);
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         routes.remove(OnStop::Block).await.unwrap();
         for _with_and_without_device in 0..2 {
@@ -332,7 +332,7 @@ fn a_table_of_somebody_else_is_refused_untouched() {
         ip("-6 route add fd99::/64 dev eth0 table 51880");
         let (before, rules_before) = (table(), rules());
         let config = config(&["10.0.0.0/8"], &[]);
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let error = SteeredRoutes::install(&config, tun.index()).await.unwrap_err();
         assert!(matches!(error, RouteError::ForeignRoutes { table: 51880, .. }), "{error:?}");
         let text = error.to_string();
@@ -348,7 +348,7 @@ fn a_start_that_fails_leaves_nothing_new() {
         default_routes();
         let rules_before = rules();
         let config = config(&["10.0.0.0/8"], &["10.0.0.53/32"]);
-        let tun = TunDevice::create(&config).await.unwrap();
+        let tun = TunDevice::create(&config, 1).await.unwrap();
         let absent = tun.index() + 1000;
         let error = SteeredRoutes::install(&config, absent).await.unwrap_err();
         assert!(error.to_string().contains("10.0.0.0/8"), "{error}");

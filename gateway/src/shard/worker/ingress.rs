@@ -27,7 +27,6 @@ impl Shard {
             for mail in mails {
                 match mail {
                     Mail::Datagram(from, datagram) => self.handle_datagram(now, from, &datagram, true),
-                    Mail::Packet(packet, checksums) => self.handle_tun_packet(now, &packet, checksums),
                 }
             }
         }
@@ -90,7 +89,7 @@ impl Shard {
         let Some(mut reader) = self.tun_reader.take() else { return false };
         let mut busy = true;
         for _ in 0..TUN_PACKETS_A_TURN {
-            match reader.poll_read(cx, |packet, sums| self.route_tun_packet(now, packet, sums)) {
+            match reader.poll_read(cx, |packet, sums| self.handle_tun_packet(now, packet, sums)) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     // A device that is only down has nothing to read. This one was deleted, and its routes with it:
@@ -106,19 +105,6 @@ impl Shard {
         }
         self.tun_reader = Some(reader);
         busy
-    }
-
-    /// Hands a packet to the shard that owns its flow.
-    fn route_tun_packet(&mut self, now: Instant, packet: &[u8], checksums: ChecksumPolicy) {
-        if self.neighbours.len() > 1
-            && let Ok(parsed) = IpPacket::parse(packet, ChecksumPolicy::Trusted)
-        {
-            let owner = spread(&parsed.tuple(), self.neighbours.len());
-            if owner != self.index {
-                return self.mail(owner, Mail::Packet(packet.into(), checksums));
-            }
-        }
-        self.handle_tun_packet(now, packet, checksums);
     }
 
     fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8], checksums: ChecksumPolicy) {
@@ -174,12 +160,4 @@ fn source_address(bytes: &[u8]) -> Option<std::net::IpAddr> {
         6 => <[u8; 16]>::try_from(bytes.get(8..24)?).ok().map(Into::into),
         _ => None,
     }
-}
-
-/// The shard that owns a flow from the TUN device.
-fn spread(tuple: &portcullis_netstack::FiveTuple, shards: usize) -> usize {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    tuple.hash(&mut hasher);
-    usize::try_from(hasher.finish() % shards.max(1) as u64).unwrap_or(0)
 }
