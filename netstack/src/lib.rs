@@ -4,6 +4,7 @@
 //! ```text
 //!  bytes ──> packet::IpPacket::parse ──> Stack::handle_packet ──> Opened: judge, dial, then accept or refuse
 //!            once, or a DropReason         FlowKey ─> flow         Known: poll_changed names it once
+//!            Coalescer joins neighbours        │
 //!                                              │
 //!  time ───> Stack::handle_timeout ────────────┤        TCP: recv_with, send_with, close, cause, transmit
 //!            earliest deadline of all flows    │        UDP, echo: delivered, send_datagram, send_echo_reply
@@ -23,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod coalesce;
 mod deadlines;
 mod device;
 mod drop_reason;
@@ -34,6 +36,7 @@ mod stack;
 mod tuple;
 
 pub use batch::PacketBatch;
+pub use coalesce::Coalescer;
 pub use drop_reason::DropReason;
 pub use flow::{CloseCause, Traffic};
 pub use limits::StackLimits;

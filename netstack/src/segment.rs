@@ -4,9 +4,12 @@
 //! is, with `struct virtio_net_hdr` in front; a WireGuard peer gets the segments. The TCP checksum is left out until
 //! it is known which: the kernel computes it, or nobody has to, or [`segments`] does, for each segment once.
 
-use smoltcp::wire::{IpAddress, IpProtocol, checksum};
+use std::net::IpAddr;
+
+use smoltcp::wire::IpProtocol;
 
 use crate::packet::build::{IPV4_HEADER, IPV6_HEADER, TCP_HEADER, put16};
+use crate::packet::checksum;
 
 const FLAGS: usize = 13;
 const FIN: u8 = 0x01;
@@ -78,7 +81,7 @@ fn cut(segment: &mut [u8], layout: Layout, index: usize, count: usize, offset: u
     if layout.tcp == IPV4_HEADER {
         put16(segment, 2, u16::try_from(length).unwrap_or(0));
         put16(segment, 10, 0);
-        let sum = !checksum::data(segment.get(..IPV4_HEADER).unwrap_or_default());
+        let sum = !checksum::sum(segment.get(..IPV4_HEADER).unwrap_or_default());
         put16(segment, 10, sum);
     } else {
         put16(segment, 4, u16::try_from(length - IPV6_HEADER).unwrap_or(0));
@@ -104,7 +107,7 @@ fn cut(segment: &mut [u8], layout: Layout, index: usize, count: usize, offset: u
 fn complete(packet: &mut [u8], layout: Layout) {
     put16(packet, layout.tcp + CHECKSUM, 0);
     let Some(pseudo) = pseudo_header(packet, packet.len() - layout.tcp) else { return };
-    let body = checksum::data(packet.get(layout.tcp..).unwrap_or_default());
+    let body = checksum::sum(packet.get(layout.tcp..).unwrap_or_default());
     put16(packet, layout.tcp + CHECKSUM, !checksum::combine(&[pseudo, body]));
 }
 
@@ -114,15 +117,14 @@ fn pseudo_header(packet: &[u8], length: usize) -> Option<u16> {
         6 => (address::<16>(packet, 8)?, address::<16>(packet, 24)?),
         _ => return None,
     };
-    Some(checksum::pseudo_header(&from, &to, IpProtocol::Tcp, u32::try_from(length).ok()?))
+    Some(checksum::pseudo_header(from, to, IpProtocol::Tcp, u32::try_from(length).ok()?))
 }
 
-fn address<const N: usize>(packet: &[u8], at: usize) -> Option<IpAddress>
+fn address<const N: usize>(packet: &[u8], at: usize) -> Option<IpAddr>
 where
-    std::net::IpAddr: From<[u8; N]>,
+    IpAddr: From<[u8; N]>,
 {
-    let bytes = <[u8; N]>::try_from(packet.get(at..at + N)?).ok()?;
-    Some(IpAddress::from(std::net::IpAddr::from(bytes)))
+    Some(<[u8; N]>::try_from(packet.get(at..at + N)?).ok()?.into())
 }
 
 #[cfg(test)]

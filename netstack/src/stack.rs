@@ -97,12 +97,12 @@ impl Stack {
         flow.mtu = from.mtu;
         match (&mut flow.kind, packet.transport()) {
             (FlowKind::Datagram(datagram), _) => {
-                flow.traffic.packets_up += 1;
+                flow.traffic.packets_up += u64::from(packet.segments());
                 datagram.heard_client(now, packet.bytes());
                 Ok(Handled::Known(id))
             }
             (FlowKind::Tcp(TcpFlow::Held(held)), Transport::Tcp(segment)) => {
-                flow.traffic.packets_up += 1;
+                flow.traffic.packets_up += u64::from(packet.segments());
                 if segment.is_bare_syn() {
                     if segment.sequence != held.sequence {
                         // The client gave up and tries again from the same port: answer the newer one.
@@ -122,7 +122,7 @@ impl Stack {
                     self.make_way(id);
                     return self.open(now, from, key, packet);
                 }
-                flow.traffic.packets_up += 1;
+                flow.traffic.packets_up += u64::from(packet.segments());
                 let time = stack_time(self.epoch, now);
                 let mut link = FlowLink {
                     received: Some(packet.bytes()),
@@ -166,7 +166,7 @@ impl Stack {
         };
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
-        let traffic = Traffic { packets_up: 1, ..Traffic::default() };
+        let traffic = Traffic { packets_up: u64::from(packet.segments()), ..Traffic::default() };
         let flow = Flow {
             generation,
             key,

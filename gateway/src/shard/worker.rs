@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis_netstack::segment::{self, Offload};
-use portcullis_netstack::{DropReason, FlowId, IngressId, Stack, StackLimits};
+use portcullis_netstack::{Coalescer, DropReason, FlowId, IngressId, Stack, StackLimits};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
@@ -23,6 +23,7 @@ use super::link::{Command, PeerStatus, Snapshot};
 use super::mail::Mail;
 use super::ready::ReadyList;
 use crate::config::Config;
+use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord};
 use crate::host::TunDevice;
 use crate::metrics::counters::ShardCounters;
@@ -88,6 +89,7 @@ struct Wireguard {
     memory: ReceiveBuffers,
     outbox: Outbox,
     peers: Peers,
+    coalescer: Coalescer<Arc<Device>>,
     mtu: u16,
     identity: Arc<WireguardIdentity>,
 }
@@ -203,6 +205,7 @@ impl Shard {
                 memory: ReceiveBuffers::default(),
                 outbox: Outbox::default(),
                 peers: Peers::new(Arc::clone(&identity), index, config.shards),
+                coalescer: Coalescer::default(),
                 mtu: settings.mtu,
                 identity,
             }),

@@ -4,10 +4,10 @@
 
 use std::net::IpAddr;
 
-use smoltcp::wire::{IpAddress, IpProtocol, checksum};
+use smoltcp::wire::IpProtocol;
 
 use crate::batch::PacketBatch;
-use crate::packet::TcpSegment;
+use crate::packet::{TcpSegment, checksum};
 use crate::tuple::{FiveTuple, IngressId};
 
 pub(crate) const IPV4_HEADER: usize = 20;
@@ -155,7 +155,7 @@ pub(crate) fn client_acknowledgment(
 
 fn icmp_datagram(batch: &mut PacketBatch, reply: Reply, header: &mut [u8; ICMP_HEADER], body: &[u8]) -> usize {
     if reply.tuple.destination.is_ipv4() {
-        let sum = !checksum::combine(&[checksum::data(header.as_slice()), checksum::data(body)]);
+        let sum = !checksum::combine(&[checksum::sum(header.as_slice()), checksum::sum(body)]);
         put16(header, 2, sum);
         datagram(batch, reply, IpProtocol::Icmp, header, body)
     } else {
@@ -169,13 +169,13 @@ fn icmp_datagram(batch: &mut PacketBatch, reply: Reply, header: &mut [u8; ICMP_H
 fn transport_checksum(reply: &Reply, protocol: IpProtocol, parts: &[&[u8]]) -> u16 {
     let length = parts.iter().map(|part| part.len()).sum::<usize>();
     let mut sum = checksum::pseudo_header(
-        &IpAddress::from(reply.tuple.destination),
-        &IpAddress::from(reply.tuple.source),
+        reply.tuple.destination,
+        reply.tuple.source,
         protocol,
         u32::try_from(length).unwrap_or(u32::MAX),
     );
     for part in parts {
-        sum = checksum::combine(&[sum, checksum::data(part)]);
+        sum = checksum::combine(&[sum, checksum::sum(part)]);
     }
     !sum
 }
@@ -238,7 +238,7 @@ fn ip(packet: &mut [u8], total: usize, reply: &Reply, protocol: IpProtocol, frag
             put8(packet, 9, u8::from(protocol));
             put(packet, 12, &from.octets());
             put(packet, 16, &to.octets());
-            let sum = !checksum::data(packet.get(..IPV4_HEADER).unwrap_or_default());
+            let sum = !checksum::sum(packet.get(..IPV4_HEADER).unwrap_or_default());
             put16(packet, 10, sum);
         }
         (from, to) => {
@@ -283,7 +283,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     }
 }
 
-fn put8(bytes: &mut [u8], at: usize, value: u8) {
+pub(crate) fn put8(bytes: &mut [u8], at: usize, value: u8) {
     put(bytes, at, &[value]);
 }
 
@@ -342,7 +342,7 @@ mod tests {
             whole[6..8].fill(0);
             whole[2..4].copy_from_slice(&u16::try_from(joined.len() + 20).unwrap().to_be_bytes());
             whole[10..12].fill(0);
-            let sum = !checksum::data(&whole[..20]);
+            let sum = !checksum::sum(&whole[..20]);
             whole[10..12].copy_from_slice(&sum.to_be_bytes());
         }
         whole.extend(joined);

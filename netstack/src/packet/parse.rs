@@ -6,8 +6,9 @@ use etherparse::{
     IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice, TcpOptionElement,
     TcpOptionsIterator, TcpSlice, UdpSlice,
 };
-use smoltcp::wire::{IpAddress, IpProtocol, checksum};
+use smoltcp::wire::IpProtocol;
 
+use super::checksum;
 use crate::DropReason;
 use crate::tuple::{FiveTuple, Protocol};
 
@@ -29,6 +30,7 @@ pub struct IpPacket<'p> {
     bytes: &'p [u8],
     tuple: FiveTuple,
     transport: Transport<'p>,
+    segments: u32,
 }
 
 /// What an [`IpPacket`] carries.
@@ -132,7 +134,7 @@ impl<'p> IpPacket<'p> {
         let whole = match &ip {
             IpSlice::Ipv4(v4) => {
                 let header = v4.header();
-                if checksum::data(header.slice()) != !0 {
+                if checksum::sum(header.slice()) != !0 {
                     return Err(DropReason::Checksum);
                 }
                 if v4.extensions().auth.is_some() {
@@ -189,7 +191,7 @@ impl<'p> IpPacket<'p> {
             }
             IpNumber::ICMP if source.is_ipv4() => {
                 let icmp = Icmpv4Slice::from_slice(body).map_err(|_| DropReason::Malformed)?;
-                if checksums == ChecksumPolicy::Verify && checksum::data(body) != !0 {
+                if checksums == ChecksumPolicy::Verify && checksum::sum(body) != !0 {
                     return Err(DropReason::Checksum);
                 }
                 let Icmpv4Type::EchoRequest(header) = icmp.icmp_type() else {
@@ -213,12 +215,25 @@ impl<'p> IpPacket<'p> {
         check_source(source)?;
         check_destination(destination)?;
         let tuple = FiveTuple { protocol, source, source_port, destination, destination_port };
-        Ok(Self { bytes, tuple, transport })
+        Ok(Self { bytes, tuple, transport, segments: 1 })
+    }
+
+    /// Parses a packet that stands for `segments` packets, which were validated one by one.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn joined(bytes: &'p [u8], segments: u32) -> Result<Self, DropReason> {
+        Ok(Self { segments, ..Self::parse(bytes, ChecksumPolicy::Trusted)? })
     }
 
     /// The packet as it came, header included, cut to its own length.
     pub fn bytes(&self) -> &'p [u8] {
         self.bytes
+    }
+
+    /// How many packets the client sent for it.
+    pub fn segments(&self) -> u32 {
+        self.segments
     }
 
     /// Its addresses and ports.
@@ -247,13 +262,8 @@ impl Sums<'_> {
             return Ok(());
         }
         let length = u32::try_from(self.body.len()).map_err(|_| DropReason::Malformed)?;
-        let pseudo = checksum::pseudo_header(
-            &IpAddress::from(self.source),
-            &IpAddress::from(self.destination),
-            protocol,
-            length,
-        );
-        if checksum::combine(&[pseudo, checksum::data(self.body)]) == !0 { Ok(()) } else { Err(DropReason::Checksum) }
+        let pseudo = checksum::pseudo_header(self.source, self.destination, protocol, length);
+        if checksum::combine(&[pseudo, checksum::sum(self.body)]) == !0 { Ok(()) } else { Err(DropReason::Checksum) }
     }
 }
 
@@ -398,7 +408,7 @@ mod tests {
         let mut packet = syn_v4(CLIENT, TARGET);
         packet[6] |= 0x20;
         packet[10..12].fill(0);
-        let sum = !checksum::data(&packet[..20]);
+        let sum = !checksum::sum(&packet[..20]);
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
         assert_eq!(parse(&packet), Err(DropReason::Fragment));
     }

@@ -6,13 +6,15 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
-use portcullis_netstack::{DropReason, FlowId, Handled, Ingress};
+use portcullis_netstack::{Coalescer, DropReason, FlowId, Handled, Ingress};
 
 use super::{Shard, TUN, Wireguard, peer_ingress};
 use crate::directory::Device;
 use crate::flow_record::OnrampKind;
+use crate::metrics::counters::ShardCounters;
 use crate::onramp::wireguard::peers::{Peers, Route, Surroundings};
-use crate::onramp::wireguard::socket::{Endpoint, Outbox};
+use crate::onramp::wireguard::socket::{Endpoint, ReceiveBuffers, WireguardSocket};
+use crate::shard::link::Snapshot;
 use crate::shard::mail::Mail;
 
 /// Packets read from the TUN device before anything else has its turn.
@@ -20,25 +22,44 @@ const TUN_PACKETS_A_TURN: usize = 128;
 /// Batches of mail read before anything else has its turn.
 const MAIL_A_TURN: usize = 16;
 
+/// What takes in a batch of datagrams. Nothing in it changes between two datagrams but the peers themselves.
+struct Intake<'w> {
+    around: Surroundings<'w>,
+    peers: &'w mut Peers,
+    coalescer: &'w mut Coalescer<Arc<Device>>,
+    mtu: u16,
+}
+
+impl Wireguard {
+    fn intake<'w>(
+        &'w mut self,
+        snapshot: &'w Snapshot,
+        counters: &'w ShardCounters,
+    ) -> (&'w WireguardSocket, &'w mut ReceiveBuffers, Intake<'w>) {
+        let Self { socket, memory, outbox, peers, coalescer, mtu, .. } = self;
+        let around = Surroundings { directory: &snapshot.directory, now: Timestamp::now(), counters, outbox };
+        (socket, memory, Intake { around, peers, coalescer, mtu: *mtu })
+    }
+}
+
 impl Shard {
     pub(super) fn poll_mail(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         for _ in 0..MAIL_A_TURN {
             let Poll::Ready(Some(mails)) = self.mailbox.poll_recv(cx) else { return false };
-            for mail in mails {
-                match mail {
-                    Mail::Datagram(from, datagram) => self.handle_datagram(now, from, &datagram, true),
-                }
-            }
+            self.take_mail(now, mails);
         }
         true
     }
 
     pub(super) fn poll_wireguard(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let Some(mut wireguard) = self.wireguard.take() else { return false };
-        let Wireguard { socket, memory, outbox, peers, mtu, .. } = &mut wireguard;
+        let snapshot = Arc::clone(&self.snapshot);
+        let counters = Arc::clone(&self.counters);
+        let (socket, memory, mut intake) = wireguard.intake(&snapshot, &counters);
         let polled = socket.poll_receive(cx, memory, |from, datagram| {
-            self.take_datagram(now, peers, outbox, *mtu, from, datagram, false);
+            self.take_datagram(now, &mut intake, from, datagram, false);
         });
+        self.finish_intake(now, intake);
         self.wireguard = Some(wireguard);
         match polled {
             Poll::Ready(Ok(())) => true,
@@ -51,32 +72,39 @@ impl Shard {
         }
     }
 
-    fn handle_datagram(&mut self, now: Instant, from: Endpoint, datagram: &[u8], verified: bool) {
+    fn take_mail(&mut self, now: Instant, mails: Vec<Mail>) {
         let Some(mut wireguard) = self.wireguard.take() else { return };
-        let Wireguard { outbox, peers, mtu, .. } = &mut wireguard;
-        self.take_datagram(now, peers, outbox, *mtu, from, datagram, verified);
+        let snapshot = Arc::clone(&self.snapshot);
+        let counters = Arc::clone(&self.counters);
+        let (_, _, mut intake) = wireguard.intake(&snapshot, &counters);
+        for Mail::Datagram(from, datagram) in mails {
+            self.take_datagram(now, &mut intake, from, &datagram, true);
+        }
+        self.finish_intake(now, intake);
         self.wireguard = Some(wireguard);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of the on-ramp are borrowed one by one")]
     fn take_datagram(
         &mut self,
         now: Instant,
-        peers: &mut Peers,
-        outbox: &mut Outbox,
-        mtu: u16,
+        intake: &mut Intake<'_>,
         from: Endpoint,
         datagram: &[u8],
         verified: bool,
     ) {
-        let snapshot = Arc::clone(&self.snapshot);
-        let counters = Arc::clone(&self.counters);
-        let mut around =
-            Surroundings { directory: &snapshot.directory, now: Timestamp::now(), counters: &counters, outbox };
-        let route = peers.handle_datagram(&mut around, from, datagram, verified, |slot, device, packet| {
-            let ingress = Ingress { id: peer_ingress(slot), mtu };
+        let Intake { around, peers, coalescer, mtu } = intake;
+        let route = peers.handle_datagram(around, from, datagram, verified, |slot, device, packet| {
             // The tunnel has authenticated every byte from the client on.
-            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet, ChecksumPolicy::Trusted);
+            let packet = match IpPacket::parse(packet, ChecksumPolicy::Trusted) {
+                Ok(packet) => packet,
+                Err(reason) => return self.drop_packet(reason),
+            };
+            if !device.addresses.contains(&packet.tuple().source) {
+                return self.drop_packet(DropReason::SpoofedSource);
+            }
+            coalescer.push(peer_ingress(slot), device, &packet, |id, device, packet| {
+                self.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu: *mtu }, device, packet);
+            });
         });
         match route {
             Ok(Route::Here) => {}
@@ -85,11 +113,19 @@ impl Shard {
         }
     }
 
+    fn finish_intake(&mut self, now: Instant, intake: Intake<'_>) {
+        let Intake { coalescer, mtu, .. } = intake;
+        coalescer.flush(|id, device, packet| {
+            self.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu }, device, packet);
+        });
+    }
+
     pub(super) fn poll_tun(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let Some(mut reader) = self.tun_reader.take() else { return false };
+        let snapshot = Arc::clone(&self.snapshot);
         let mut busy = true;
         for _ in 0..TUN_PACKETS_A_TURN {
-            match reader.poll_read(cx, |packet, sums| self.handle_tun_packet(now, packet, sums)) {
+            match reader.poll_read(cx, |packet, sums| self.handle_tun_packet(now, &snapshot, packet, sums)) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     // A device that is only down has nothing to read. This one was deleted, and its routes with it:
@@ -107,39 +143,33 @@ impl Shard {
         busy
     }
 
-    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8], checksums: ChecksumPolicy) {
+    fn handle_tun_packet(&mut self, now: Instant, snapshot: &Snapshot, bytes: &[u8], checksums: ChecksumPolicy) {
         let Some(source) = source_address(bytes) else { return self.drop_packet(DropReason::Malformed) };
-        let snapshot = Arc::clone(&self.snapshot);
         let Some(device) = snapshot.directory.device_by_network(source) else {
             return self.drop_packet(DropReason::UnknownDevice);
         };
         let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
-        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes, checksums);
+        match IpPacket::parse(bytes, checksums) {
+            Ok(packet) => self.handle_packet(now, OnrampKind::Tun, ingress, device, &packet),
+            Err(reason) => self.drop_packet(reason),
+        }
     }
 
-    /// A packet whose device is known: validated, its source checked, then into the stack.
+    /// A packet whose device and source are known goes into the stack, and its flow to the policy where it is new.
     fn handle_packet(
         &mut self,
         now: Instant,
         onramp: OnrampKind,
         from: Ingress,
         device: &Arc<Device>,
-        bytes: &[u8],
-        checksums: ChecksumPolicy,
+        packet: &IpPacket<'_>,
     ) {
-        let packet = match IpPacket::parse(bytes, checksums) {
-            Ok(packet) => packet,
-            Err(reason) => return self.drop_packet(reason),
-        };
-        if onramp == OnrampKind::Wireguard && !device.addresses.contains(&packet.tuple().source) {
-            return self.drop_packet(DropReason::SpoofedSource);
-        }
-        match self.stack.handle_packet(now, from, &packet) {
+        match self.stack.handle_packet(now, from, packet) {
             Ok(Handled::Opened(id)) => {
                 self.open(now, id, onramp, device, packet.tuple());
-                self.deliver(id, &packet);
+                self.deliver(id, packet);
             }
-            Ok(Handled::Known(id)) => self.deliver(id, &packet),
+            Ok(Handled::Known(id)) => self.deliver(id, packet),
             Err(reason) => self.drop_packet(reason),
         }
     }
