@@ -1,12 +1,17 @@
 //! smoltcp's view of one flow's link: at most one packet to receive, and the batch to transmit into.
+//!
+//! smoltcp 0.14 drops every IPv6 packet above the MTU, a super-packet that will be cut up too, and does not say the size
+//! of its segments. So it is not told the MTU of an IPv6 flow: the
+//! [maximum segment sizes](crate::segment::set_maximum_segment_size) that it hears from the client and tells the client
+//! are written as they should be, on the way in and on the way out, and the size of segments is the flow's own.
 
-use std::num::{NonZeroU16, NonZeroUsize};
+use std::num::NonZeroUsize;
 
-use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken};
+use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
 use crate::batch::PacketBatch;
-use crate::segment::{Layout, Offload};
+use crate::segment::{self, Layout, Offload};
 use crate::tuple::IngressId;
 
 /// Bytes of the largest super-packet. The kernel cuts one up in software that comes to more than 65,536 with the link
@@ -25,8 +30,31 @@ pub(crate) struct FlowLink<'a> {
     pub(crate) mtu: u16,
     /// How many packets were made, each segment of a super-packet being one.
     pub(crate) sent: u32,
+    /// How super-packets are to be cut; `None` while there is no data to send.
+    pub(crate) segmentation: Option<Segmentation>,
     /// Transmit even into a full batch: the last word of a flow that ends.
     pub(crate) last_word: bool,
+}
+
+/// How the bytes towards a client are cut up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Segmentation {
+    /// Bytes of the headers of a data segment.
+    pub(crate) headers: usize,
+    /// Most bytes of data of a segment.
+    pub(crate) size: u16,
+}
+
+impl FlowLink<'_> {
+    fn token(&mut self) -> Transmit<'_> {
+        Transmit {
+            batch: self.batch,
+            to: self.to,
+            mtu: self.mtu,
+            sent: &mut self.sent,
+            segmentation: self.segmentation,
+        }
+    }
 }
 
 impl Device for FlowLink<'_> {
@@ -41,14 +69,11 @@ impl Device for FlowLink<'_> {
 
     fn receive(&mut self, _: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let packet = self.received.take()?;
-        Some((Received(packet), Transmit { batch: self.batch, to: self.to, sent: &mut self.sent, segment_size: None }))
+        Some((Received(packet), self.token()))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
-        if self.batch.is_full() && !self.last_word {
-            return None;
-        }
-        Some(Transmit { batch: self.batch, to: self.to, sent: &mut self.sent, segment_size: None })
+        (self.last_word || !self.batch.is_full()).then(|| self.token())
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -67,8 +92,8 @@ fn capabilities(mtu: u16) -> DeviceCapabilities {
     capabilities.medium = Medium::Ip;
     capabilities.max_transmission_unit = usize::from(mtu);
     capabilities.checksum = checksum;
-    // smoltcp 0.14 drops every IPv6 packet above the MTU, super-packets too, so IPv6 goes segment by segment.
     capabilities.segmentation.tcpv4 = SUPER_PACKET;
+    capabilities.segmentation.tcpv6 = SUPER_PACKET;
     capabilities
 }
 
@@ -86,25 +111,28 @@ impl RxToken for Received<'_> {
 pub(crate) struct Transmit<'t> {
     batch: &'t mut PacketBatch,
     to: IngressId,
+    mtu: u16,
     sent: &'t mut u32,
-    segment_size: Option<NonZeroU16>,
+    segmentation: Option<Segmentation>,
 }
 
 impl TxToken for Transmit<'_> {
-    fn set_meta(&mut self, meta: PacketMeta) {
-        self.segment_size = meta.segmentation_offload_size;
-    }
-
     fn consume<R, F>(self, len: usize, f: F) -> R
     where
         F: FnOnce(&mut [u8]) -> R,
     {
-        let offload = Offload { segment_size: self.segment_size.map(NonZeroU16::get) };
-        self.batch.push_tcp_with(self.to, len, offload, |packet| {
+        let whole = |cut: &Segmentation| cut.headers + usize::from(cut.size);
+        let segment_size = self.segmentation.filter(|cut| len > whole(cut)).map(|cut| cut.size);
+        self.batch.push_tcp_with(self.to, len, Offload { segment_size }, |packet| {
             let result = f(packet);
-            let payload = Layout::of(packet).map_or(0, |layout| packet.len() - layout.payload);
-            let size = self.segment_size.map_or(usize::MAX, |size| usize::from(size.get()));
-            *self.sent += u32::try_from(payload.div_ceil(size).max(1)).unwrap_or(u32::MAX);
+            let Some(layout) = Layout::of(packet) else { return result };
+            if layout.is_syn(packet) {
+                let most = usize::from(self.mtu).saturating_sub(layout.headers());
+                segment::set_maximum_segment_size(packet, layout, most);
+            }
+            let payload = packet.len() - layout.payload;
+            let segments = segment_size.map_or(1, |size| payload.div_ceil(usize::from(size).max(1)));
+            *self.sent += u32::try_from(segments).unwrap_or(u32::MAX);
             result
         })
     }

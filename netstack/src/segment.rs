@@ -13,10 +13,15 @@ use crate::packet::checksum;
 
 const FLAGS: usize = 13;
 const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 /// Where the TCP checksum stands in its header.
 const CHECKSUM: usize = 16;
+/// Kinds of TCP options.
+const OPTION_END: u8 = 0;
+const OPTION_NOTHING: u8 = 1;
+const OPTION_SEGMENT_SIZE: u8 = 2;
 
 /// What a TCP packet still lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +49,37 @@ impl Layout {
         };
         let length = usize::from(packet.get(tcp + 12)? >> 4) * 4;
         (length >= TCP_HEADER && packet.len() >= tcp + length).then_some(Self { tcp, payload: tcp + length })
+    }
+
+    /// Whether the segment is a SYN.
+    pub(crate) fn is_syn(self, packet: &[u8]) -> bool {
+        packet.get(self.tcp + FLAGS).is_some_and(|flags| flags & SYN != 0)
+    }
+
+    /// Bytes of the IP and TCP headers without options.
+    pub(crate) fn headers(self) -> usize {
+        self.tcp + TCP_HEADER
+    }
+}
+
+/// Lowers the maximum segment size that a SYN offers to `most` (RFC 9293 section 3.7.1). The checksum stays what it was.
+pub(crate) fn set_maximum_segment_size(syn: &mut [u8], layout: Layout, most: usize) {
+    let mut at = layout.headers();
+    while at < layout.payload {
+        let size = match (syn.get(at), syn.get(at + 1)) {
+            (Some(&OPTION_END), _) | (None, _) => return,
+            (Some(&OPTION_NOTHING), _) => 1,
+            (Some(&OPTION_SEGMENT_SIZE), Some(4)) => {
+                let offered = syn.get(at + 2..at + 4).and_then(|size| <[u8; 2]>::try_from(size).ok());
+                if offered.is_some_and(|size| usize::from(u16::from_be_bytes(size)) > most) {
+                    put16(syn, at + 2, u16::try_from(most).unwrap_or(u16::MAX));
+                }
+                return;
+            }
+            (Some(_), Some(&size)) if size >= 2 => usize::from(size),
+            (Some(_), _) => return,
+        };
+        at += size;
     }
 }
 

@@ -11,12 +11,18 @@ use crate::deadlines::Deadlines;
 use crate::device::FlowLink;
 use crate::drop_reason::DropReason;
 use crate::flow::datagram::DatagramFlow;
-use crate::flow::tcp::{HeldSyn, TcpFlow, TcpSocket, stack_time};
+use crate::flow::tcp::{self, HeldSyn, Rings, TcpFlow, TcpSocket, stack_time};
 use crate::flow::{CloseCause, Flow, FlowKind, Traffic};
 use crate::limits::StackLimits;
 use crate::packet::build::{self, Reply, Unreachable};
 use crate::packet::{IpPacket, TcpSegment, Transport};
+use crate::segment::{self, Layout};
 use crate::tuple::{FlowId, FlowKey, IngressId};
+
+/// Rings of ended connections that are kept for new ones.
+const SPARE_RINGS: usize = 128;
+/// Most bytes of each such ring that were ever touched, and so are backed by memory.
+const SPARE_TOUCHED: u64 = 64 * 1024;
 
 /// Where a packet entered, and how large a packet may be on the way back.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +68,8 @@ pub struct Stack {
     batch: PacketBatch,
     identification: u32,
     total: Traffic,
+    /// Rings of earlier connections.
+    spare: Vec<Rings>,
 }
 
 impl Stack {
@@ -79,6 +87,7 @@ impl Stack {
             batch,
             identification: 0,
             total: Traffic::default(),
+            spare: Vec::new(),
         }
     }
 
@@ -130,6 +139,7 @@ impl Stack {
                     to: from.id,
                     mtu: from.mtu,
                     sent: 0,
+                    segmentation: None,
                     last_word: false,
                 };
                 socket.handle_segment(now, time, segment, &mut link);
@@ -230,7 +240,14 @@ impl Stack {
             return;
         };
         let FlowKind::Tcp(TcpFlow::Held(held)) = &flow.kind else { return };
-        let packet = held.packet.clone();
+        let mut packet = held.packet.clone();
+        let tuple = flow.key.tuple;
+        let Ok(syn) = IpPacket::parse(&packet, crate::packet::ChecksumPolicy::Trusted) else { return };
+        let Transport::Tcp(segment) = syn.transport() else { return };
+        let most = tcp::segment_size(&tuple, flow.mtu, segment);
+        if let Some(layout) = Layout::of(&packet) {
+            segment::set_maximum_segment_size(&mut packet, layout, most);
+        }
         let Ok(syn) = IpPacket::parse(&packet, crate::packet::ChecksumPolicy::Trusted) else { return };
         let Transport::Tcp(segment) = syn.transport() else { return };
         let mut link = FlowLink {
@@ -239,9 +256,11 @@ impl Stack {
             to: flow.key.ingress,
             mtu: flow.mtu,
             sent: 0,
+            segmentation: None,
             last_word: false,
         };
-        let mut socket = TcpSocket::listen(&flow.key.tuple, &self.limits, seed, now, time, segment, &mut link);
+        let rings = self.spare.pop().unwrap_or_else(|| Rings::new(self.limits.tcp_buffer));
+        let mut socket = TcpSocket::listen(rings, &tuple, seed, now, time, segment, &mut link);
         socket.handle_segment(now, time, segment, &mut link);
         flow.traffic.packets_down += u64::from(link.sent);
         flow.kind = FlowKind::Tcp(TcpFlow::Open(Box::new(socket)));
@@ -283,7 +302,7 @@ impl Stack {
         if let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) {
             let to = flow.key.ingress;
             let mut link =
-                FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, last_word: true };
+                FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, segmentation: None, last_word: true };
             match &mut flow.kind {
                 FlowKind::Tcp(TcpFlow::Open(_)) if flow.superseded => {}
                 FlowKind::Tcp(TcpFlow::Open(socket)) => socket.abort(time, &mut link),
@@ -301,6 +320,16 @@ impl Stack {
             if !flow.superseded {
                 self.table.remove(&flow.key);
             }
+            if let FlowKind::Tcp(TcpFlow::Open(socket)) = flow.kind {
+                self.keep_rings(*socket, flow.traffic.bytes_down);
+            }
+        }
+    }
+
+    /// Keeps the rings of a connection for the next one, when little of their memory was touched.
+    fn keep_rings(&mut self, socket: TcpSocket, bytes_down: u64) {
+        if self.spare.len() < SPARE_RINGS && socket.heard().max(bytes_down) <= SPARE_TOUCHED {
+            self.spare.push(Rings::of(socket));
         }
     }
 
@@ -427,7 +456,7 @@ impl Stack {
         {
             let to = flow.key.ingress;
             let mut link =
-                FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, last_word: false };
+                FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, segmentation: None, last_word: false };
             let more = socket.transmit(now, time, &mut link);
             flow.traffic.packets_down += u64::from(link.sent);
             if more {

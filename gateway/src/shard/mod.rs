@@ -6,6 +6,7 @@ mod flows;
 mod judge;
 pub mod link;
 mod mail;
+mod moderation;
 mod ready;
 mod splice;
 mod worker;

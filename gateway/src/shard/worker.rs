@@ -21,6 +21,7 @@ use tokio::time::Sleep;
 use super::flow::Flows;
 use super::link::{Command, PeerStatus, Snapshot};
 use super::mail::Mail;
+use super::moderation::Moderation;
 use super::ready::ReadyList;
 use crate::config::Config;
 use crate::directory::Device;
@@ -164,6 +165,7 @@ pub(super) struct Shard {
     /// Memory for one segment of a super-packet.
     segment: Vec<u8>,
     timer: Pin<Box<Sleep>>,
+    moderation: Moderation,
     next_tick: Option<Instant>,
     ticks: u32,
 }
@@ -247,6 +249,7 @@ impl Shard {
             scratch: vec![0; 65_536].into_boxed_slice(),
             segment: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            moderation: Moderation::new(now),
             ticks: 0,
             config,
         })
@@ -276,6 +279,7 @@ impl Shard {
                 return Poll::Ready(());
             }
             if !busy {
+                self.moderation.rest(now);
                 return Poll::Pending;
             }
         }

@@ -9,7 +9,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
 use super::recovery::{Advice, Recovery, wrap};
-use crate::device::FlowLink;
+use crate::device::{FlowLink, Segmentation};
 use crate::limits::StackLimits;
 use crate::packet::{TcpSegment, build};
 use crate::tuple::FiveTuple;
@@ -43,8 +43,11 @@ pub(crate) struct TcpSocket {
     interface: Interface,
     tuple: FiveTuple,
     recovery: Recovery,
+    segmentation: Segmentation,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    /// Bytes of data of the client that were written to its ring, wherever.
+    heard: u64,
     /// The client's initial sequence number, and the bytes of it that were taken since.
     first_sequence: u32,
     taken: u32,
@@ -62,12 +65,54 @@ pub(crate) struct TcpSocket {
     lingers_until: Option<StackInstant>,
 }
 
+/// A closed smoltcp socket with its two rings, alone in its set.
+///
+/// Making one is two mappings that are torn down again at the end. For a short connection that is more than all the
+/// rest, so the stack keeps those that touched little of their memory.
+pub(crate) struct Rings {
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+}
+
+impl Rings {
+    /// With `size` bytes each.
+    pub(crate) fn new(size: usize) -> Self {
+        let buffer = || SocketBuffer::new(vec![0; size]);
+        let mut socket = Socket::new(buffer(), buffer());
+        // Ours bounds what the ring holds.
+        socket.set_congestion_control(CongestionControl::None);
+        socket.set_nagle_enabled(false);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self { sockets, handle }
+    }
+
+    /// Those of a connection that is over.
+    pub(crate) fn of(socket: TcpSocket) -> Self {
+        let TcpSocket { mut sockets, handle, .. } = socket;
+        let socket: &mut Socket<'_> = sockets.get_mut(handle);
+        socket.abort();
+        socket.set_keep_alive(None);
+        Self { sockets, handle }
+    }
+}
+
+/// The link as smoltcp's interface is told it, see [`crate::device`].
+fn wide_link<'l>(tuple: &FiveTuple, link: &'l mut FlowLink<'_>) -> FlowLink<'l> {
+    let mtu = if tuple.source.is_ipv4() { link.mtu } else { u16::MAX };
+    FlowLink { received: None, batch: link.batch, to: link.to, mtu, sent: 0, segmentation: None, last_word: false }
+}
+
+/// Bytes of the headers of a data segment: smoltcp sends no options with data.
+fn headers(tuple: &FiveTuple) -> usize {
+    if tuple.source.is_ipv4() { 40 } else { 60 }
+}
+
 /// Most bytes of a segment towards the client.
-fn segment_size(tuple: &FiveTuple, mtu: u16, syn: &TcpSegment<'_>) -> usize {
-    let headers = if tuple.source.is_ipv4() { 40 } else { 60 };
+pub(crate) fn segment_size(tuple: &FiveTuple, mtu: u16, syn: &TcpSegment<'_>) -> usize {
     // RFC 9293 section 3.7.1: 536 where the client names none.
     let theirs = syn.maximum_segment_size().map_or(536, usize::from);
-    usize::from(mtu).saturating_sub(headers).min(theirs).max(LEAST_SEGMENT)
+    usize::from(mtu).saturating_sub(headers(tuple)).min(theirs).max(LEAST_SEGMENT)
 }
 
 /// smoltcp's clock: microseconds since `epoch`.
@@ -86,39 +131,37 @@ pub(crate) fn std_time(epoch: Instant, at: StackInstant) -> Instant {
 impl TcpSocket {
     /// Listens on the target's address and port for exactly this client.
     pub(crate) fn listen(
+        rings: Rings,
         tuple: &FiveTuple,
-        limits: &StackLimits,
         seed: u64,
         now: Instant,
         time: StackInstant,
         syn: &TcpSegment<'_>,
         link: &mut FlowLink<'_>,
     ) -> Self {
+        let size = segment_size(tuple, link.mtu, syn);
         let mut config = Config::new(HardwareAddress::Ip);
         // It makes the initial sequence number: with smoltcp's default two flows would share one.
         config.random_seed = seed;
-        let mut interface = Interface::new(config, link, time);
+        let mut interface = Interface::new(config, &mut wide_link(tuple, link), time);
         let local = IpAddress::from(tuple.destination);
         interface.update_ip_addrs(|addresses| {
             // Prefix length 0: every client is on-link, so no route is needed.
             let _ = addresses.push(IpCidr::new(local, 0));
         });
-        let buffer = || SocketBuffer::new(vec![0; limits.tcp_buffer]);
-        let mut socket = Socket::new(buffer(), buffer());
-        // Ours bounds what the ring holds.
-        socket.set_congestion_control(CongestionControl::None);
-        socket.set_nagle_enabled(false);
-        socket
+        let Rings { mut sockets, handle } = rings;
+        sockets
+            .get_mut::<Socket<'_>>(handle)
             .listen(IpListenEndpoint { addr: Some(local), port: tuple.destination_port })
-            .expect("a fresh socket listens on any port but 0, which parsing refused");
-        let mut sockets = SocketSet::new(Vec::with_capacity(1));
-        let handle = sockets.add(socket);
+            .expect("a closed socket listens on any port but 0, which parsing refused");
         Self {
             interface,
             tuple: *tuple,
-            recovery: Recovery::new(now, segment_size(tuple, link.mtu, syn)),
+            recovery: Recovery::new(now, size),
+            segmentation: Segmentation { headers: headers(tuple), size: u16::try_from(size).unwrap_or(u16::MAX) },
             sockets,
             handle,
+            heard: 0,
             first_sequence: syn.sequence,
             taken: 0,
             opened: now,
@@ -150,6 +193,8 @@ impl TcpSocket {
     ) {
         self.last_heard = now;
         self.last_active = now;
+        self.heard += segment.payload.len() as u64;
+        link.segmentation = Some(self.segmentation);
         if self.is_to_be_challenged(segment) {
             link.received = None;
             return self.challenge(time, link);
@@ -234,6 +279,7 @@ impl TcpSocket {
             to: link.to,
             mtu: link.mtu,
             sent: 0,
+            segmentation: link.segmentation,
             last_word: false,
         };
         self.interface.poll_ingress_single(time, &mut inner, &mut self.sockets);
@@ -257,6 +303,7 @@ impl TcpSocket {
         if self.is_held_open(time) {
             return false;
         }
+        link.segmentation = Some(self.segmentation);
         let queued = self.socket().send_queue();
         if self.recovery.handle_timeout(now, queued) {
             self.nudge(time, link);
@@ -358,6 +405,11 @@ impl TcpSocket {
             self.last_active = now;
         }
         Some(taken)
+    }
+
+    /// Bytes of the client's data that were written to its ring, in order or not.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard
     }
 
     /// Whether the client closed its half and every byte before that has been taken.

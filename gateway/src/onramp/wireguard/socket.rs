@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -68,7 +69,9 @@ impl Default for ReceiveBuffers {
 /// Datagrams on their way out. Its memory is kept, so that no datagram costs an allocation.
 #[derive(Debug, Default)]
 pub struct Outbox {
+    /// Of these, the first `used` are datagrams that wait; what follows is left from earlier ones.
     bytes: Vec<u8>,
+    used: usize,
     runs: Vec<Run>,
     /// How many of `runs` are sent.
     sent: usize,
@@ -90,9 +93,13 @@ pub fn bind(listen: SocketAddr, shards: usize, fwmark: Option<u32>) -> io::Resul
         if shards > 1 {
             socket.set_reuse_port(true)?;
         }
-        // The kernel clips these to its own limits, which is no reason not to start.
-        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+        // CAP_NET_ADMIN may pass the kernel's own limits. Without it they clip, which is no reason not to start.
+        if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
+            let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+        }
+        if setsockopt(&socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
+            let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+        }
         socket.set_nonblocking(true)?;
         socket.bind(&listen.into())?;
         let socket = std::net::UdpSocket::from(socket);
@@ -117,14 +124,16 @@ fn open(listen: SocketAddr, fwmark: Option<u32>) -> io::Result<Socket> {
 impl Outbox {
     /// Appends a datagram of at most `room` bytes. `fill` writes it and says how long it is; 0 means none.
     pub fn queue_with(&mut self, to: Endpoint, room: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
-        let start = self.bytes.len();
-        self.bytes.resize(start + room, 0);
-        let len = fill(self.bytes.get_mut(start..).unwrap_or_default()).min(room);
-        self.bytes.truncate(start + len);
+        let start = self.used;
+        if self.bytes.len() < start + room {
+            self.bytes.resize(start + room, 0);
+        }
+        let len = fill(self.bytes.get_mut(start..start + room).unwrap_or_default()).min(room);
         if len == 0 {
             return;
         }
         let end = start + len;
+        self.used = end;
         if self.runs.len() > self.sent
             && let Some(run) = self.runs.last_mut()
             && run.to == to
@@ -153,7 +162,7 @@ impl Outbox {
 
     /// Whether more datagrams would only be kept: the kernel has taken none for a while.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= MAX_OUTBOX
+        self.used >= MAX_OUTBOX
     }
 
     /// Whether everything was sent.
@@ -231,7 +240,7 @@ impl WireguardSocket {
             outbox.sent += 1;
         }
         outbox.runs.clear();
-        outbox.bytes.clear();
+        outbox.used = 0;
         outbox.sent = 0;
         Poll::Ready(())
     }
@@ -295,6 +304,6 @@ mod tests {
             outbox.queue(to, &[0; 148]);
         }
         assert!(outbox.is_full());
-        assert!(outbox.bytes.len() < MAX_OUTBOX + 148, "{}", outbox.bytes.len());
+        assert!(outbox.used < MAX_OUTBOX + 148 && outbox.bytes.len() < MAX_OUTBOX + 148, "{}", outbox.used);
     }
 }

@@ -92,6 +92,7 @@ impl Shard {
         datagram: &[u8],
         verified: bool,
     ) {
+        self.moderation.count();
         let Intake { around, peers, coalescer, mtu } = intake;
         let route = peers.handle_datagram(around, from, datagram, verified, |slot, device, packet| {
             // The tunnel has authenticated every byte from the client on.
