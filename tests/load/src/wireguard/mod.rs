@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
 /// the first handshake.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), LoadError> {
     let key = PrivateKey::read_file(&arguments.private_key_file)?;
-    let device = TunDevice::create(&TunConfig {
+    let config = TunConfig {
         name: arguments.interface,
         addresses: arguments.address,
         mtu: arguments.mtu,
@@ -66,8 +66,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), LoadError> {
         table: 0,
         fwmark: 0,
         on_stop: OnStop::Remove,
-    })
-    .await?;
+    };
+    let device = TunDevice::create(&config, 1).await?;
     for route in arguments.route {
         add_route(route, device.name())?;
     }
