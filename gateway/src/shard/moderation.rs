@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 /// How long a rest is. The kernel adds its timer slack, so that is lowered.
-const REST: Duration = Duration::from_micros(40);
+const REST: Duration = Duration::from_micros(150);
 /// `PR_SET_TIMERSLACK` of a shard's thread, in nanoseconds.
 const SLACK: u64 = 1_000;
 /// Over what time density is judged.

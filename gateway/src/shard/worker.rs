@@ -278,8 +278,8 @@ impl Shard {
             if self.is_stopped() {
                 return Poll::Ready(());
             }
+            self.moderation.rest(now);
             if !busy {
-                self.moderation.rest(now);
                 return Poll::Pending;
             }
         }
