@@ -97,11 +97,15 @@ start_gateway() {
 set_up_wireguard() {
     local ns=$1 link=$2 address=$3
     shift 3
-    wait_for 10 in_ns "$ns" wg show "$link" || cannot_measure "the start of $link"
+    wait_for 10 listens_for_wg "$ns" "$link" || cannot_measure "the start of $link"
     in_ns "$ns" wg set "$link" "$@"
     ip -n "$ns" address add "$address" dev "$link"
     ip -n "$ns" link set "$link" mtu "$TUNNEL_MTU" up
 }
+
+# Whether a WireGuard of userspace can be spoken to. Not by asking it: `wg` removes a
+# control socket that is bound and does not listen yet.
+listens_for_wg() { in_ns "$1" grep -q " 00010000 .*/wireguard/*$2\.sock$" /proc/net/unix; }
 
 stop_gateway() {
     [[ -z $GATEWAY_PID ]] || lab_stop "$GATEWAY_PID"
