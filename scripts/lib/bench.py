@@ -144,7 +144,8 @@ def shown_target(row):
 
 def print_group(name, rows):
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    lines = [["", "unit", *columns, REFERENCE_NAMES[GROUPS[name].reference], "target"]]
+    heads = [f"{int(column):,}" if column.isdigit() else column for column in columns]
+    lines = [["", "unit", *heads, REFERENCE_NAMES[GROUPS[name].reference], "target"]]
     previous = None
     for row in rows:
         values = medians(row)

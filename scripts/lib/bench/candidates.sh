@@ -29,6 +29,12 @@ reach_private() { in_ns "$NS_CLIENT" bash -c ": </dev/tcp/${ECHO/:/\/}" 2>/dev/n
 
 need_private() { wait_for 15 reach_private || cannot_measure 'a connection to the private network'; }
 
+# lab_single_datagrams: on a wire, datagrams are one by one. A veth would pass on what
+# the load hands over in one call as one packet, and its rate would count system calls.
+lab_single_datagrams() {
+    in_ns "$NS_CLIENT" ethtool -K eth0 tx-udp-segmentation off
+}
+
 # lab_many_connections: tens of thousands of short connections a second, from one
 # address to one port, must not run out of ports.
 lab_many_connections() {

@@ -4,10 +4,10 @@
 
 readonly GROWTH_SECONDS=1
 
-# measure_growth WHAT COUNT: one bulk flow and new connections, in the column of COUNT.
+# measure_growth COUNT: one bulk flow and new connections, in the column of COUNT.
 # shellcheck disable=SC2034 # COLUMN is read by measure.sh
 measure_growth() {
-    COLUMN="$(printf "%d" "$2" | sed 's/\([0-9]\)\([0-9]\{3\}\)$/\1,\2/') $1"
+    COLUMN=$1
     measure_bulk 'TCP, 1 flow, down' 1 down "$GROWTH_SECONDS"
     measure_connections 'short connections' "$GROWTH_SECONDS"
 }
@@ -18,7 +18,7 @@ group_flows() {
     for count in 1 1000 10000; do
         start_portcullis_tun
         hold_flows "$count"
-        measure_growth flows "$count"
+        measure_growth "$count"
         release_flows
         stop_gateway
     done
@@ -30,7 +30,7 @@ group_rules() {
     for count in 10 1000 10000; do
         write_policy tun "$count"
         start_portcullis_tun
-        measure_growth rules "$count"
+        measure_growth "$count"
         stop_gateway
     done
     write_policy tun 1

@@ -11,7 +11,7 @@ readonly FILE_LIMIT=131072 FILE_LIMIT_LEAST=12000
 
 prepare_tools() {
     need_packages cc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 sysctl:procps wg:wireguard-tools \
-        wireguard-go:wireguard-go iperf3:iperf3 jq:jq python3:python3
+        wireguard-go:wireguard-go iperf3:iperf3 ethtool:ethtool jq:jq python3:python3
     build_release
     build_load
     install_peer gotatun-cli gotatun "$GOTATUN_VERSION"
