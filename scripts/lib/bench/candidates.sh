@@ -171,8 +171,10 @@ release_flows() { lab_stop "$HOLD_PID"; }
 
 # --- end -----------------------------------------------------------------------------
 
+# cannot_measure WHAT: ends the run, with what was measured until then.
 cannot_measure() {
     local log
+    [[ ! -s $LAB_DIR/figures ]] || print_tables >&2
     for log in gateway client hold services; do
         [[ ! -s $LAB_DIR/$log.log ]] || { note "--- $log.log"; tail -n 20 "$LAB_DIR/$log.log"; } >&2
     done

@@ -5,15 +5,20 @@
 # BULK_SECONDS is the caller's; the other lengths keep the whole run under ten minutes.
 BULK_SECONDS=2
 readonly RATE_SECONDS=2 ROUND_TRIP_SECONDS=1 UDP_SECONDS=3 IDLE_SECONDS=5
+# Clock ticks a second, which /proc counts CPU time in.
+TICKS=$(getconf CLK_TCK)
+readonly TICKS
 RUN=0 GROUP=''
 
 progress_line() { printf '%s  %s%s\n' "$DIM" "$*" "$PLAIN" >&2; }
 
 progress() { progress_line "run $RUN, $GROUP: $COLUMN, $*"; }
 
-# record ROW UNIT VALUE: one figure of this run.
+# record ROW UNIT EXPRESSION [FILE]: one figure of this run, as jq finds it.
 record() {
-    printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$RUN" "$GROUP" "$1" "$2" "$COLUMN" "$3" >>"$LAB_DIR/figures"
+    local value
+    value=$(jq -n -e "${4:+input | }$3" ${4:+"$4"}) || cannot_measure "$1, $2"
+    printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$RUN" "$GROUP" "$1" "$2" "$COLUMN" "$value" >>"$LAB_DIR/figures"
 }
 
 # CPU time of the gateway's process so far, user and system, in clock ticks; nothing
@@ -28,13 +33,10 @@ gateway_ticks() {
     printf '%s' $((${12} + ${13}))
 }
 
-# quotient EXPRESSION: with fractions, which the shell does not have.
-quotient() { jq -n "$1"; }
-
 # measure_bulk ROW FLOWS up|down [SECONDS]: TCP throughput, and the CPU time of the
 # gateway's process for it.
 measure_bulk() {
-    local row=$1 flows=$2 direction=$3 seconds=${4:-$BULK_SECONDS} result=$LAB_DIR/iperf.json before after bytes
+    local row=$1 flows=$2 direction=$3 seconds=${4:-$BULK_SECONDS} result=$LAB_DIR/iperf.json before after
     local arguments=(--json --client "$PRIVATE_WEB" --port "$IPERF_PORT" --time "$seconds" --parallel "$flows")
     [[ $direction == up ]] || arguments+=(--reverse)
     progress "$row"
@@ -49,10 +51,9 @@ measure_bulk() {
         sleep 0.5
     done
     after=$(gateway_ticks)
-    record "$row" 'Gbit/s' "$(jq '.end.sum_received.bits_per_second / 1e9' "$result")"
+    record "$row" 'Gbit/s' '.end.sum_received.bits_per_second / 1e9' "$result"
     [[ -n $before ]] || return 0
-    bytes=$(jq '.end.sum_received.bytes' "$result")
-    record "$row" 'CPU s/GB' "$(quotient "($after - $before) / $(getconf CLK_TCK) / ($bytes / 1e9)")"
+    record "$row" 'CPU s/GB' "($after - $before) / $TICKS / (.end.sum_received.bytes / 1e9)" "$result"
 }
 
 # measure_load ROW KEY=UNIT... -- COMMAND...: what one of our loads found.
@@ -67,7 +68,7 @@ measure_load() {
     progress "$row"
     in_ns "$NS_CLIENT" timeout 60 "$PORTCULLIS_LOAD_BIN" "$@" >"$result" || cannot_measure "$row"
     for pair in "${units[@]}"; do
-        record "$row" "${pair#*=}" "$(jq -e ".${pair%%=*}" "$result")"
+        record "$row" "${pair#*=}" ".${pair%%=*}" "$result"
     done
 }
 
@@ -95,12 +96,13 @@ measure_udp() {
 
 # measure_memory ROW: what the gateway's process holds, and what it does at rest.
 measure_memory() {
-    local row=$1 before after
+    local row=$1 before after kilobytes
     progress "$row"
     sleep 1
     before=$(gateway_ticks)
     sleep "$IDLE_SECONDS"
     after=$(gateway_ticks)
-    record "$row" 'RSS MB' "$(quotient "$(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$GATEWAY_PID/status") * 1024 / 1e6")"
-    record "$row" 'idle CPU %' "$(quotient "($after - $before) / $(getconf CLK_TCK) / $IDLE_SECONDS * 100")"
+    kilobytes=$(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$GATEWAY_PID/status")
+    record "$row" 'RSS MB' "$kilobytes * 1024 / 1e6"
+    record "$row" 'idle CPU %' "($after - $before) / $TICKS / $IDLE_SECONDS * 100"
 }
