@@ -56,18 +56,22 @@ impl TunReader {
         cx: &mut Context<'_>,
         each: impl FnOnce(&[u8], ChecksumPolicy) -> R,
     ) -> Poll<io::Result<R>> {
+        self.poll_frame(cx, |frame| {
+            let checksums = match frame.first() {
+                // It never left this host's memory since the kernel took it from its sender, or verified it.
+                Some(flags) if flags & (NEEDS_CHECKSUM | DATA_VALID) != 0 => ChecksumPolicy::Trusted,
+                _ => ChecksumPolicy::Verify,
+            };
+            each(frame.get(VIRTIO_HEADER..).unwrap_or_default(), checksums)
+        })
+    }
+
+    /// Reads one frame and hands it to `each`: a `virtio_net_hdr` of [`VIRTIO_HEADER`] bytes, and the packet.
+    pub fn poll_frame<R>(&mut self, cx: &mut Context<'_>, each: impl FnOnce(&mut [u8]) -> R) -> Poll<io::Result<R>> {
         loop {
             let mut guard = ready!(self.device.poll_read_ready(cx))?;
             match guard.try_io(|device| device.get_ref().read(&mut self.frame)) {
-                Ok(Ok(len)) => {
-                    let checksums = match self.frame.first() {
-                        // It never left this host's memory since the kernel took it from its sender, or verified it.
-                        Some(flags) if flags & (NEEDS_CHECKSUM | DATA_VALID) != 0 => ChecksumPolicy::Trusted,
-                        _ => ChecksumPolicy::Verify,
-                    };
-                    let packet = self.frame.get(VIRTIO_HEADER..len).unwrap_or_default();
-                    return Poll::Ready(Ok(each(packet, checksums)));
-                }
+                Ok(Ok(len)) => return Poll::Ready(Ok(each(self.frame.get_mut(..len).unwrap_or_default()))),
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}
             }

@@ -3,6 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
+use portcullis::host::tun::TunError;
+use portcullis::keys::KeyFileError;
+
 /// Why a load has no figure.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
@@ -59,6 +63,20 @@ pub(crate) enum LoadError {
         address: SocketAddr,
         /// Datagrams a second.
         rate: f64,
+    },
+    /// The key file is refused.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// There is no TUN device.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// `ip` has refused a route, and said why.
+    #[error("cannot route {network} into {device}")]
+    Route {
+        /// The network.
+        network: IpNet,
+        /// The device.
+        device: String,
     },
 }
 

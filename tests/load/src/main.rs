@@ -8,6 +8,7 @@
 //! more system calls than its protocol needs. A load is bounded in time and in what it keeps, prints its result as one
 //! line of JSON, and ends with status 1 and a line on standard error when the figure would mean nothing.
 
+mod coalesce;
 mod connections;
 mod error;
 mod hold;
@@ -20,6 +21,7 @@ mod search;
 mod serve;
 mod sys;
 mod udp;
+mod wireguard;
 mod workers;
 
 use std::io::{self, Write};
@@ -52,6 +54,8 @@ enum Command {
     Udp(udp::Arguments),
     /// Idle connections, held until standard input closes (where it is a pipe) or SIGTERM.
     Hold(hold::Arguments),
+    /// A WireGuard client; prints `ready` after the first handshake.
+    Wireguard(wireguard::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +76,7 @@ fn run(command: Command) -> Result<(), LoadError> {
         Command::Connections(arguments) => output::line(&on_runtime(connections::run(&arguments))?),
         Command::Requests(arguments) => output::line(&on_runtime(requests::run(&arguments))?),
         Command::Hold(arguments) => on_runtime(hold::run(arguments)),
+        Command::Wireguard(arguments) => on_runtime(wireguard::run(arguments)),
     }
 }
 
