@@ -128,7 +128,8 @@ connect_gotatun() {
     CLIENT_PID=$LAB_PID
     set_up_wireguard "$NS_CLIENT" "$CLIENT_LINK" "$TUNNEL_CLIENT/32" private-key "$LAB_DIR/client.key" \
         peer "$GATEWAY_PUBLIC" endpoint "$OUTER_GATEWAY:$TUNNEL_PORT" allowed-ips "$PRIVATE_NETWORK"
-    route_through_client
+    ip -n "$NS_CLIENT" route add "$PRIVATE_NETWORK" dev "$CLIENT_LINK"
+    need_private
 }
 
 # connect_batched: our own client, which works in batches so that it is not the limit.
@@ -136,16 +137,10 @@ connect_batched() {
     : >"$LAB_DIR/client.log"
     lab_spawn "$NS_CLIENT" "$LAB_DIR/client.log" "$PORTCULLIS_LOAD_BIN" wireguard --interface "$CLIENT_LINK" \
         --private-key-file "$LAB_DIR/client.key" --peer "$GATEWAY_PUBLIC" \
-        --endpoint "$OUTER_GATEWAY:$TUNNEL_PORT" --mtu "$TUNNEL_MTU"
+        --endpoint "$OUTER_GATEWAY:$TUNNEL_PORT" --address "$TUNNEL_CLIENT/32" --route "$PRIVATE_NETWORK" \
+        --mtu "$TUNNEL_MTU"
     CLIENT_PID=$LAB_PID
     wait_for 15 grep -q '^ready' "$LAB_DIR/client.log" || cannot_measure "the client's handshake"
-    ip -n "$NS_CLIENT" address add "$TUNNEL_CLIENT/32" dev "$CLIENT_LINK"
-    ip -n "$NS_CLIENT" link set "$CLIENT_LINK" up
-    route_through_client
-}
-
-route_through_client() {
-    ip -n "$NS_CLIENT" route add "$PRIVATE_NETWORK" dev "$CLIENT_LINK"
     need_private
 }
 
