@@ -1,7 +1,8 @@
 //! `portcullis-load`: the loads of `scripts/bench`, and the servers they are put on.
 //!
 //! ```text
-//!  connections, requests, round-trip, udp, hold ──> what is measured ──> serve
+//!  connections, requests, round-trip, udp, hold ──> wireguard ──> what is measured ──> serve
+//!                                                   peers     ──>
 //! ```
 //!
 //! Loads and servers run on the cores of what is measured, so each is to cost as little as it can: one thread, no
@@ -14,6 +15,7 @@ mod error;
 mod hold;
 mod http;
 mod output;
+mod peers;
 mod requests;
 mod round_trip;
 mod samples;
@@ -56,6 +58,8 @@ enum Command {
     Hold(hold::Arguments),
     /// A WireGuard client; prints `ready` after the first handshake.
     Wireguard(wireguard::Arguments),
+    /// Many idle WireGuard peers: their directory, or the peers themselves.
+    Peers(peers::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +81,7 @@ fn run(command: Command) -> Result<(), LoadError> {
         Command::Requests(arguments) => output::line(&on_runtime(requests::run(&arguments))?),
         Command::Hold(arguments) => on_runtime(hold::run(arguments)),
         Command::Wireguard(arguments) => on_runtime(wireguard::run(arguments)),
+        Command::Peers(arguments) => on_runtime(peers::run(arguments)),
     }
 }
 

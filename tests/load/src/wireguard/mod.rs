@@ -81,7 +81,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), LoadError> {
     client.run().await
 }
 
-fn bind(towards: SocketAddr) -> std::io::Result<WireguardSocket> {
+/// A socket towards a gateway.
+pub(crate) fn bind(towards: SocketAddr) -> std::io::Result<WireguardSocket> {
     let any: SocketAddr = if towards.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
     let mut sockets = socket::bind(any, 1, None)?;
     let socket = sockets.pop().ok_or(std::io::ErrorKind::NotFound)?;
