@@ -10,7 +10,7 @@ readonly HTTP=$PRIVATE_WEB:80 ECHO=$PRIVATE_ECHO:7778 UDP_SINK=$PRIVATE_ECHO:777
 
 # CANDIDATE is what runs; COLUMN is where its figures go, the same unless a group says
 # otherwise. Kernel forwarding has no process, so no GATEWAY_PID.
-CANDIDATE='' COLUMN='' GATEWAY_PID='' CLIENT_PID='' HOLD_PID=''
+CANDIDATE='' COLUMN='' GATEWAY_PID='' CLIENT_PID='' CROWD_PID='' HOLD_PID=''
 
 # --- the private network -------------------------------------------------------------
 
@@ -149,6 +149,18 @@ disconnect_client() {
     rm -f -- "/run/wireguard/$CLIENT_LINK.sock"
 }
 
+# connect_peers N: connects so many peers of `add_peers`, which then only keep their
+# tunnels alive until `disconnect_peers`.
+connect_peers() {
+    : >"$LAB_DIR/peers.log"
+    lab_spawn "$NS_CLIENT" "$LAB_DIR/peers.log" "$PORTCULLIS_LOAD_BIN" peers --peers "$1" --connect \
+        --endpoint "$OUTER_GATEWAY:$TUNNEL_PORT" --server-key "$GATEWAY_PUBLIC"
+    CROWD_PID=$LAB_PID
+    wait_for 60 grep -q '"connected"' "$LAB_DIR/peers.log" || cannot_measure "connecting $1 peers"
+}
+
+disconnect_peers() { lab_stop "$CROWD_PID"; }
+
 # --- open flows ----------------------------------------------------------------------
 
 # hold_flows N: opens so many connections and leaves them idle until `release_flows`.
@@ -170,7 +182,7 @@ release_flows() { lab_stop "$HOLD_PID"; }
 cannot_measure() {
     local log
     [[ ! -s $LAB_DIR/figures ]] || print_tables >&2
-    for log in gateway client hold services; do
+    for log in gateway client peers hold services; do
         [[ ! -s $LAB_DIR/$log.log ]] || { note "--- $log.log"; tail -n 20 "$LAB_DIR/$log.log"; } >&2
     done
     die "cannot measure: $* with $CANDIDATE"

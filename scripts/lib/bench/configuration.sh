@@ -4,7 +4,7 @@
 # the private network. Sourced after netns.sh.
 
 readonly TUNNEL_GATEWAY=100.96.0.1 TUNNEL_CLIENT=100.96.0.2 TUNNEL_MTU=1420
-readonly TUNNEL_PORT=51820 PRIVATE_NETWORK=10.0.8.0/24
+readonly TUNNEL_PORT=51820 FIRST_PEER=100.96.1.1 PRIVATE_NETWORK=10.0.8.0/24
 
 # write_configurations: all files, and the keys as CLIENT_PUBLIC, PEER_PUBLIC (of every
 # WireGuard peer but us) and PORTCULLIS_PUBLIC.
@@ -33,7 +33,7 @@ mtu = $TUNNEL_MTU
 endpoint = "$OUTER_GATEWAY:$TUNNEL_PORT"
 client_routes = ["$PRIVATE_NETWORK"]
 TOML
-    write_directory wireguard "\"public_key\": \"$CLIENT_PUBLIC\", \"addresses\": [\"$TUNNEL_CLIENT\"]"
+    write_directory wireguard "$(wireguard_client)"
     write_policy wireguard 1
     (umask 077 && wg genkey >"$LAB_DIR/wireguard/state/wireguard.key")
     PORTCULLIS_PUBLIC=$(wg pubkey <"$LAB_DIR/wireguard/state/wireguard.key")
@@ -76,6 +76,18 @@ write_directory() {
   "devices": { "client": { "user": "bench@example.com", $2 } }
 }
 JSON
+}
+
+wireguard_client() { printf '"public_key": "%s", "addresses": ["%s"]' "$CLIENT_PUBLIC" "$TUNNEL_CLIENT"; }
+
+# add_peers COUNT: so many more devices of the WireGuard gateway, whose keys the loads know.
+add_peers() {
+    local directory=$LAB_DIR/wireguard/directory.json
+    write_directory wireguard "$(wireguard_client)"
+    "$PORTCULLIS_LOAD_BIN" peers --peers "$1" --first-address "$FIRST_PEER" --write-directory "$LAB_DIR/peers.json" \
+        >/dev/null
+    jq --slurpfile peers "$LAB_DIR/peers.json" '.devices += $peers[0].devices' "$directory" >"$LAB_DIR/directory.json"
+    mv -- "$LAB_DIR/directory.json" "$directory"
 }
 
 # write_policy NAME RULES: so many rules that may match this device, of which only the

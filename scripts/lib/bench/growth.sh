@@ -24,6 +24,22 @@ group_flows() {
     done
 }
 
+# Peers that are connected and idle, beside the one that is measured.
+group_peers() {
+    local count
+    for count in 1 1000 10000; do
+        add_peers "$count"
+        start_portcullis_wireguard
+        connect_peers "$count"
+        connect_batched
+        measure_growth "$count"
+        disconnect_client
+        disconnect_peers
+        stop_gateway
+    done
+    write_directory wireguard "$(wireguard_client)"
+}
+
 # Rules in front of the one that decides.
 group_rules() {
     local count
