@@ -17,11 +17,12 @@ each() {
     done
 }
 
+# measure_bulks [SECONDS]
 measure_bulks() {
-    measure_bulk 'TCP, 1 flow, up' 1 up
-    measure_bulk 'TCP, 1 flow, down' 1 down
-    measure_bulk 'TCP, 8 flows, up' 8 up
-    measure_bulk 'TCP, 8 flows, down' 8 down
+    measure_bulk 'TCP, 1 flow, up' 1 up "$@"
+    measure_bulk 'TCP, 1 flow, down' 1 down "$@"
+    measure_bulk 'TCP, 8 flows, up' 8 up "$@"
+    measure_bulk 'TCP, 8 flows, down' 8 down "$@"
 }
 
 # A host routed through the gateway.
@@ -29,16 +30,17 @@ group_tun() { each kernel portcullis_tun -- measure_bulks; }
 
 # A WireGuard client.
 group_wireguard() {
-    each boringtun gotatun wireguard_go portcullis_wireguard -- through_client gotatun
+    each boringtun gotatun wireguard_go portcullis_wireguard -- through_client gotatun "$BULK_SECONDS"
 }
 
 group_wireguard_batched() {
-    each boringtun gotatun wireguard_go portcullis_wireguard -- through_client batched
+    each boringtun gotatun wireguard_go portcullis_wireguard -- through_client batched $(((BULK_SECONDS + 1) / 2))
 }
 
+# through_client CLIENT SECONDS
 through_client() {
     "connect_$1"
-    measure_bulks
+    measure_bulks "$2"
     measure_round_trip 'round trip, idle'
     disconnect_client
 }
