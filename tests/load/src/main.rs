@@ -80,17 +80,26 @@ fn run(command: Command) -> Result<(), LoadError> {
         Command::Connections(arguments) => output::line(&on_runtime(connections::run(&arguments))?),
         Command::Requests(arguments) => output::line(&on_runtime(requests::run(&arguments))?),
         Command::Hold(arguments) => on_runtime(hold::run(arguments)),
-        Command::Wireguard(arguments) => on_runtime(wireguard::run(arguments)),
-        Command::Peers(arguments) => on_runtime(peers::run(arguments)),
+        Command::Wireguard(arguments) => on_batching_runtime(wireguard::run(arguments)),
+        Command::Peers(arguments) => on_batching_runtime(peers::run(arguments)),
     }
 }
 
 /// Runs a future and what it spawns on this thread.
 fn on_runtime<T>(load: impl Future<Output = Result<T, LoadError>>) -> Result<T, LoadError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| LoadError::Io { doing: "start the runtime", source })?;
+    run_on(tokio::runtime::Builder::new_current_thread().enable_all(), load)
+}
+
+/// The same for a loop that does batches of its own: it wants to see new events after each.
+fn on_batching_runtime<T>(load: impl Future<Output = Result<T, LoadError>>) -> Result<T, LoadError> {
+    run_on(tokio::runtime::Builder::new_current_thread().enable_all().event_interval(1), load)
+}
+
+fn run_on<T>(
+    runtime: &mut tokio::runtime::Builder,
+    load: impl Future<Output = Result<T, LoadError>>,
+) -> Result<T, LoadError> {
+    let runtime = runtime.build().map_err(LoadError::doing("start the runtime"))?;
     tokio::task::LocalSet::new().block_on(&runtime, load)
 }
 

@@ -73,40 +73,44 @@ struct Crowd {
 
 /// Connects all peers, says so, and keeps them.
 pub(super) async fn run(arguments: &Arguments, endpoint: SocketAddr, server_key: [u8; 32]) -> Result<(), LoadError> {
-    let links = (0..arguments.sockets).map(|_| {
-        let socket = crate::wireguard::bind(endpoint).map_err(LoadError::at("send to", endpoint))?;
-        Ok(Link { socket, outbox: Outbox::default() })
-    });
-    let links = links.collect::<Result<Vec<_>, LoadError>>()?;
-    let keepalive = (arguments.keepalive > 0).then_some(arguments.keepalive);
-    let peers = (0..arguments.peers).map(|index| {
-        let number = u32::try_from(index).unwrap_or(u32::MAX);
-        let key = private_key(arguments.seed, index);
-        let tunnel = Tunn::new(key, PublicKey::from(server_key), None, keepalive, number, None);
-        Peer { tunnel, link: index % arguments.sockets, state: State::New }
-    });
-    let peers: Vec<_> = peers.collect();
-    let mut timer = interval(TICK);
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let now = Instant::now();
-    let mut crowd = Crowd {
-        endpoint: Endpoint { address: endpoint, local: None },
-        links,
-        new: (0..peers.len()).collect(),
-        peers,
-        asked: Vec::new(),
-        connected: 0,
-        began: now,
-        progress: now,
-        memory: ReceiveBuffers::default(),
-        scratch: vec![0; SCRATCH].into_boxed_slice(),
-        timer,
-        ticks: 0,
-    };
+    let mut crowd = Crowd::new(arguments, endpoint, server_key)?;
     tokio::task::unconstrained(poll_fn(|cx| crowd.turn(cx))).await
 }
 
 impl Crowd {
+    fn new(arguments: &Arguments, endpoint: SocketAddr, server_key: [u8; 32]) -> Result<Self, LoadError> {
+        let links = (0..arguments.sockets).map(|_| {
+            let socket = crate::wireguard::bind(endpoint).map_err(LoadError::at("send to", endpoint))?;
+            Ok(Link { socket, outbox: Outbox::default() })
+        });
+        let links = links.collect::<Result<Vec<_>, LoadError>>()?;
+        let keepalive = (arguments.keepalive > 0).then_some(arguments.keepalive);
+        let peers = (0..arguments.peers).map(|index| {
+            let number = u32::try_from(index).unwrap_or(u32::MAX);
+            let key = private_key(arguments.seed, index);
+            let tunnel = Tunn::new(key, PublicKey::from(server_key), None, keepalive, number, None);
+            Peer { tunnel, link: index % arguments.sockets, state: State::New }
+        });
+        let peers: Vec<_> = peers.collect();
+        let mut timer = interval(TICK);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let now = Instant::now();
+        Ok(Self {
+            endpoint: Endpoint { address: endpoint, local: None },
+            links,
+            new: (0..peers.len()).collect(),
+            peers,
+            asked: Vec::new(),
+            connected: 0,
+            began: now,
+            progress: now,
+            memory: ReceiveBuffers::default(),
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            timer,
+            ticks: 0,
+        })
+    }
+
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LoadError>> {
         let now = Instant::now();
         while self.timer.poll_tick(cx).is_ready() {
@@ -220,4 +224,68 @@ fn receiver(datagram: &[u8]) -> Option<(u32, usize)> {
     };
     // The low 8 bits count the peer's sessions.
     usize::try_from(index >> 8).ok().map(|number| (message, number))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::UdpSocket;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use boringtun::noise::Packet;
+    use boringtun::noise::handshake::parse_handshake_anon;
+    use boringtun::noise::rate_limiter::RateLimiter;
+    use boringtun::x25519::StaticSecret;
+
+    use super::*;
+
+    /// Answers handshakes, from the fifth on with a cookie first. Ends when nobody asks any more.
+    fn gateway(socket: &UdpSocket, private: &StaticSecret, cookies: &AtomicUsize) {
+        let public = PublicKey::from(private);
+        let (limiter, unlimited) = (RateLimiter::new(&public, 5), Arc::new(RateLimiter::new(&public, u64::MAX)));
+        let (mut tunnels, mut scratch, mut datagram) = (HashMap::new(), vec![0; SCRATCH], vec![0; SCRATCH]);
+        while let Ok((length, from)) = socket.recv_from(&mut datagram) {
+            let datagram = &datagram[..length];
+            let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else { continue };
+            if let Err(result) = limiter.verify_packet(Some(from.ip()), datagram, &mut scratch) {
+                let TunnResult::WriteToNetwork(cookie) = result else { panic!("{result:?}") };
+                socket.send_to(cookie, from).unwrap();
+                cookies.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            let key = parse_handshake_anon(private, &public, &initiation).unwrap().peer_static_public;
+            let tunnel = tunnels.entry(key).or_insert_with(|| {
+                let limiter = Some(Arc::clone(&unlimited));
+                Tunn::new(private.clone(), PublicKey::from(key), None, None, 0, limiter)
+            });
+            let TunnResult::WriteToNetwork(answer) = tunnel.decapsulate(None, datagram, &mut scratch) else { continue };
+            socket.send_to(answer, from).unwrap();
+        }
+    }
+
+    #[test]
+    fn all_get_connected_by_way_of_cookies() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let endpoint = socket.local_addr().unwrap();
+        let private = private_key(99, 0);
+        let public = PublicKey::from(&private).to_bytes();
+        let cookies = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&cookies);
+        let gateway = std::thread::spawn(move || gateway(&socket, &private, &asked));
+        let connected = crate::on_batching_runtime(async {
+            let arguments = Arguments::for_test(100);
+            let mut crowd = Crowd::new(&arguments, endpoint, public)?;
+            poll_fn(|cx| match crowd.turn(cx) {
+                Poll::Pending if crowd.connected == arguments.peers => Poll::Ready(Ok(crowd.connected)),
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(result) => Poll::Ready(result.map(|()| 0)),
+            })
+            .await
+        });
+        assert_eq!(connected.unwrap(), 100);
+        gateway.join().unwrap();
+        assert!(cookies.load(Ordering::Relaxed) >= 95, "{cookies:?}");
+    }
 }

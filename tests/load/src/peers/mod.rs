@@ -105,6 +105,22 @@ mod tests {
 
     use super::*;
 
+    impl Arguments {
+        pub(super) fn for_test(peers: usize) -> Self {
+            Self {
+                peers,
+                seed: 1,
+                first_address: Ipv4Addr::LOCALHOST,
+                write_directory: None,
+                connect: true,
+                endpoint: None,
+                server_key: None,
+                sockets: 3,
+                keepalive: 25,
+            }
+        }
+    }
+
     #[test]
     fn keys_differ_and_come_again() {
         let keys = |seed| (0..1000).map(|index| private_key(seed, index).to_bytes()).collect::<Vec<_>>();

@@ -146,7 +146,10 @@ impl Client {
                 outbox.queue_with(*endpoint, room, |buffer| match tunnel.encapsulate(packet, buffer) {
                     TunnResult::WriteToNetwork(datagram) => datagram.len(),
                     // Without a session the packet waits in the tunnel for the handshake.
-                    _ => 0,
+                    TunnResult::Done
+                    | TunnResult::Err(_)
+                    | TunnResult::WriteToTunnelV4(..)
+                    | TunnResult::WriteToTunnelV6(..) => 0,
                 });
             });
             match read {
