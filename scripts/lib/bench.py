@@ -1,207 +1,196 @@
 #!/usr/bin/env python3
-"""The loads iperf3 does not have, and the tables, of scripts/bench. Standard library only."""
+"""The report of scripts/bench: tables or JSON of its figures. Standard library only.
 
+    bench.py table|json FIGURES MACHINE
+
+FIGURES has a line for each figure: run, group, row, unit, column and value, with tabs
+between them. MACHINE is text for the head.
+"""
+
+import fnmatch
 import json
-import os
-import platform
-import selectors
-import socket
 import statistics
-import struct
 import sys
-import time
+from collections import namedtuple
 
-# The candidate every other one is set against, where it was measured.
-BASELINES = ["kernel forwarding", "wireguard-go + kernel"]
+OURS = "portcullis"
+KERNEL = "kernel forwarding"
 
+# What a group is about, what its figures are compared with, and how that is called.
+Group = namedtuple("Group", "title reference")
+GROUPS = {
+    "tun": Group("TUN on-ramp, TCP", "kernel"),
+    "wireguard": Group("WireGuard on-ramp, TCP, client gotatun-cli (the peers leave forwarding to the kernel)", "peer"),
+    "wireguard-batched": Group("WireGuard on-ramp, TCP, our batched client, which is not the limit", "peer"),
+    "http": Group("HTTP through the TUN on-ramp, 16 at a time", "kernel"),
+    "udp": Group("UDP through the TUN on-ramp, at most 1 % lost", "kernel"),
+    "round-trip": Group("Round trip of one byte through the TUN on-ramp", "kernel"),
+    "flows": Group("How cost grows with open flows, TUN on-ramp", "first"),
+    "peers": Group("How cost grows with connected peers, WireGuard on-ramp, our batched client", "first"),
+    "rules": Group("How cost grows with rules before the one that decides, TUN on-ramp", "first"),
+    "memory": Group("At rest, TUN on-ramp", None),
+}
+REFERENCE_NAMES = {"kernel": "to kernel", "peer": "to best peer", "first": "last to first", None: ""}
 
-# --- loads ---------------------------------------------------------------------------
+# Floors and aims of a comparison, or of the figure itself where there is none.
+Target = namedtuple("Target", "group row unit floor aim")
+TARGETS = [
+    Target("tun", "TCP, *", "Gbit/s", 0.70, 0.90),
+    Target("wireguard", "TCP, *", "Gbit/s", 1.6, 2.0),
+    Target("wireguard*", "TCP, *", "CPU s/GB", 0.25, 0.125),
+    Target("http", "short connections", "conn/s", 0.35, 0.60),
+    Target("http", "keep-alive requests", "requests/s", 0.45, 0.70),
+    Target("round-trip", "idle", "p50 us", 60, 25),
+    *(Target(group, "*", unit, 0.85, 0.95) for group in ("flows", "peers", "rules") for unit in ("Gbit/s", "conn/s")),
+    Target("memory", "*", "RSS MB", 200, 80),
+]
 
+LESS_IS_BETTER = ("CPU s/GB", "p50 us", "p99 us", "RSS MB", "idle CPU %")
 
-def connect(host, port):
-    connection = socket.create_connection((host, port), timeout=10)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-def round_trip(host, port, seconds):
-    """One byte there and back on one connection: prints p50 and p99 in microseconds."""
-    connection = connect(host, int(port))
-    samples = []
-    warm_up = time.monotonic() + 0.3
-    end = warm_up + float(seconds)
-    while (now := time.monotonic()) < end:
-        sent = time.perf_counter_ns()
-        connection.sendall(b"x")
-        if not connection.recv(1):
-            sys.exit("the echo service hung up")
-        if now >= warm_up:
-            samples.append((time.perf_counter_ns() - sent) / 1000)
-    samples.sort()
-    print(f"{samples[len(samples) // 2]:.1f} {samples[len(samples) * 99 // 100]:.1f}")
-
-
-def connections(host, port, seconds, concurrency=16):
-    """Connect, one byte there and back, close, 16 at a time: prints connections a second.
-
-    The close is a reset, as load generators do it, so that no port waits.
-    """
-    address = (host, int(port))
-    selector = selectors.DefaultSelector()
-    linger = struct.pack("ii", 1, 0)
-
-    def start():
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        connection.connect_ex(address)
-        selector.register(connection, selectors.EVENT_WRITE)
-
-    for _ in range(concurrency):
-        start()
-    begin = time.monotonic()
-    end = begin + float(seconds)
-    done = failed = 0
-    while time.monotonic() < end:
-        events = selector.select(timeout=5)
-        if not events:
-            sys.exit("no connection made progress for 5 s")
-        for key, ready in events:
-            connection = key.fileobj
-            try:
-                if ready & selectors.EVENT_WRITE:
-                    connection.send(b"x")
-                    selector.modify(connection, selectors.EVENT_READ)
-                    continue
-                if connection.recv(1):
-                    done += 1
-                else:
-                    failed += 1
-            except OSError:
-                failed += 1
-            selector.unregister(connection)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            connection.close()
-            start()
-    elapsed = time.monotonic() - begin
-    if failed > done // 100:
-        sys.exit(f"{failed} connections failed, {done} did not")
-    print(f"{done / elapsed:.0f}")
-
-
-def iperf(path, before, after, ticks_per_second):
-    """Reads an iperf3 result: prints Gbit/s received, and CPU seconds per GB or -."""
-    with open(path, encoding="utf-8") as file:
-        result = json.load(file)["end"]
-    received = result["sum_received"]
-    # The seconds iperf3 omits at the start carry bytes the gateway paid for as well.
-    omitted = 1 + received["seconds"]
-    gigabytes = received["bits_per_second"] / 8 * omitted / 1e9
-    cpu = "-"
-    if before and after:
-        cpu = f"{(int(after) - int(before)) / int(ticks_per_second) / gigabytes:.3f}"
-    print(f"{received['bits_per_second'] / 1e9:.3f} {cpu}")
-
-
-# --- report --------------------------------------------------------------------------
-
-
-def machine(*versions):
-    """Prints a line for each thing a reader must know to compare figures."""
-    model = "unknown processor"
-    with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
-        for line in cpuinfo:
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    print(f"{os.cpu_count()} cores, {model}, Linux {platform.release()}")
-    for version in versions:
-        print(version.strip())
+# One line of the report: the values are {column: [value of each run]}.
+Row = namedtuple("Row", "group row unit values")
 
 
 def read_figures(path):
-    """{(row, unit): {candidate: [value of each run]}}, rows in the order of measuring."""
+    """Rows in the order of measuring; the units of one row stand together."""
     figures = {}
     with open(path, encoding="utf-8") as file:
         for line in file:
-            _, row, unit, candidate, value = line.rstrip("\n").split("\t")
-            figures.setdefault((row, unit), {}).setdefault(candidate, []).append(float(value))
-    order = list(dict.fromkeys(row for row, _ in figures))
-    return dict(sorted(figures.items(), key=lambda item: order.index(item[0][0])))
+            _, group, row, unit, column, value = line.rstrip("\n").split("\t")
+            figures.setdefault((group, row), {}).setdefault(unit, {}).setdefault(column, []).append(float(value))
+    rows = [Row(group, row, unit, values) for (group, row), units in figures.items() for unit, values in units.items()]
+    order = list(dict.fromkeys(row.group for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.group))
 
 
-def comparison(unit, values):
-    """How portcullis stands against the baseline of its row, in words."""
-    baseline = next((name for name in BASELINES if name in values), None)
-    if baseline is None or "portcullis" not in values:
-        return None, ""
-    ours = statistics.median(values["portcullis"])
-    theirs = statistics.median(values[baseline])
-    if unit.endswith(" us"):
-        return ours - theirs, f"{ours - theirs:+.1f} us"
-    if theirs == 0:
-        return None, ""
-    return ours / theirs, f"{ours / theirs:.2f} x"
+def medians(row):
+    return {column: statistics.median(values) for column, values in row.values.items()}
+
+
+def compare(row):
+    """The comparison of a row: (with which column, ratio or difference), or None."""
+    values = medians(row)
+    reference = GROUPS[row.group].reference
+    if reference == "first":
+        columns = list(values)
+        ours, other = columns[-1], columns[0]
+    elif reference == "kernel":
+        ours, other = OURS, KERNEL
+    elif reference == "peer":
+        best = min if row.unit in LESS_IS_BETTER else max
+        ours, other = OURS, best((name for name in values if name != OURS), key=values.get, default=None)
+    else:
+        return None
+    if ours == other or ours not in values or other not in values:
+        return None
+    if row.unit.endswith(" us"):
+        return other, values[ours] - values[other]
+    return (other, values[ours] / values[other]) if values[other] else None
+
+
+def target_of(row):
+    for target in TARGETS:
+        if fnmatch.fnmatchcase(row.group, target.group) and fnmatch.fnmatchcase(row.row, target.row):
+            if row.unit == target.unit:
+                return target
+    return None
+
+
+def verdict(row, target):
+    """`aim reached`, `ok` or `below floor`; None when there is nothing to judge."""
+    comparison = compare(row)
+    if comparison is not None:
+        value = comparison[1]
+    elif GROUPS[row.group].reference is None:
+        value = next(iter(medians(row).values()))
+    else:
+        return None
+    sign = -1 if row.unit in LESS_IS_BETTER else 1
+    if sign * value >= sign * target.aim:
+        return "aim reached"
+    return "ok" if sign * value >= sign * target.floor else "below floor"
+
+
+# --- words -----------------------------------------------------------------------------
 
 
 def shown(value):
     """Three significant digits, and whole numbers from a hundred on."""
+    if value == 0:
+        return "0"
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-def table(figures_path, machine_path):
-    figures = read_figures(figures_path)
-    candidates = []
-    for values in figures.values():
-        candidates += [name for name in values if name not in candidates]
-    candidates.sort(key=lambda name: (name == "portcullis", name))
-    runs = max(len(values) for row in figures.values() for values in row.values())
+def shown_comparison(row):
+    comparison = compare(row)
+    if comparison is None:
+        return ""
+    return f"{comparison[1]:+.1f} us" if row.unit.endswith(" us") else f"{comparison[1]:.2f} x"
 
-    rows = [["", "unit", *candidates, "portcullis to other"]]
+
+def shown_target(row):
+    target = target_of(row)
+    judged = target and verdict(row, target)
+    if not judged:
+        return ""
+    if row.unit.endswith(" us"):
+        bounds = f"floor {target.floor:+g} us, aim {target.aim:+g} us"
+    elif GROUPS[row.group].reference is None:
+        bounds = f"floor {target.floor:g}, aim {target.aim:g}"
+    else:
+        bounds = f"floor {target.floor:.3g} x, aim {target.aim:.3g} x"
+    return f"{judged} ({bounds})"
+
+
+def print_group(name, rows):
+    columns = list(dict.fromkeys(column for row in rows for column in row.values))
+    heads = [f"{int(column):,}" if column.isdigit() else column for column in columns]
+    lines = [["", "unit", *heads, REFERENCE_NAMES[GROUPS[name].reference], "target"]]
     previous = None
-    for (row, unit), values in figures.items():
-        cells = [shown(statistics.median(values[c])) if c in values else "-" for c in candidates]
-        rows.append([row if row != previous else "", unit, *cells, comparison(unit, values)[1]])
-        previous = row
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    with open(machine_path, encoding="utf-8") as file:
-        print(file.read(), end="")
-    print(f"Medians of {runs} alternated runs. Everything shares these cores: clients, gateway and servers.")
-    print("Round trips and short connections are driven from Python, whose cost is in every column.\n")
-    for number, row in enumerate(rows):
-        left = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
-        print("  ".join(left + [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]).rstrip())
+    for row in rows:
+        values = medians(row)
+        cells = [shown(values[column]) if column in values else "-" for column in columns]
+        lines.append([row.row if row.row != previous else "", row.unit, *cells, shown_comparison(row), shown_target(row)])
+        previous = row.row
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    print(f"\n{GROUPS[name].title}")
+    for number, line in enumerate(lines):
+        cells = [cell.ljust(width) for cell, width in zip(line[:2], widths)]
+        cells += [cell.rjust(width) for cell, width in zip(line[2:-1], widths[2:-1])]
+        print("  ".join([*cells, line[-1]]).rstrip())
         if number == 0:
             print("-" * (sum(widths) + 2 * len(widths) - 2))
 
 
-def report_json(figures_path, machine_path):
-    with open(machine_path, encoding="utf-8") as file:
-        lines = file.read().splitlines()
-    rows = []
-    for (row, unit), values in read_figures(figures_path).items():
-        ratio, _ = comparison(unit, values)
-        rows.append(
-            {
-                "row": row,
-                "unit": unit,
-                "median": {name: statistics.median(runs) for name, runs in values.items()},
-                "runs": values,
-                "difference" if unit.endswith(" us") else "ratio": ratio,
-            }
-        )
-    json.dump({"machine": lines, "rows": rows}, sys.stdout, indent=2)
+def table(rows, machine):
+    print(machine, end="")
+    runs = max(len(values) for row in rows for values in row.values.values())
+    medians_of = f"Medians of {runs} alternated runs" if runs > 1 else "One run"
+    print(f"{medians_of}. Clients, gateway and servers share these cores. CPU is that of the gateway's process.")
+    for name in dict.fromkeys(row.group for row in rows):
+        print_group(name, [row for row in rows if row.group == name])
+    judged = [verdict(row, target) for row in rows if (target := target_of(row))]
+    counts = ", ".join(f"{judged.count(word)} {word}" for word in ("aim reached", "ok", "below floor"))
+    print(f"\nTargets: {counts}.")
+
+
+def as_json(rows, machine):
+    listed = []
+    for row in rows:
+        entry = {"group": row.group, "row": row.row, "unit": row.unit, "median": medians(row), "runs": row.values}
+        comparison, target = compare(row), target_of(row)
+        if comparison is not None:
+            entry["compared_with"] = comparison[0]
+            entry["difference" if row.unit.endswith(" us") else "ratio"] = comparison[1]
+        if target is not None:
+            entry["target"] = {"floor": target.floor, "aim": target.aim, "verdict": verdict(row, target)}
+        listed.append(entry)
+    json.dump({"machine": machine.splitlines(), "rows": listed}, sys.stdout, indent=2)
     print()
 
 
-COMMANDS = {
-    "round-trip": round_trip,
-    "connections": connections,
-    "iperf": iperf,
-    "machine": machine,
-    "table": table,
-    "json": report_json,
-}
-
 if __name__ == "__main__":
-    COMMANDS[sys.argv[1]](*sys.argv[2:])
+    _, form, figures_path, machine_path = sys.argv
+    with open(machine_path, encoding="utf-8") as machine_file:
+        machine_text = machine_file.read()
+    {"table": table, "json": as_json}[form](read_figures(figures_path), machine_text)

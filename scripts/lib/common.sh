@@ -105,14 +105,18 @@ build_release() {
     fi
     need_cargo
     note "building portcullis in release mode (the first time takes a few minutes)"
-    # Under sudo the checkout is somebody's own: they build it, so that it stays theirs.
+    cargo_as_owner build --quiet --locked --release --package portcullis --bin portcullis || die "the build failed"
+    export PORTCULLIS_BIN=$TARGET_DIR/release/portcullis
+}
+
+# cargo_as_owner ARGUMENT...: cargo in the checkout. Under sudo the checkout is
+# somebody's own: they build it, so that it stays theirs.
+cargo_as_owner() {
     local as_owner=()
     if [[ $EUID -eq 0 && -n ${SUDO_USER:-} && $(stat -c %U -- "$ROOT") == "$SUDO_USER" && $SUDO_USER != root ]]; then
         as_owner=(runuser -u "$SUDO_USER" -- env "HOME=$(home_of "$SUDO_USER")" "PATH=$PATH")
     fi
-    (cd -- "$ROOT" && "${as_owner[@]}" cargo build --quiet --locked --release --package portcullis --bin portcullis) ||
-        die "the build failed"
-    export PORTCULLIS_BIN=$TARGET_DIR/release/portcullis
+    (cd -- "$ROOT" && "${as_owner[@]}" cargo "$@")
 }
 
 # wait_for SECONDS COMMAND...: until COMMAND succeeds; its output is thrown away.

@@ -108,8 +108,7 @@ lab_gone() {
 # lab_services: the private network's web server, TCP service and UDP echo.
 lab_services() {
     lab_spawn "$NS_PRIVATE" "$LAB_DIR/services.log" python3 "$ROOT/scripts/lib/services.py" \
-        --web "$PRIVATE_WEB:80" --greet "$PRIVATE_DB:5432" --udp-echo "$PRIVATE_ECHO:7777" \
-        --tcp-echo "$PRIVATE_ECHO:7778"
+        --web "$PRIVATE_WEB:80" --greet "$PRIVATE_DB:5432" --udp-echo "$PRIVATE_ECHO:7777"
     local pid=$LAB_PID
     wait_for 10 grep -q '^ready$' "$LAB_DIR/services.log" ||
         { cat "$LAB_DIR/services.log" >&2; die "the private network's services (pid $pid) did not start"; }

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""The hosts of the private network, for demo and bench. Standard library only.
+"""The hosts of the private network, for the demo. Standard library only.
 
 Every service is named on the command line as ADDRESS:PORT; `ready` is printed
 once all of them listen.
 """
 
 import argparse
-import selectors
 import socket
 import threading
 import time
@@ -110,45 +109,10 @@ def serve_udp_echo(address):
     threading.Thread(target=loop, daemon=True).start()
 
 
-def serve_tcp_echo(address):
-    """Echoes until the peer closes: round trips and short connections alike."""
-    server = listen(address)
-    server.setblocking(False)
-    selector = selectors.DefaultSelector()
-    selector.register(server, selectors.EVENT_READ)
-
-    def loop():
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is server:
-                    try:
-                        connection, _ = server.accept()
-                    except OSError:
-                        continue
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    selector.register(connection, selectors.EVENT_READ)
-                    continue
-                connection = key.fileobj
-                try:
-                    data = connection.recv(16384)
-                    if data:
-                        connection.sendall(data)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    data = b""
-                if not data:
-                    selector.unregister(connection)
-                    connection.close()
-
-    threading.Thread(target=loop, daemon=True).start()
-
-
 SERVICES = {
     "web": serve_web,
     "greet": serve_greet,
     "udp_echo": serve_udp_echo,
-    "tcp_echo": serve_tcp_echo,
 }
 
 
