@@ -14,11 +14,13 @@
 //!   thing has one spelling. The gateway reads `directory.json` with the same modules.
 //! - [`Ruleset::compile`] resolves every name against the [`Context`] and makes selectors into sorted sets that answer without
 //!   allocating. A document with any problem, a failing test of its own included, makes no ruleset.
+//! - An index of the compiled rules (`index`) says in about a quarter of a microsecond which of 10,000 rules may match; only these
+//!   are asked. It narrows and never decides, so a rule's own selectors have the last word.
 //! - [`Ruleset::evaluate`] asks the rules in order; the first that matches decides, and none is a denial. A rule's selectors are
 //!   asked before its clock, so an answer also says until when it holds ([`Verdict::until`]): the first instant at which the
 //!   clock could change what any rule asked so far says. Until then the same question has the same answer, and a flow needs to
 //!   be judged again only then or when the policy or directory changes.
-//! - [`Ruleset::explain`] asks the same rules in the same way and says what each would have needed.
+//! - [`Ruleset::explain`] asks every rule up to the deciding one, without the index, and says what each would have needed.
 //! - A [`Permit`] can be made only here, and the gateway dials nothing without one.
 //!
 //! # What selectors mean
@@ -37,6 +39,7 @@ pub mod address;
 mod compile;
 mod explain;
 pub mod identity;
+mod index;
 pub mod json;
 mod posture;
 mod request;

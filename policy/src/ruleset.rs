@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::compile::{self, Context};
+use crate::index::Index;
 use crate::json::Problem;
 use crate::rule::{Action, Rule};
 use crate::schedule::earliest;
@@ -15,6 +16,7 @@ use crate::{Denial, Explanation, Request, Revision, Verdict};
 pub struct Ruleset {
     revision: Revision,
     rules: Box<[Rule]>,
+    index: Index,
 }
 
 /// What a listing shows of a rule.
@@ -46,7 +48,7 @@ impl Ruleset {
     }
 
     pub(crate) fn new(revision: Revision, rules: Vec<Rule>) -> Self {
-        Self { revision, rules: rules.into() }
+        Self { revision, index: Index::new(&rules), rules: rules.into() }
     }
 
     /// The revision it was compiled as.
@@ -80,29 +82,28 @@ impl Ruleset {
     pub fn evaluate(&self, request: &Request<'_>, now: Timestamp) -> Verdict {
         let mut until = None;
         let mut audited = Vec::new();
-        for rule in self.candidates(request) {
-            if rule.mismatch(request).is_some() {
-                continue;
-            }
+        let decided = self.index.find(request, |number| {
+            let rule = self.rules.get(number as usize).filter(|rule| rule.mismatch(request).is_none())?;
             // Only the clock is left to ask, so its next change can change the answer, whatever it says now.
             let (untimely, change) = rule.times.at(now);
             until = earliest(until, change);
             match untimely {
-                Some(_) => {}
-                None if rule.audit => audited.push(Arc::clone(&rule.id)),
-                None => return rule.verdict(self.revision, until, audited),
+                Some(_) => None,
+                None if rule.audit => {
+                    audited.push(Arc::clone(&rule.id));
+                    None
+                }
+                None => Some(rule),
             }
+        });
+        match decided {
+            Some(rule) => rule.verdict(self.revision, until, audited),
+            None => Verdict::Deny(Denial { rule: None, revision: self.revision, silent: false, until, audited }),
         }
-        Verdict::Deny(Denial { rule: None, revision: self.revision, silent: false, until, audited })
     }
 
     /// Why the verdict on `request` at `now` is what it is.
     pub fn explain(&self, request: &Request<'_>, now: Timestamp) -> Explanation {
         Explanation::new(&self.rules, request, &self.evaluate(request, now), now)
-    }
-
-    /// The rules that may match, in order.
-    fn candidates(&self, _request: &Request<'_>) -> impl Iterator<Item = &Rule> {
-        self.rules.iter()
     }
 }

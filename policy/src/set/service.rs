@@ -142,6 +142,11 @@ impl ServiceSet {
                 Service::Protocol(number) => self.protocols.binary_search(&number).is_ok(),
             }
     }
+
+    /// The selectors as they were written.
+    pub(crate) fn written(&self) -> &[ServiceSelector] {
+        &self.written
+    }
 }
 
 impl fmt::Display for ServiceSet {

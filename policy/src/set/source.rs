@@ -78,6 +78,11 @@ impl SourceSet {
             || self.nets.contains(request.source)
     }
 
+    /// The selectors as they were written.
+    pub(crate) fn written(&self) -> &[SourceSelector] {
+        &self.written
+    }
+
     /// The first selector, in the order written, that selects the request.
     pub(crate) fn selecting(&self, request: &Request<'_>) -> Option<&SourceSelector> {
         let identity = request.identity;

@@ -40,9 +40,9 @@ pub(crate) enum Reach {
 /// The destinations that any one of some targets holds.
 #[derive(Debug, Default)]
 pub(crate) struct TargetSet {
-    any: bool,
-    nets: NetSet,
-    resources: Box<[Arc<Resource>]>,
+    pub(crate) any: bool,
+    pub(crate) nets: NetSet,
+    pub(crate) resources: Box<[Arc<Resource>]>,
 }
 
 impl TargetSet {

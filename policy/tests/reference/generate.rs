@@ -53,10 +53,23 @@ const INSTANTS: [&str; 10] = [
     "2027-12-31T23:59:59Z",
 ];
 
+pub(crate) fn few_nets() -> Vec<String> {
+    NETS.map(str::to_owned).into()
+}
+
+/// Prefixes of every length around a few addresses, so that many are in each other.
+pub(crate) fn nested_nets() -> Vec<String> {
+    let around = |address: &str, longest: u8| {
+        let net = |length| ipnet::IpNet::new(address.parse().unwrap(), length).unwrap().trunc().to_string();
+        (0..=longest).map(net).collect::<Vec<_>>()
+    };
+    [around("10.1.2.3", 32), around("10.1.2.131", 32), around("192.0.2.129", 32), around("fd00:1::5", 128)].concat()
+}
+
 /// Addresses on both sides of both edges of every prefix.
-fn edge_addresses() -> Vec<IpAddr> {
+fn edge_addresses(nets: &[String]) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
-    for net in NETS {
+    for net in nets {
         match net.parse().unwrap() {
             ipnet::IpNet::V4(net) => {
                 let (first, last) = (net.network().to_bits(), net.broadcast().to_bits());
@@ -81,21 +94,21 @@ pub(crate) fn instants() -> impl Strategy<Value = Timestamp> {
     })
 }
 
-fn sources() -> impl Strategy<Value = String> {
+fn sources(nets: &[String]) -> impl Strategy<Value = String> + use<> {
     prop_oneof![
         2 => Just("*".to_owned()),
         2 => select(USERS.to_vec()).prop_map(|name| format!("user:{name}")),
         3 => select(GROUPS.to_vec()).prop_map(|name| format!("group:{name}")),
         2 => select(DEVICES.to_vec()).prop_map(|name| format!("device:{name}")),
-        2 => select(NETS.to_vec()).prop_map(|net| format!("net:{net}")),
+        2 => select(nets.to_vec()).prop_map(|net| format!("net:{net}")),
     ]
 }
 
-fn targets() -> impl Strategy<Value = String> {
+fn targets(nets: &[String]) -> impl Strategy<Value = String> + use<> {
     prop_oneof![
         2 => Just("*".to_owned()),
         3 => select(vec!["db".to_owned(), "web".to_owned(), "all".to_owned()]),
-        3 => select(NETS.to_vec()).prop_map(str::to_owned),
+        3 => select(nets.to_vec()),
     ]
 }
 
@@ -125,10 +138,12 @@ pub(crate) fn when() -> impl Strategy<Value = Value> {
     })
 }
 
-fn rules() -> impl Strategy<Value = Value> {
+fn rules(nets: &[String]) -> impl Strategy<Value = Value> + use<> {
     let exception = |list: Vec<String>| -> Vec<String> { list.into_iter().filter(|entry| entry != "*").collect() };
-    let from = (prop::collection::vec(sources(), 1..4), prop::collection::vec(sources(), 0..2).prop_map(exception));
-    let to = (prop::collection::vec(targets(), 1..4), prop::collection::vec(targets(), 0..2).prop_map(exception));
+    let from =
+        (prop::collection::vec(sources(nets), 1..4), prop::collection::vec(sources(nets), 0..2).prop_map(exception));
+    let to =
+        (prop::collection::vec(targets(nets), 1..4), prop::collection::vec(targets(nets), 0..2).prop_map(exception));
     let services = prop::option::of(some_services());
     (from, to, services, prop::option::of(when()), 0..6_u8).prop_map(
         |((from, not_from), (to, not_to), services, when, kind)| {
@@ -154,13 +169,30 @@ fn rules() -> impl Strategy<Value = Value> {
     )
 }
 
+/// A handful of rules.
 pub(crate) fn policies() -> impl Strategy<Value = Value> {
-    let resource = || (subsequence(NETS.to_vec(), 1..3), prop::option::of(some_services()));
-    (resource(), resource(), prop::collection::vec(rules(), 0..7)).prop_map(|(db, web, mut rules)| {
+    policies_of(&few_nets(), prop::collection::vec(rules(&few_nets()), 0..7).boxed())
+}
+
+/// Hundreds of rules over prefixes that nest. Most only audit, so that a verdict names all of them that match.
+pub(crate) fn large_policies() -> impl Strategy<Value = Value> {
+    let audits = |mut rules: Vec<Value>| {
+        for (_, rule) in rules.iter_mut().enumerate().filter(|(index, _)| index % 40 != 39) {
+            rule["mode"] = "audit".into();
+        }
+        rules
+    };
+    let rules = prop::collection::vec(rules(&nested_nets()), 200..300).prop_map(audits);
+    policies_of(&nested_nets(), rules.boxed())
+}
+
+fn policies_of(nets: &[String], rules: BoxedStrategy<Vec<Value>>) -> impl Strategy<Value = Value> + use<> {
+    let resource = || (subsequence(nets.to_vec(), 1..3), prop::option::of(some_services()));
+    (resource(), resource(), rules).prop_map(|(db, web, mut rules)| {
         for (index, rule) in rules.iter_mut().enumerate() {
             rule["id"] = format!("rule-{index}").into();
         }
-        let resource = |(addresses, services): (Vec<&str>, Option<Vec<&str>>)| match services {
+        let resource = |(addresses, services): (Vec<String>, Option<Vec<&str>>)| match services {
             Some(services) => json!({ "addresses": addresses, "services": services }),
             None => json!({ "addresses": addresses }),
         };
@@ -188,7 +220,7 @@ impl Question {
     }
 }
 
-pub(crate) fn questions() -> impl Strategy<Value = Question> {
+pub(crate) fn questions(nets: &[String]) -> impl Strategy<Value = Question> + use<> {
     let fact = |values: Vec<Value>| prop::option::of(select(values));
     let posture = (
         fact(vec![json!(true), json!(false)]),
@@ -211,7 +243,8 @@ pub(crate) fn questions() -> impl Strategy<Value = Question> {
         1 => Just(Service::Icmp),
         1 => select(vec![0_u8, 4, 46, 47, 48]).prop_map(Service::Protocol),
     ];
-    let address = || select(edge_addresses());
+    let addresses = edge_addresses(nets);
+    let address = || select(addresses.clone());
     (identity, address(), address(), service, instants()).prop_map(|(identity, source, destination, service, now)| {
         Question { identity, source, destination, service, now }
     })

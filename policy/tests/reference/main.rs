@@ -7,9 +7,11 @@ mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use generate::{DEVICES, GROUPS, USERS, instants, policies, questions, when};
+use generate::{
+    DEVICES, GROUPS, Question, USERS, few_nets, instants, large_policies, nested_nets, policies, questions, when,
+};
 use jiff::{SignedDuration, Timestamp};
-use portcullis_policy::{Context, Identity, KnownDevice, KnownUser, Request, Revision, Ruleset, Service};
+use portcullis_policy::{Context, Identity, KnownDevice, KnownUser, Outcome, Request, Revision, Ruleset, Service};
 use proptest::prelude::*;
 use reading::{Answer, reference};
 use serde_json::{Value, json};
@@ -26,27 +28,47 @@ fn compile(policy: &Value) -> Ruleset {
     Ruleset::compile(policy.to_string().as_bytes(), &context, Revision(1), Timestamp::UNIX_EPOCH).unwrap()
 }
 
+fn compare(policy: &Value, questions: &[Question]) -> Result<(), TestCaseError> {
+    let ruleset = compile(policy);
+    for question in questions {
+        let request = question.request();
+        let answer = Answer::from(ruleset.evaluate(&request, question.now));
+        prop_assert_eq!(&answer, &reference(policy, &request, question.now), "{:?}", question);
+        let explanation = ruleset.explain(&request, question.now);
+        prop_assert_eq!(explanation.rule.as_deref(), answer.rule.as_deref());
+        let with = |outcome: &Outcome| {
+            explanation.steps.iter().filter(|step| step.outcome == *outcome).map(|step| &*step.rule).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(with(&Outcome::Decided), answer.rule.as_deref().into_iter().collect::<Vec<_>>());
+        prop_assert_eq!(with(&Outcome::Audited), answer.audited);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn many_rules_are_read_the_same_way(
+        policy in large_policies(),
+        questions in prop::collection::vec(questions(&nested_nets()), 20),
+    ) {
+        compare(&policy, &questions)?;
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn evaluate_is_the_naive_reading(policy in policies(), questions in prop::collection::vec(questions(), 20)) {
-        let ruleset = compile(&policy);
-        for question in questions {
-            let request = question.request();
-            let answer = Answer::from(ruleset.evaluate(&request, question.now));
-            prop_assert_eq!(&answer, &reference(&policy, &request, question.now), "{:?}", question);
-            let explanation = ruleset.explain(&request, question.now);
-            prop_assert_eq!(explanation.rule.as_deref(), answer.rule.as_deref());
-            let decided = explanation.steps.iter().filter(|step| step.outcome == portcullis_policy::Outcome::Decided);
-            prop_assert_eq!(decided.map(|step| &*step.rule).collect::<Vec<_>>(), answer.rule.as_deref().into_iter().collect::<Vec<_>>());
-        }
+    fn evaluate_is_the_naive_reading(policy in policies(), questions in prop::collection::vec(questions(&few_nets()), 20)) {
+        compare(&policy, &questions)?;
     }
 
     #[test]
     fn a_verdict_holds_until_it_says(
         policy in policies(),
-        question in questions(),
+        question in questions(&few_nets()),
         later in prop::collection::vec(instants(), 8),
         parts in prop::collection::vec(0.0..1.0_f64, 12),
     ) {
