@@ -97,8 +97,8 @@ impl Stack {
         flow.mtu = from.mtu;
         match (&mut flow.kind, packet.transport()) {
             (FlowKind::Datagram(datagram), _) => {
-                flow.traffic.packets_up += 1;
-                datagram.heard_client(now, packet.bytes());
+                flow.traffic.packets_up += packet.count() as u64;
+                datagram.heard_client(now, packet);
                 Ok(Handled::Known(id))
             }
             (FlowKind::Tcp(TcpFlow::Held(held)), Transport::Tcp(segment)) => {
@@ -162,11 +162,11 @@ impl Stack {
                 }
                 return Err(DropReason::NoFlow);
             }
-            Transport::Udp(_) | Transport::Echo(_) => FlowKind::Datagram(DatagramFlow::new(now, packet.bytes())),
+            Transport::Udp(_) | Transport::Echo(_) => FlowKind::Datagram(DatagramFlow::new(now, packet)),
         };
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
-        let traffic = Traffic { packets_up: 1, ..Traffic::default() };
+        let traffic = Traffic { packets_up: packet.count() as u64, ..Traffic::default() };
         let flow = Flow {
             generation,
             key,

@@ -153,6 +153,23 @@ pub(crate) fn client_acknowledgment(
     (packet, header + TCP_HEADER)
 }
 
+/// Writes the lengths of a UDP packet whose payload becomes one of `payload` bytes. The first `headers` bytes are its
+/// headers; what lies beyond `packet` is not written. The UDP checksum stays what it was.
+pub(crate) fn set_udp_lengths(packet: &mut [u8], headers: usize, payload: usize) {
+    let length = |bytes: usize| u16::try_from(bytes).unwrap_or(0);
+    if let Some(first) = packet.first().copied()
+        && first >> 4 == 4
+    {
+        put16(packet, 2, length(headers + payload));
+        put16(packet, 10, 0);
+        let sum = !checksum::data(packet.get(..usize::from(first & 15) * 4).unwrap_or_default());
+        put16(packet, 10, sum);
+    } else {
+        put16(packet, 4, length((headers + payload).saturating_sub(IPV6_HEADER)));
+    }
+    put16(packet, headers.saturating_sub(UDP_HEADER) + 4, length(UDP_HEADER + payload));
+}
+
 fn icmp_datagram(batch: &mut PacketBatch, reply: Reply, header: &mut [u8; ICMP_HEADER], body: &[u8]) -> usize {
     if reply.tuple.destination.is_ipv4() {
         let sum = !checksum::combine(&[checksum::data(header.as_slice()), checksum::data(body)]);
