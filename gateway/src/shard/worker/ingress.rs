@@ -161,7 +161,7 @@ impl Shard {
     fn deliver(&mut self, id: FlowId, packet: &IpPacket<'_>) {
         match packet.transport() {
             Transport::Tcp(_) => {}
-            Transport::Udp(datagram) => self.deliver_datagram(id, datagram.payload),
+            Transport::Udp(datagrams) => self.deliver_datagrams(id, datagrams),
             Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo),
         }
     }
