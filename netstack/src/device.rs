@@ -100,7 +100,7 @@ impl TxToken for Transmit<'_> {
         F: FnOnce(&mut [u8]) -> R,
     {
         let offload = Offload { segment_size: self.segment_size.map(NonZeroU16::get) };
-        self.batch.push_tcp_with(self.to, len, offload, |packet| {
+        self.batch.push_offloaded_with(self.to, len, offload, |packet| {
             let result = f(packet);
             let payload = Layout::of(packet).map_or(0, |layout| packet.len() - layout.payload);
             let size = self.segment_size.map_or(usize::MAX, |size| usize::from(size.get()));

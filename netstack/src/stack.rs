@@ -332,6 +332,12 @@ impl Stack {
         self.answer(now, id, payload.len(), |batch, reply| build::udp(batch, reply, payload));
     }
 
+    /// Datagrams from the target of an association: all of `size` bytes, but the last may be shorter. They leave as one
+    /// super-packet where each of them fits.
+    pub fn send_datagrams(&mut self, now: Instant, id: FlowId, run: &[u8], size: usize) {
+        self.answer(now, id, run.len(), |batch, reply| build::udp_run(batch, reply, run, size));
+    }
+
     /// An echo reply from the target of an echo exchange.
     pub fn send_echo_reply(&mut self, now: Instant, id: FlowId, sequence: u16, data: &[u8]) {
         self.answer(now, id, data.len(), |batch, reply| build::echo_reply(batch, reply, sequence, data));

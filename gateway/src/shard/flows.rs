@@ -287,7 +287,11 @@ impl Shard {
                 Progress::Finished(end) => return self.finish(now, id, end),
                 Progress::Broken(end) => return self.end(now, id, end),
             },
-            Target::Udp(socket) => splice::udp(&mut self.stack, id, socket, now, &mut self.scratch, &mut cx),
+            Target::Udp(socket) => {
+                // A tunnel takes its packets one by one anyway.
+                let together = flow.onramp == OnrampKind::Tun;
+                splice::udp(&mut self.stack, id, socket, together, now, &mut self.scratch, &mut cx)
+            }
             Target::Ping(socket) => splice::echo(&mut self.stack, id, socket, now, &mut self.scratch, &mut cx),
             Target::Dialling(_) => {
                 if self.stack.cause(id).is_some() {

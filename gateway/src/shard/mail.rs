@@ -1,7 +1,6 @@
 //! Packets and datagrams that arrived at a shard that does not own them.
 
-use portcullis_netstack::packet::ChecksumPolicy;
-
+use crate::onramp::tun::FrameInfo;
 use crate::onramp::wireguard::socket::Endpoint;
 
 /// Batches that may wait for a shard. A full mailbox loses packets, as a full queue of a network card does.
@@ -15,6 +14,6 @@ pub(crate) const MAILBOX: usize = 256;
 pub(crate) enum Mail {
     /// A WireGuard datagram whose handshake limits, if any, were applied.
     Datagram(Endpoint, Box<[u8]>),
-    /// A packet from the TUN device, and what is known about its checksum.
-    Packet(Box<[u8]>, ChecksumPolicy),
+    /// A packet from the TUN device, and what the kernel says about it.
+    Packet(Box<[u8]>, FrameInfo),
 }

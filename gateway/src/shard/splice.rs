@@ -150,16 +150,21 @@ fn target_failed(error: &io::Error) -> FlowEnd {
     }
 }
 
-/// Hands the target's datagrams to the client. Returns whether there is more.
+/// Hands the target's datagrams to the client, those that came together in one packet when it takes them so. Returns
+/// whether there is more.
 pub(crate) fn udp(
     stack: &mut Stack,
     id: FlowId,
     socket: &DatagramSocket,
+    together: bool,
     now: Instant,
     scratch: &mut [u8],
     cx: &mut Context<'_>,
 ) -> bool {
     receive(stack, id, socket, scratch, cx, |stack, run, size| {
+        if together {
+            return stack.send_datagrams(now, id, run, size);
+        }
         for payload in datagrams(run, size) {
             stack.send_datagram(now, id, payload);
         }

@@ -11,6 +11,7 @@ use portcullis_netstack::{DropReason, FlowId, Handled, Ingress};
 use super::{Shard, TUN, Wireguard, peer_ingress};
 use crate::directory::Device;
 use crate::flow_record::OnrampKind;
+use crate::onramp::tun::FrameInfo;
 use crate::onramp::wireguard::peers::{Peers, Route, Surroundings};
 use crate::onramp::wireguard::socket::{Endpoint, Outbox};
 use crate::shard::mail::Mail;
@@ -27,7 +28,7 @@ impl Shard {
             for mail in mails {
                 match mail {
                     Mail::Datagram(from, datagram) => self.handle_datagram(now, from, &datagram, true),
-                    Mail::Packet(packet, checksums) => self.handle_tun_packet(now, &packet, checksums),
+                    Mail::Packet(packet, info) => self.handle_tun_packet(now, &packet, info),
                 }
             }
         }
@@ -77,7 +78,7 @@ impl Shard {
         let route = peers.handle_datagram(&mut around, from, datagram, verified, |slot, device, packet| {
             let ingress = Ingress { id: peer_ingress(slot), mtu };
             // The tunnel has authenticated every byte from the client on.
-            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet, ChecksumPolicy::Trusted);
+            self.handle_packet(now, OnrampKind::Wireguard, ingress, device, packet, FrameInfo::TRUSTED);
         });
         match route {
             Ok(Route::Here) => {}
@@ -90,7 +91,7 @@ impl Shard {
         let Some(mut reader) = self.tun_reader.take() else { return false };
         let mut busy = true;
         for _ in 0..TUN_PACKETS_A_TURN {
-            match reader.poll_read(cx, |packet, sums| self.route_tun_packet(now, packet, sums)) {
+            match reader.poll_read(cx, |packet, info| self.route_tun_packet(now, packet, info)) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     // A device that is only down has nothing to read. This one was deleted, and its routes with it:
@@ -109,26 +110,26 @@ impl Shard {
     }
 
     /// Hands a packet to the shard that owns its flow.
-    fn route_tun_packet(&mut self, now: Instant, packet: &[u8], checksums: ChecksumPolicy) {
+    fn route_tun_packet(&mut self, now: Instant, packet: &[u8], info: FrameInfo) {
         if self.neighbours.len() > 1
             && let Ok(parsed) = IpPacket::parse(packet, ChecksumPolicy::Trusted)
         {
             let owner = spread(&parsed.tuple(), self.neighbours.len());
             if owner != self.index {
-                return self.mail(owner, Mail::Packet(packet.into(), checksums));
+                return self.mail(owner, Mail::Packet(packet.into(), info));
             }
         }
-        self.handle_tun_packet(now, packet, checksums);
+        self.handle_tun_packet(now, packet, info);
     }
 
-    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8], checksums: ChecksumPolicy) {
+    fn handle_tun_packet(&mut self, now: Instant, bytes: &[u8], info: FrameInfo) {
         let Some(source) = source_address(bytes) else { return self.drop_packet(DropReason::Malformed) };
         let snapshot = Arc::clone(&self.snapshot);
         let Some(device) = snapshot.directory.device_by_network(source) else {
             return self.drop_packet(DropReason::UnknownDevice);
         };
         let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
-        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes, checksums);
+        self.handle_packet(now, OnrampKind::Tun, ingress, device, bytes, info);
     }
 
     /// A packet whose device is known: validated, its source checked, then into the stack.
@@ -139,9 +140,9 @@ impl Shard {
         from: Ingress,
         device: &Arc<Device>,
         bytes: &[u8],
-        checksums: ChecksumPolicy,
+        info: FrameInfo,
     ) {
-        let packet = match IpPacket::parse(bytes, checksums) {
+        let packet = match info.parse(bytes) {
             Ok(packet) => packet,
             Err(reason) => return self.drop_packet(reason),
         };
