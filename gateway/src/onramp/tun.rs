@@ -195,3 +195,6 @@ fn virtio_header(packet: &mut [u8], offload: Offload, udp: bool) -> Option<[u8; 
         [word(headers)?, offload.segment_size.unwrap_or(0).to_ne_bytes(), word(transport)?, checksum.to_ne_bytes()];
     Some([NEEDS_CHECKSUM, gso, length[0], length[1], size[0], size[1], start[0], start[1], at[0], at[1]])
 }
+
+#[cfg(test)]
+mod tests;

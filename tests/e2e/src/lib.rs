@@ -13,6 +13,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "all of this crate is test code, where a panic is the answer")]
 
+pub mod burst;
 pub mod child;
 pub mod expect;
 pub mod flow_log;
