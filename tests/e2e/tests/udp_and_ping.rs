@@ -69,8 +69,7 @@ fn bursts(world: &mut World<'_>) {
         let (mut datagrams, mut bytes) = (0, 0);
         for round in 0..ROUNDS {
             let mut said = Vec::new();
-            for (place, count) in [1, 16, 7, 2].into_iter().enumerate() {
-                let size = SIZES[(round + place) % SIZES.len()];
+            for (count, size) in [1, 16, 7, 2].into_iter().zip(SIZES.into_iter().cycle().skip(round % SIZES.len())) {
                 let run = noise.bytes(size * (count - 1) + 1 + round % size);
                 burst::send(&socket, &run, size, None).expect("a way to the target");
                 said.extend(run.chunks(size).map(<[u8]>::to_vec));
