@@ -51,8 +51,8 @@ impl PacketBatch {
         self.push(to, len, len, None, fill)
     }
 
-    /// Appends a TCP packet that lacks its checksum, and may be a super-packet.
-    pub(crate) fn push_tcp_with<R>(
+    /// Appends a TCP or UDP packet that lacks its checksum, and may be a super-packet.
+    pub(crate) fn push_offloaded_with<R>(
         &mut self,
         to: IngressId,
         len: usize,

@@ -123,7 +123,7 @@ impl TxToken for Transmit<'_> {
     {
         let whole = |cut: &Segmentation| cut.headers + usize::from(cut.size);
         let segment_size = self.segmentation.filter(|cut| len > whole(cut)).map(|cut| cut.size);
-        self.batch.push_tcp_with(self.to, len, Offload { segment_size }, |packet| {
+        self.batch.push_offloaded_with(self.to, len, Offload { segment_size }, |packet| {
             let result = f(packet);
             let Some(layout) = Layout::of(packet) else { return result };
             if layout.is_syn(packet) {

@@ -17,6 +17,8 @@
 //! - A SYN is *held*: there is no socket and no buffer before [`Stack::accept`]. Then the flow gets a smoltcp interface
 //!   with one socket of its own, and the SYN is played into it.
 //! - Bytes move between the caller's sockets and smoltcp's rings without a buffer in between.
+//! - UDP datagrams may come and go many in one packet ([`packet::IpPacket::into_datagrams`], [`Stack::send_datagrams`]):
+//!   parsed, looked up and built once, counted one by one.
 //! - What smoltcp lacks stands in front of it: congestion control and recovery from loss (`flow::recovery`), timeouts
 //!   for half-open, silent and idle connections, challenges of RFC 5961, a socket that survives until the target has
 //!   every byte.

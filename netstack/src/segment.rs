@@ -1,8 +1,12 @@
-//! TCP super-packets: what the stack makes when many segments leave at once, and how they become segments.
+//! Super-packets: what the stack makes when many segments leave at once, and how they become segments.
 //!
 //! smoltcp emits a packet of up to 64 KiB with the size of its segments beside it (TSO). A TUN device takes it as it
 //! is, with `struct virtio_net_hdr` in front; a WireGuard peer gets the segments. The TCP checksum is left out until
 //! it is known which: the kernel computes it, or nobody has to, or [`segments`] does, for each segment once.
+//!
+//! Datagrams that a target sent together go to a TUN device in the same way; see [`udp`].
+
+pub mod udp;
 
 use std::net::IpAddr;
 
@@ -23,7 +27,7 @@ const OPTION_END: u8 = 0;
 const OPTION_NOTHING: u8 = 1;
 const OPTION_SEGMENT_SIZE: u8 = 2;
 
-/// What a TCP packet still lacks.
+/// What a TCP packet, or one of many UDP datagrams, still lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offload {
     /// Bytes of payload of each segment but the last; `None`: the packet is one segment.
@@ -86,13 +90,17 @@ pub(crate) fn set_maximum_segment_size(syn: &mut [u8], layout: Layout, most: usi
 /// Puts the pseudo-header's sum where the checksum belongs: whoever sends the packet on adds the rest.
 pub fn prepare_checksum(packet: &mut [u8]) -> Option<Layout> {
     let layout = Layout::of(packet)?;
-    let sum = pseudo_header(packet, packet.len() - layout.tcp)?;
+    let sum = pseudo_header(packet, IpProtocol::Tcp, packet.len() - layout.tcp)?;
     put16(packet, layout.tcp + CHECKSUM, sum);
     Some(layout)
 }
 
 /// Hands each segment of a packet to `each`, complete. `scratch` is memory for one.
 pub fn segments(packet: &[u8], offload: Offload, scratch: &mut Vec<u8>, mut each: impl FnMut(&[u8])) {
+    if let Some(header) = udp::header(packet) {
+        let size = offload.segment_size.map_or(packet.len(), usize::from);
+        return udp::segments(packet, header, size, scratch, each);
+    }
     let Some(layout) = Layout::of(packet) else { return };
     let (headers, payload) = packet.split_at(layout.payload);
     let size = offload.segment_size.map_or(payload.len(), usize::from).max(1);
@@ -142,18 +150,18 @@ fn cut(segment: &mut [u8], layout: Layout, index: usize, count: usize, offset: u
 /// Fills in the TCP checksum.
 fn complete(packet: &mut [u8], layout: Layout) {
     put16(packet, layout.tcp + CHECKSUM, 0);
-    let Some(pseudo) = pseudo_header(packet, packet.len() - layout.tcp) else { return };
+    let Some(pseudo) = pseudo_header(packet, IpProtocol::Tcp, packet.len() - layout.tcp) else { return };
     let body = checksum::sum(packet.get(layout.tcp..).unwrap_or_default());
     put16(packet, layout.tcp + CHECKSUM, !checksum::combine(&[pseudo, body]));
 }
 
-fn pseudo_header(packet: &[u8], length: usize) -> Option<u16> {
+fn pseudo_header(packet: &[u8], protocol: IpProtocol, length: usize) -> Option<u16> {
     let (from, to) = match packet.first()? >> 4 {
         4 => (address::<4>(packet, 12)?, address::<4>(packet, 16)?),
         6 => (address::<16>(packet, 8)?, address::<16>(packet, 24)?),
         _ => return None,
     };
-    Some(checksum::pseudo_header(from, to, IpProtocol::Tcp, u32::try_from(length).ok()?))
+    Some(checksum::pseudo_header(from, to, protocol, u32::try_from(length).ok()?))
 }
 
 fn address<const N: usize>(packet: &[u8], at: usize) -> Option<IpAddr>

@@ -106,12 +106,12 @@ impl Stack {
         flow.mtu = from.mtu;
         match (&mut flow.kind, packet.transport()) {
             (FlowKind::Datagram(datagram), _) => {
-                flow.traffic.packets_up += u64::from(packet.segments());
-                datagram.heard_client(now, packet.bytes());
+                flow.traffic.packets_up += packet.count() as u64;
+                datagram.heard_client(now, packet);
                 Ok(Handled::Known(id))
             }
             (FlowKind::Tcp(TcpFlow::Held(held)), Transport::Tcp(segment)) => {
-                flow.traffic.packets_up += u64::from(packet.segments());
+                flow.traffic.packets_up += packet.count() as u64;
                 if segment.is_bare_syn() {
                     if segment.sequence != held.sequence {
                         // The client gave up and tries again from the same port: answer the newer one.
@@ -131,7 +131,7 @@ impl Stack {
                     self.make_way(id);
                     return self.open(now, from, key, packet);
                 }
-                flow.traffic.packets_up += u64::from(packet.segments());
+                flow.traffic.packets_up += packet.count() as u64;
                 let time = stack_time(self.epoch, now);
                 let mut link = FlowLink {
                     received: Some(packet.bytes()),
@@ -172,11 +172,11 @@ impl Stack {
                 }
                 return Err(DropReason::NoFlow);
             }
-            Transport::Udp(_) | Transport::Echo(_) => FlowKind::Datagram(DatagramFlow::new(now, packet.bytes())),
+            Transport::Udp(_) | Transport::Echo(_) => FlowKind::Datagram(DatagramFlow::new(now, packet)),
         };
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
-        let traffic = Traffic { packets_up: u64::from(packet.segments()), ..Traffic::default() };
+        let traffic = Traffic { packets_up: packet.count() as u64, ..Traffic::default() };
         let flow = Flow {
             generation,
             key,
@@ -359,6 +359,12 @@ impl Stack {
     /// A datagram from the target of an association, or the data of an echo reply with its sequence number.
     pub fn send_datagram(&mut self, now: Instant, id: FlowId, payload: &[u8]) {
         self.answer(now, id, payload.len(), |batch, reply| build::udp(batch, reply, payload));
+    }
+
+    /// Datagrams from the target of an association: all of `size` bytes, but the last may be shorter. They leave as one
+    /// super-packet where each of them fits.
+    pub fn send_datagrams(&mut self, now: Instant, id: FlowId, run: &[u8], size: usize) {
+        self.answer(now, id, run.len(), |batch, reply| build::udp_run(batch, reply, run, size));
     }
 
     /// An echo reply from the target of an echo exchange.

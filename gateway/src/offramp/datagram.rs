@@ -1,11 +1,14 @@
-//! Connected datagram sockets: UDP, and ICMP echo without raw sockets.
+//! Connected datagram sockets: UDP, in runs of datagrams both ways, and ICMP echo without raw sockets.
 
-use std::io::{self, IoSliceMut, Write};
+use std::cell::Cell;
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 
-use nix::sys::socket::{MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, cmsg_space, recvmsg, sendmsg, setsockopt, sockopt,
+};
 use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
@@ -13,10 +16,18 @@ use crate::sys;
 
 /// How many queued ICMP errors are discarded at once.
 const MAX_QUEUED_ERRORS: usize = 64;
+/// Most datagrams of a run that is sent: `UDP_MAX_SEGMENTS` of the kernel before 6.9.
+pub const MAX_RUN_DATAGRAMS: usize = 64;
+/// Most bytes of a run that is sent: an IP packet's worth, less the headers.
+pub const MAX_RUN: usize = 65_000;
+/// Bytes of the headers that a datagram's path MTU has to hold besides its payload, without IP options.
+const HEADERS: u32 = 40 + 8;
 
 /// A socket that talks to one target.
 ///
-/// *UDP*: a message is a datagram's payload.
+/// *UDP*: a message is a datagram's payload, or a run: the payloads of several datagrams one after the other, all of one
+/// size but the last, which may be shorter. A run costs one call, and one journey through the kernel's own stack as far
+/// as the devices there take it (`UDP_SEGMENT`, `UDP_GRO`: udp(7)).
 ///
 /// *Echo*: a message is a whole ICMP or ICMPv6 message without an IP header. The kernel writes its own identifier and
 /// checksum into what is sent, and hands up replies to that identifier, with it inside and the checksum verified: the
@@ -30,6 +41,23 @@ pub struct DatagramSocket {
     socket: AsyncFd<Socket>,
     /// Port 0 for an echo socket.
     target: SocketAddr,
+    /// The kernel refuses runs towards this target.
+    one_by_one: Cell<bool>,
+}
+
+/// What was received: `bytes` of the caller's buffer, which are one datagram or a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// How many bytes.
+    pub bytes: usize,
+    /// Bytes of each datagram but the last.
+    pub datagram: usize,
+}
+
+/// The datagrams of a run. An empty one is one empty datagram.
+pub fn datagrams(run: &[u8], size: usize) -> impl Iterator<Item = &[u8]> {
+    let (first, rest) = run.split_at(size.min(run.len()));
+    std::iter::once(first).chain(rest.chunks(size.max(1)))
 }
 
 impl DatagramSocket {
@@ -42,11 +70,15 @@ impl DatagramSocket {
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
         }
         sys::set_errors_wake_reader(socket.as_fd())?;
-        Ok(Self { socket: sys::register_for_reading(socket)?, target })
+        if target.port() != 0 {
+            // A kernel before 5.0 hands up one datagram at a time.
+            let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        }
+        Ok(Self { socket: sys::register_for_reading(socket)?, target, one_by_one: Cell::new(false) })
     }
 
-    /// The next message from the target, cut off at the length of `message`.
-    pub fn poll_recv(&self, context: &mut Context<'_>, message: &mut [u8]) -> Poll<io::Result<usize>> {
+    /// The next message or run from the target, cut off at the length of `message`.
+    pub fn poll_recv(&self, context: &mut Context<'_>, message: &mut [u8]) -> Poll<io::Result<Received>> {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(context))?;
             if let Ok(result) = ready.try_io(|socket| self.receive(socket.get_ref(), message)) {
@@ -55,8 +87,8 @@ impl DatagramSocket {
         }
     }
 
-    /// Waits for the next message from the target, cut off at the length of `message`.
-    pub async fn recv(&self, message: &mut [u8]) -> io::Result<usize> {
+    /// Waits for the next message or run from the target, cut off at the length of `message`.
+    pub async fn recv(&self, message: &mut [u8]) -> io::Result<Received> {
         std::future::poll_fn(|context| self.poll_recv(context, message)).await
     }
 
@@ -65,14 +97,58 @@ impl DatagramSocket {
         self.socket.poll_read_ready(context).map_ok(drop)
     }
 
-    /// The next message from the target if there is one, else `WouldBlock`.
-    pub fn try_recv(&self, message: &mut [u8]) -> io::Result<usize> {
+    /// The next message or run from the target if there is one, else `WouldBlock`.
+    pub fn try_recv(&self, message: &mut [u8]) -> io::Result<Received> {
         self.socket.try_io(tokio::io::Interest::READABLE, |socket| self.receive(socket, message))
     }
 
     /// Sends a message. `WouldBlock` when the kernel's buffer is full: it is to be dropped, as a network would.
     pub fn try_send(&self, message: &[u8]) -> io::Result<()> {
-        self.socket.get_ref().write(message).map(|_all| ())
+        let sent = self.socket.get_ref().write(message).map(|_all| ());
+        self.forget_reported(sent)
+    }
+
+    /// Sends a run of at most [`MAX_RUN_DATAGRAMS`] and [`MAX_RUN`] bytes, all of it or none. Of one datagram it is
+    /// [`try_send`](Self::try_send).
+    ///
+    /// # Errors
+    /// `None`: it cannot go as a run, each of its datagrams must be sent by itself. Otherwise what the kernel says.
+    pub fn try_send_run(&self, run: &[u8], size: usize) -> Result<(), Option<io::Error>> {
+        let segment = match u16::try_from(size) {
+            Ok(segment) if run.len() > size => segment,
+            _ => return self.try_send(run).map_err(Some),
+        };
+        if self.one_by_one.get() {
+            return Err(None);
+        }
+        let parts = [IoSlice::new(run)];
+        let sizes = [ControlMessage::UdpGsoSegments(&segment)];
+        let socket = self.socket.get_ref().as_raw_fd();
+        let sent = sendmsg::<SockaddrStorage>(socket, &parts, &sizes, MsgFlags::empty(), None);
+        match self.forget_reported(sent.map(|_all| ()).map_err(io::Error::from)) {
+            Ok(()) => Ok(()),
+            // A datagram larger than the path takes goes in fragments, which no run does. Which of the two it is called
+            // depends on the kernel.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE)) => {
+                let fits = self.path_mtu().is_ok_and(|mtu| u32::from(segment) + HEADERS <= mtu);
+                if fits && error.raw_os_error() != Some(libc::EMSGSIZE) {
+                    tracing::debug!(target = %self.target, %error, "the kernel refuses runs of datagrams");
+                    self.one_by_one.set(true);
+                }
+                Err(None)
+            }
+            Err(error) => Err(Some(error)),
+        }
+    }
+
+    /// Sending took the error of an earlier datagram off the socket: nobody is going to read what it is about.
+    fn forget_reported<T>(&self, sent: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &sent
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            forget_errors(self.socket.get_ref());
+        }
+        sent
     }
 
     /// Bytes of the largest IP packet that goes to the target whole, as far as the kernel knows.
@@ -86,14 +162,14 @@ impl DatagramSocket {
         address.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
-    /// One message from the target.
-    fn receive(&self, socket: &Socket, message: &mut [u8]) -> io::Result<usize> {
+    /// One message or run from the target.
+    fn receive(&self, socket: &Socket, message: &mut [u8]) -> io::Result<Received> {
         loop {
             match receive(socket, message, MsgFlags::empty()) {
                 // From somebody else: an echo socket does not look at addresses, and a UDP socket takes anything in the
                 // moment between getting its port and being connected.
                 Ok((_, from)) if from != Some(self.target) => {}
-                Ok((length, _)) => return Ok(length),
+                Ok((received, _)) => return Ok(received),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(error) => {
                     forget_errors(socket);
@@ -110,15 +186,26 @@ impl AsFd for DatagramSocket {
     }
 }
 
-/// Receives a message and where it came from.
-fn receive(socket: &Socket, message: &mut [u8], flags: MsgFlags) -> io::Result<(usize, Option<SocketAddr>)> {
+/// Memory for the control message with the size of a run's datagrams.
+#[repr(align(8))]
+struct Control([u8; cmsg_space::<libc::c_int>()]);
+
+/// Receives a message or run, and where it came from.
+fn receive(socket: &Socket, message: &mut [u8], flags: MsgFlags) -> io::Result<(Received, Option<SocketAddr>)> {
     let mut parts = [IoSliceMut::new(message)];
-    let received = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, None, flags)?;
+    let mut control = Control([0; cmsg_space::<libc::c_int>()]);
+    let received = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control.0), flags)?;
     let from = received.address.as_ref().and_then(|from| {
         let v4 = from.as_sockaddr_in().map(|v4| SocketAddr::from((v4.ip(), v4.port())));
         v4.or_else(|| from.as_sockaddr_in6().map(|v6| SocketAddr::from((v6.ip(), v6.port()))))
     });
-    Ok((received.bytes, from))
+    let size = received.cmsgs().ok().and_then(|mut messages| {
+        messages.find_map(|message| {
+            let ControlMessageOwned::UdpGroSegments(size) = message else { return None };
+            usize::try_from(size).ok().filter(|size| *size > 0)
+        })
+    });
+    Ok((Received { bytes: received.bytes, datagram: size.unwrap_or(received.bytes) }, from))
 }
 
 /// Empties the queue where the kernel keeps ICMP errors with the packets they are about.
@@ -129,3 +216,6 @@ fn forget_errors(socket: &Socket) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
 //! [`Offramps::select`]; its sockets are the host kernel's, and carry a mark.
 
-mod datagram;
+pub mod datagram;
 mod error;
 mod socket;
 

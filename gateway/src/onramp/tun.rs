@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use portcullis_netstack::packet::ChecksumPolicy;
+use portcullis_netstack::DropReason;
+use portcullis_netstack::packet::{ChecksumPolicy, IpPacket};
 use portcullis_netstack::segment::{self, Offload};
 use tokio::io::unix::AsyncFd;
 
@@ -27,8 +28,55 @@ const DATA_VALID: u8 = 2;
 const GSO_TCP4: u8 = 1;
 /// `VIRTIO_NET_HDR_GSO_TCPV6`.
 const GSO_TCP6: u8 = 4;
+/// `VIRTIO_NET_HDR_GSO_UDP_L4`: UDP over either.
+const GSO_UDP: u8 = 5;
+/// `VIRTIO_NET_HDR_GSO_ECN`, which may be set beside the type.
+const GSO_ECN: u8 = 0x80;
 /// Where the checksum stands in a TCP header.
 const TCP_CHECKSUM: u16 = 16;
+/// Where the checksum stands in a UDP header.
+const UDP_CHECKSUM: u16 = 6;
+/// Bytes of a UDP header.
+const UDP_HEADER: usize = 8;
+
+/// What the kernel says about a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameInfo {
+    /// Whether it vouches for the checksum.
+    pub checksums: ChecksumPolicy,
+    /// UDP datagrams in one: payload bytes of each but the last. 0 is nonsense.
+    pub datagrams: Option<u16>,
+}
+
+impl FrameInfo {
+    /// A packet like any other, with checksums that need not be verified.
+    pub const TRUSTED: Self = Self { checksums: ChecksumPolicy::Trusted, datagrams: None };
+
+    /// From the `virtio_net_hdr` of a frame.
+    fn of(frame: &[u8]) -> Self {
+        let [flags, gso, _, _, size_0, size_1, ..] = *frame else {
+            return Self { checksums: ChecksumPolicy::Verify, datagrams: None };
+        };
+        // It never left this host's memory since the kernel took it from its sender, or verified it.
+        let vouched = flags & (NEEDS_CHECKSUM | DATA_VALID) != 0;
+        Self {
+            checksums: if vouched { ChecksumPolicy::Trusted } else { ChecksumPolicy::Verify },
+            datagrams: (gso & !GSO_ECN == GSO_UDP).then_some(u16::from_ne_bytes([size_0, size_1])),
+        }
+    }
+
+    /// Parses the packet.
+    ///
+    /// # Errors
+    /// The reason to drop it.
+    pub fn parse(self, packet: &[u8]) -> Result<IpPacket<'_>, DropReason> {
+        let packet = IpPacket::parse(packet, self.checksums)?;
+        match self.datagrams {
+            Some(size) => packet.into_datagrams(size),
+            None => Ok(packet),
+        }
+    }
+}
 
 /// Reads packets from the device.
 #[derive(Debug)]
@@ -44,25 +92,26 @@ impl TunReader {
     /// # Errors
     /// What the kernel says about watching the descriptor.
     pub fn new(device: Arc<TunDevice>) -> io::Result<Self> {
-        if let Err(error) = device.set_offload(offload::CHECKSUM | offload::TSO4 | offload::TSO6) {
+        let tcp = offload::CHECKSUM | offload::TSO4 | offload::TSO6;
+        let set = device.set_offload(tcp | offload::USO4 | offload::USO6).or_else(|error| {
+            tracing::debug!(%error, "the kernel has no TUN offload for UDP");
+            device.set_offload(tcp)
+        });
+        if let Err(error) = set {
             tracing::warn!(%error, "the kernel refuses TUN offloads: packets come one segment at a time");
         }
         Ok(Self { device: sys::register_for_reading(device)?, frame: vec![0; FRAME].into_boxed_slice() })
     }
 
-    /// Reads one packet and hands it to `each`, with what is known about its checksum.
+    /// Reads one packet and hands it to `each`, with what the kernel says about it.
     pub fn poll_read<R>(
         &mut self,
         cx: &mut Context<'_>,
-        each: impl FnOnce(&[u8], ChecksumPolicy) -> R,
+        each: impl FnOnce(&[u8], FrameInfo) -> R,
     ) -> Poll<io::Result<R>> {
         self.poll_frame(cx, |frame| {
-            let checksums = match frame.first() {
-                // It never left this host's memory since the kernel took it from its sender, or verified it.
-                Some(flags) if flags & (NEEDS_CHECKSUM | DATA_VALID) != 0 => ChecksumPolicy::Trusted,
-                _ => ChecksumPolicy::Verify,
-            };
-            each(frame.get(VIRTIO_HEADER..).unwrap_or_default(), checksums)
+            let info = FrameInfo::of(frame);
+            each(frame.get(VIRTIO_HEADER..).unwrap_or_default(), info)
         })
     }
 
@@ -85,13 +134,16 @@ pub struct TunWriter {
     device: Arc<TunDevice>,
     /// The kernel said that it takes no super-packets.
     one_by_one: AtomicBool,
+    /// It takes none of UDP: Linux before 6.2.
+    udp_one_by_one: AtomicBool,
     scratch: Vec<u8>,
 }
 
 impl TunWriter {
     /// A writer to the device.
     pub fn new(device: Arc<TunDevice>) -> Self {
-        Self { device, one_by_one: AtomicBool::new(false), scratch: Vec::new() }
+        let (one_by_one, udp_one_by_one) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { device, one_by_one, udp_one_by_one, scratch: Vec::new() }
     }
 
     /// Writes one packet.
@@ -100,13 +152,15 @@ impl TunWriter {
     /// What the kernel says; the packet is lost.
     pub fn write(&mut self, packet: &mut [u8], offload: Option<Offload>) -> io::Result<()> {
         let Some(offload) = offload else { return self.write_frame([0; VIRTIO_HEADER], packet) };
-        if !self.one_by_one.load(Ordering::Relaxed)
-            && let Some(header) = virtio_header(packet, offload)
+        let udp = segment::udp::header(packet).is_some();
+        let one_by_one = if udp { &self.udp_one_by_one } else { &self.one_by_one };
+        if !one_by_one.load(Ordering::Relaxed)
+            && let Some(header) = virtio_header(packet, offload, udp)
         {
             match self.write_frame(header, packet) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                    tracing::warn!("the kernel refuses super-packets: going on segment by segment");
-                    self.one_by_one.store(true, Ordering::Relaxed);
+                    tracing::warn!(udp, "the kernel refuses super-packets: going on segment by segment");
+                    one_by_one.store(true, Ordering::Relaxed);
                 }
                 written => return written,
             }
@@ -128,21 +182,23 @@ impl TunWriter {
     }
 }
 
-/// `struct virtio_net_hdr` of a TCP packet whose checksum the kernel completes: flags, GSO type, and four words in the
-/// host's byte order: length of the headers, size of a segment, where the checksum begins, and where it goes.
-fn virtio_header(packet: &mut [u8], offload: Offload) -> Option<[u8; VIRTIO_HEADER]> {
-    let layout = segment::prepare_checksum(packet)?;
-    let word = |value: usize| u16::try_from(value).ok().map(u16::to_ne_bytes);
-    let gso = match (offload.segment_size, packet.first()? >> 4) {
-        (None, _) => 0,
-        (Some(_), 4) => GSO_TCP4,
-        (Some(_), _) => GSO_TCP6,
+/// `struct virtio_net_hdr` of a packet whose checksum the kernel completes: flags, GSO type, and four words in the host's
+/// byte order: length of the headers, size of a segment, where the checksum begins, and where it goes.
+fn virtio_header(packet: &mut [u8], offload: Offload, udp: bool) -> Option<[u8; VIRTIO_HEADER]> {
+    let (headers, transport, checksum, gso) = if udp {
+        let header = segment::udp::prepare_checksum(packet)?;
+        (header + UDP_HEADER, header, UDP_CHECKSUM, GSO_UDP)
+    } else {
+        let layout = segment::prepare_checksum(packet)?;
+        let gso = if packet.first()? >> 4 == 4 { GSO_TCP4 } else { GSO_TCP6 };
+        (layout.payload, layout.tcp, TCP_CHECKSUM, gso)
     };
-    let [length, size, start, at] = [
-        word(layout.payload)?,
-        offload.segment_size.unwrap_or(0).to_ne_bytes(),
-        word(layout.tcp)?,
-        TCP_CHECKSUM.to_ne_bytes(),
-    ];
+    let word = |value: usize| u16::try_from(value).ok().map(u16::to_ne_bytes);
+    let gso = if offload.segment_size.is_some() { gso } else { 0 };
+    let [length, size, start, at] =
+        [word(headers)?, offload.segment_size.unwrap_or(0).to_ne_bytes(), word(transport)?, checksum.to_ne_bytes()];
     Some([NEEDS_CHECKSUM, gso, length[0], length[1], size[0], size[1], start[0], start[1], at[0], at[1]])
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use portcullis_netstack::packet::build::Unreachable;
 use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, IngressId, Protocol, Refusal};
 use portcullis_policy::Permit;
 
+use super::datagrams;
 use super::flow::{Decision, Flow, Target, TcpTarget};
 use super::judge::{self, Occasion, Refused};
 use super::link::FlowFilter;
@@ -286,7 +287,11 @@ impl Shard {
                 Progress::Finished(end) => return self.finish(now, id, end),
                 Progress::Broken(end) => return self.end(now, id, end),
             },
-            Target::Udp(socket) => splice::udp(&mut self.stack, id, socket, now, &mut self.scratch, &mut cx),
+            Target::Udp(socket) => {
+                // A tunnel takes its packets one by one anyway.
+                let together = flow.onramp == OnrampKind::Tun;
+                splice::udp(&mut self.stack, id, socket, together, now, &mut self.scratch, &mut cx)
+            }
             Target::Ping(socket) => splice::echo(&mut self.stack, id, socket, now, &mut self.scratch, &mut cx),
             Target::Dialling(_) => {
                 if self.stack.cause(id).is_some() {
@@ -301,67 +306,34 @@ impl Shard {
         }
     }
 
-    /// Sends a client's datagram to its target.
-    pub(super) fn deliver_datagram(&mut self, id: FlowId, payload: &[u8]) {
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        let sent = match &flow.target {
-            // A pending error of an earlier datagram is reported first; this one is then sent.
-            Target::Udp(socket) => match socket.try_send(payload) {
-                Err(error) if splice::unreachable(socket, &error).is_some() => socket.try_send(payload),
-                sent => sent,
-            }
-            .map_err(|error| (splice::unreachable(socket, &error), error)),
-            Target::Nobody { silent } => {
-                let silent = *silent;
-                return self.deny_again(id, silent);
-            }
-            Target::Tcp(_) | Target::Ping(_) | Target::Dialling(_) => return,
-        };
-        match sent {
-            Ok(_) => self.stack.delivered(id, payload.len()),
-            Err((unreachable, error)) => self.undelivered(id, unreachable, &error),
-        }
-    }
-
     /// Sends a client's echo request to its target.
     pub(super) fn deliver_echo(&mut self, id: FlowId, destination: IpAddr, echo: &Echo<'_>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let sent = match &flow.target {
+        match &flow.target {
             Target::Ping(socket) => {
                 let request = echo_request(&mut self.scratch, destination, echo);
-                match socket.try_send(request) {
-                    Err(error) if splice::unreachable(socket, &error).is_some() => socket.try_send(request),
-                    sent => sent,
+                let sent = datagrams::send(&mut self.stack, &self.counters, id, socket, request, request.len());
+                if sent > 0 {
+                    self.stack.delivered(id, echo.data.len());
                 }
-                .map_err(|error| (splice::unreachable(socket, &error), error))
             }
             Target::Nobody { silent } => {
                 let silent = *silent;
-                return self.deny_again(id, silent);
+                self.deny_again(id, silent, 1);
             }
-            Target::Tcp(_) | Target::Udp(_) | Target::Dialling(_) => return,
-        };
-        match sent {
-            Ok(_) => self.stack.delivered(id, echo.data.len()),
-            Err((unreachable, error)) => self.undelivered(id, unreachable, &error),
+            Target::Tcp(_) | Target::Udp(_) | Target::Dialling(_) => {}
         }
     }
 
-    /// Another packet of a denied association.
-    fn deny_again(&mut self, id: FlowId, silent: bool) {
+    /// More packets of a denied association. Those that came as one are answered as one.
+    pub(super) fn deny_again(&mut self, id: FlowId, silent: bool, packets: usize) {
         if silent {
-            self.drop_packet(DropReason::DeniedSilently);
+            for _ in 0..packets {
+                self.drop_packet(DropReason::DeniedSilently);
+            }
         } else {
             self.stack.send_unreachable(id, Unreachable::Prohibited);
         }
-    }
-
-    fn undelivered(&mut self, id: FlowId, unreachable: Option<Unreachable>, error: &std::io::Error) {
-        if let Some(unreachable) = unreachable {
-            self.stack.send_unreachable(id, unreachable);
-        }
-        let full = error.kind() == std::io::ErrorKind::WouldBlock;
-        self.drop_packet(if full { DropReason::QueueFull } else { DropReason::SendFailed });
     }
 
     /// Judges a live flow again. A loser ends: by `FlowEnd::Expired` when time did it, else by `FlowEnd::Revoked`.

@@ -1,6 +1,7 @@
 //! The data-plane threads. Each shard owns its socket, its peers, its flows and their off-ramp sockets, and shares
 //! nothing with the others but the mail of packets that arrived at the wrong one.
 
+mod datagrams;
 mod flow;
 mod flows;
 mod judge;

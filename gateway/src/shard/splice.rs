@@ -11,12 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::flow::TcpTarget;
 use crate::flow_record::FlowEnd;
-use crate::offramp::DatagramSocket;
+use crate::offramp::datagram::{DatagramSocket, datagrams};
 
 /// Most bytes moved each way before another flow has its turn.
 const BYTES_A_TURN: usize = 256 * 1024;
-/// Most datagrams of an association before another flow has its turn.
-const DATAGRAMS_A_TURN: usize = 64;
+/// Most runs of an association's datagrams before another flow has its turn; a full batch ends it before.
+const RUNS_A_TURN: usize = 64;
 
 /// What became of a TCP flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,16 +150,25 @@ fn target_failed(error: &io::Error) -> FlowEnd {
     }
 }
 
-/// Hands the target's datagrams to the client. Returns whether there is more.
+/// Hands the target's datagrams to the client, those that came together in one packet when it takes them so. Returns
+/// whether there is more.
 pub(crate) fn udp(
     stack: &mut Stack,
     id: FlowId,
     socket: &DatagramSocket,
+    together: bool,
     now: Instant,
     scratch: &mut [u8],
     cx: &mut Context<'_>,
 ) -> bool {
-    datagrams(stack, id, socket, scratch, cx, |stack, payload| stack.send_datagram(now, id, payload))
+    receive(stack, id, socket, scratch, cx, |stack, run, size| {
+        if together {
+            return stack.send_datagrams(now, id, run, size);
+        }
+        for payload in datagrams(run, size) {
+            stack.send_datagram(now, id, payload);
+        }
+    })
 }
 
 /// Hands echo replies of the target to the client. Returns whether there is more.
@@ -171,7 +180,7 @@ pub(crate) fn echo(
     scratch: &mut [u8],
     cx: &mut Context<'_>,
 ) -> bool {
-    datagrams(stack, id, socket, scratch, cx, |stack, message| {
+    receive(stack, id, socket, scratch, cx, |stack, message, _| {
         // The kernel put its own identifier in; type and code are an echo reply's, or it would not be here.
         if let [_, _, _, _, _, _, high, low, data @ ..] = message {
             stack.send_echo_reply(now, id, u16::from_be_bytes([*high, *low]), data);
@@ -180,21 +189,23 @@ pub(crate) fn echo(
 }
 
 /// Reads what a target sent, as long as there is room for it. Returns whether there is more.
-fn datagrams(
+fn receive(
     stack: &mut Stack,
     id: FlowId,
     socket: &DatagramSocket,
     scratch: &mut [u8],
     cx: &mut Context<'_>,
-    mut deliver: impl FnMut(&mut Stack, &[u8]),
+    mut deliver: impl FnMut(&mut Stack, &[u8], usize),
 ) -> bool {
-    for _ in 0..DATAGRAMS_A_TURN {
+    for _ in 0..RUNS_A_TURN {
         if stack.batch().is_full() {
             return true;
         }
         match socket.poll_recv(cx, scratch) {
             Poll::Pending => return false,
-            Poll::Ready(Ok(len)) => deliver(stack, scratch.get(..len).unwrap_or_default()),
+            Poll::Ready(Ok(received)) => {
+                deliver(stack, scratch.get(..received.bytes).unwrap_or_default(), received.datagram);
+            }
             // Reading took the error off the socket: there may be datagrams behind it.
             Poll::Ready(Err(error)) => report(stack, id, socket, &error),
         }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Sleep;
 
+use super::datagrams::Gathered;
 use super::flow::Flows;
 use super::link::{Command, PeerStatus, Snapshot};
 use super::mail::Mail;
@@ -162,6 +163,8 @@ pub(super) struct Shard {
     drained: Vec<oneshot::Sender<()>>,
     stopping: Option<oneshot::Sender<()>>,
     pub(super) scratch: Box<[u8]>,
+    /// Datagrams towards targets that came in this turn.
+    pub(super) gathered: Gathered,
     /// Memory for one segment of a super-packet.
     segment: Vec<u8>,
     timer: Pin<Box<Sleep>>,
@@ -247,6 +250,7 @@ impl Shard {
             drained: Vec::new(),
             stopping: None,
             scratch: vec![0; 65_536].into_boxed_slice(),
+            gathered: Gathered::default(),
             segment: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             moderation: Moderation::new(now),
@@ -265,6 +269,7 @@ impl Shard {
             busy |= self.poll_mail(cx, now);
             busy |= self.poll_wireguard(cx, now);
             busy |= self.poll_tun(cx, now);
+            self.send_gathered();
             busy |= self.poll_dials(cx, now);
             busy |= self.poll_timers(cx, now);
             busy |= self.pump(now);

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use crate::limits::StackLimits;
-use crate::packet::build::QUOTE;
+use crate::packet::build::{self, QUOTE};
+use crate::packet::{IpPacket, Transport};
 use crate::tuple::{FiveTuple, Protocol};
 
 const DNS: u16 = 53;
@@ -18,20 +19,31 @@ pub(crate) struct DatagramFlow {
 
 impl DatagramFlow {
     /// Opened by `packet` at `now`.
-    pub(crate) fn new(now: Instant, packet: &[u8]) -> Self {
+    pub(crate) fn new(now: Instant, packet: &IpPacket<'_>) -> Self {
         let mut flow = Self { last_up: now, last_down: None, quote: [0; QUOTE], quote_len: 0 };
         flow.heard_client(now, packet);
         flow
     }
 
     /// Notes a packet from the client.
-    pub(crate) fn heard_client(&mut self, now: Instant, packet: &[u8]) {
+    pub(crate) fn heard_client(&mut self, now: Instant, packet: &IpPacket<'_>) {
         self.last_up = now;
-        self.quote_len = packet.len().min(QUOTE);
-        let (Some(to), Some(from)) = (self.quote.get_mut(..self.quote_len), packet.get(..self.quote_len)) else {
+        let bytes = packet.bytes();
+        // Of a super-packet the first datagram is remembered.
+        let first = match packet.transport() {
+            Transport::Udp(udp) => bytes.len() - udp.payload.len() + udp.size(),
+            Transport::Tcp(_) | Transport::Echo(_) => bytes.len(),
+        };
+        self.quote_len = first.min(QUOTE);
+        let (Some(to), Some(from)) = (self.quote.get_mut(..self.quote_len), bytes.get(..self.quote_len)) else {
             return;
         };
         to.copy_from_slice(from);
+        if let Transport::Udp(udp) = packet.transport()
+            && udp.count() > 1
+        {
+            build::set_udp_lengths(to, bytes.len() - udp.payload.len(), udp.size());
+        }
     }
 
     /// Notes a packet from the target.

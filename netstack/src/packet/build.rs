@@ -8,12 +8,13 @@ use smoltcp::wire::IpProtocol;
 
 use crate::batch::PacketBatch;
 use crate::packet::{TcpSegment, checksum};
+use crate::segment::Offload;
 use crate::tuple::{FiveTuple, IngressId};
 
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
 const IPV6_FRAGMENT_HEADER: usize = 8;
-const UDP_HEADER: usize = 8;
+pub(crate) const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 pub(crate) const TCP_HEADER: usize = 20;
 const HOP_LIMIT: u8 = 64;
@@ -88,6 +89,31 @@ pub fn udp(batch: &mut PacketBatch, reply: Reply, payload: &[u8]) -> usize {
     datagram(batch, reply, IpProtocol::Udp, &header, payload)
 }
 
+/// UDP datagrams of `size` bytes from the target, the last of which may be shorter: in one super-packet, where each of
+/// them fits.
+pub fn udp_run(batch: &mut PacketBatch, reply: Reply, run: &[u8], size: usize) -> usize {
+    let ip_header = if reply.tuple.destination.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
+    let headers = ip_header + UDP_HEADER;
+    let segment_size = u16::try_from(size).ok().filter(|size| *size > 0);
+    if segment_size.is_none()
+        || run.len() <= size
+        || headers + size > usize::from(reply.mtu)
+        || headers + run.len() > usize::from(u16::MAX)
+    {
+        let (first, rest) = run.split_at(size.min(run.len()));
+        return udp(batch, reply, first)
+            + rest.chunks(size.max(1)).map(|payload| udp(batch, reply, payload)).sum::<usize>();
+    }
+    batch.push_offloaded_with(reply.to, headers + run.len(), Offload { segment_size }, |packet| {
+        ip(packet, packet.len(), &reply, IpProtocol::Udp, None);
+        put16(packet, ip_header, reply.tuple.destination_port);
+        put16(packet, ip_header + 2, reply.tuple.source_port);
+        put16(packet, ip_header + 4, u16::try_from(UDP_HEADER + run.len()).unwrap_or(0));
+        put(packet, headers, run);
+    });
+    run.len().div_ceil(size)
+}
+
 /// The reply to an echo request.
 pub fn echo_reply(batch: &mut PacketBatch, reply: Reply, sequence: u16, data: &[u8]) -> usize {
     let v4 = reply.tuple.destination.is_ipv4();
@@ -151,6 +177,23 @@ pub(crate) fn client_acknowledgment(
     put8(tcp, 13, ACK);
     put16(tcp, 14, window);
     (packet, header + TCP_HEADER)
+}
+
+/// Writes the lengths of a UDP packet whose payload becomes one of `payload` bytes. The first `headers` bytes are its
+/// headers; what lies beyond `packet` is not written. The UDP checksum stays what it was.
+pub(crate) fn set_udp_lengths(packet: &mut [u8], headers: usize, payload: usize) {
+    let length = |bytes: usize| u16::try_from(bytes).unwrap_or(0);
+    if let Some(first) = packet.first().copied()
+        && first >> 4 == 4
+    {
+        put16(packet, 2, length(headers + payload));
+        put16(packet, 10, 0);
+        let sum = !checksum::sum(packet.get(..usize::from(first & 15) * 4).unwrap_or_default());
+        put16(packet, 10, sum);
+    } else {
+        put16(packet, 4, length((headers + payload).saturating_sub(IPV6_HEADER)));
+    }
+    put16(packet, headers.saturating_sub(UDP_HEADER) + 4, length(UDP_HEADER + payload));
 }
 
 fn icmp_datagram(batch: &mut PacketBatch, reply: Reply, header: &mut [u8; ICMP_HEADER], body: &[u8]) -> usize {
@@ -350,6 +393,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_run_is_its_datagrams(
+            v6: bool, payload in proptest::collection::vec(any::<u8>(), 0..9000), size in 0usize..1500, mtu in 1280u16..1500,
+        ) {
+            let size = if payload.is_empty() { 0 } else { size.max(1) };
+            let reply = reply(v6, Protocol::Udp, mtu);
+            let mut together = PacketBatch::new(1 << 20);
+            let count = udp_run(&mut together, reply, &payload, size);
+            let headers = if v6 { 48 } else { 28 };
+            let fits = size < payload.len() && headers + size <= usize::from(mtu);
+            prop_assert_eq!(together.len(), if fits { 1 } else { count });
+            let mut single = PacketBatch::new(1 << 20);
+            let (first, rest) = payload.split_at(size.min(payload.len()));
+            let mut counted = udp(&mut single, reply, first);
+            for datagram in rest.chunks(size.max(1)) {
+                counted += udp(&mut single, reply, datagram);
+            }
+            prop_assert_eq!(counted, count);
+            prop_assert_eq!(packets(&mut together), packets(&mut single));
+        }
+
         #[test]
         fn a_datagram_parses_back_whole_or_from_fragments(
             v6: bool, payload in proptest::collection::vec(any::<u8>(), 0..5000), mtu in 1280u16..=9000,

@@ -103,11 +103,30 @@ impl TcpSegment<'_> {
     }
 }
 
-/// The payload of a UDP datagram.
+/// The payload of a UDP datagram, or of several in a super-packet.
 #[derive(Debug, Clone, Copy)]
 pub struct UdpDatagram<'p> {
-    /// Payload octets.
+    /// Payload octets, those of a super-packet's datagrams one after the other.
     pub payload: &'p [u8],
+    size: usize,
+}
+
+impl<'p> UdpDatagram<'p> {
+    /// Payload octets of each datagram; the last may be shorter.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// How many datagrams it is: at least one.
+    pub fn count(&self) -> usize {
+        self.payload.len().div_ceil(self.size.max(1)).max(1)
+    }
+
+    /// The payload of each datagram.
+    pub fn datagrams(&self) -> impl Iterator<Item = &'p [u8]> {
+        let (first, rest) = self.payload.split_at(self.size.min(self.payload.len()));
+        std::iter::once(first).chain(rest.chunks(self.size.max(1)))
+    }
 }
 
 /// An echo request.
@@ -187,7 +206,12 @@ impl<'p> IpPacket<'p> {
                     return Err(DropReason::Checksum);
                 }
                 let payload = udp.payload();
-                (Protocol::Udp, udp.source_port(), udp.destination_port(), Transport::Udp(UdpDatagram { payload }))
+                (
+                    Protocol::Udp,
+                    udp.source_port(),
+                    udp.destination_port(),
+                    Transport::Udp(UdpDatagram { payload, size: payload.len() }),
+                )
             }
             IpNumber::ICMP if source.is_ipv4() => {
                 let icmp = Icmpv4Slice::from_slice(body).map_err(|_| DropReason::Malformed)?;
@@ -226,14 +250,34 @@ impl<'p> IpPacket<'p> {
         Ok(Self { segments, ..Self::parse(bytes, ChecksumPolicy::Trusted)? })
     }
 
+    /// Says that a packet stands for many UDP datagrams, with `size` octets of payload each, of which the last may be
+    /// shorter: its lengths are those of all of them together.
+    ///
+    /// # Errors
+    /// `malformed`: it is not a UDP packet, has no payload or something behind it, or `size` is 0.
+    pub fn into_datagrams(mut self, size: u16) -> Result<Self, DropReason> {
+        let Transport::Udp(udp) = &mut self.transport else { return Err(DropReason::Malformed) };
+        // What follows the payload would belong to none of the datagrams.
+        let ends_with_payload = self.bytes.as_ptr_range().end == udp.payload.as_ptr_range().end;
+        if size == 0 || udp.payload.is_empty() || !ends_with_payload {
+            return Err(DropReason::Malformed);
+        }
+        udp.size = udp.payload.len().min(usize::from(size));
+        Ok(self)
+    }
+
+    /// How many packets of the client it is: more than one for UDP datagrams that came together, and for TCP segments that
+    /// were [joined](crate::Coalescer).
+    pub fn count(&self) -> usize {
+        match &self.transport {
+            Transport::Udp(udp) => udp.count(),
+            Transport::Tcp(_) | Transport::Echo(_) => self.segments as usize,
+        }
+    }
+
     /// The packet as it came, header included, cut to its own length.
     pub fn bytes(&self) -> &'p [u8] {
         self.bytes
-    }
-
-    /// How many packets the client sent for it.
-    pub fn segments(&self) -> u32 {
-        self.segments
     }
 
     /// Its addresses and ports.
@@ -377,6 +421,44 @@ mod tests {
                 assert!(parse(&changed).is_err(), "bit {bit}");
             }
         }
+    }
+
+    #[test]
+    fn a_super_packet_is_its_datagrams_in_order() {
+        let payload: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(CLIENT, TARGET, 64).udp(5000, 53).write(&mut bytes, &payload).unwrap();
+        let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap();
+        for size in [1, 7, 250, 400, 999, 1000, 1001, u16::MAX] {
+            let packet = packet.into_datagrams(size).unwrap();
+            let Transport::Udp(udp) = packet.transport() else { panic!("{packet:?}") };
+            let datagrams: Vec<&[u8]> = udp.datagrams().collect();
+            assert_eq!((datagrams.len(), packet.count()), (udp.count(), udp.count()), "{size}");
+            assert_eq!(datagrams.concat(), payload, "{size}");
+            let (last, others) = datagrams.split_last().unwrap();
+            assert!(others.iter().all(|datagram| datagram.len() == usize::from(size)), "{size}");
+            assert!((1..=usize::from(size)).contains(&last.len()), "{size}");
+        }
+        assert!(packet.into_datagrams(0).is_err());
+        assert_eq!(packet.count(), 1);
+    }
+
+    #[test]
+    fn super_packets_without_sense_are_malformed() {
+        let syn = syn_v4(CLIENT, TARGET);
+        assert!(IpPacket::parse(&syn, ChecksumPolicy::Verify).unwrap().into_datagrams(10).is_err());
+        let mut empty = Vec::new();
+        PacketBuilder::ipv4(CLIENT, TARGET, 64).udp(5000, 53).write(&mut empty, b"").unwrap();
+        let empty = IpPacket::parse(&empty, ChecksumPolicy::Verify).unwrap();
+        assert!(empty.into_datagrams(10).is_err());
+        let Transport::Udp(udp) = empty.transport() else { panic!("{empty:?}") };
+        assert_eq!((udp.count(), udp.datagrams().collect::<Vec<_>>()), (1, vec![&[][..]]));
+        // A UDP length that leaves octets of the packet over.
+        let mut over = udp_v6();
+        over.extend([0; 4]);
+        over[5] += 4;
+        let over = IpPacket::parse(&over, ChecksumPolicy::Verify).unwrap();
+        assert!(over.into_datagrams(4).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use portcullis_netstack::packet::build::Unreachable;
+use portcullis_netstack::packet::{ChecksumPolicy, IpPacket};
 use portcullis_netstack::{FlowId, Handled, Refusal};
 
 use crate::lab::{Lab, limits};
@@ -61,6 +62,28 @@ fn a_question_to_port_53_is_short_lived_even_when_answered() {
     assert!(lives(&lab, flow));
     lab.pass(SECOND * 2);
     assert!(!lives(&lab, flow));
+}
+
+#[test]
+fn datagrams_in_one_packet_are_as_many_and_one_of_them_is_quoted() {
+    for (v6, headers) in [(false, 28), (true, 48)] {
+        let mut lab = Lab::new(limits());
+        let payload: Vec<u8> = (0..=255).cycle().take(3000).collect();
+        let bytes = udp(v6, 4000, &payload);
+        let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap().into_datagrams(1200).unwrap();
+        let Ok(Handled::Opened(flow)) = lab.inject_parsed(&packet) else { panic!("a flow") };
+        assert_eq!(lab.inject_parsed(&packet), Ok(Handled::Known(flow)));
+        assert_eq!(lab.stack.traffic(flow).packets_up, 6);
+        lab.stack.send_unreachable(flow, Unreachable::Port);
+        lab.settle();
+        let [answer] = &lab.take_out()[..] else { panic!("one answer") };
+        let quote = &answer[headers..];
+        // The first of them as it was alone, checksum of the IPv4 header included.
+        let alone = udp(v6, 4000, &payload[..1200]);
+        let checksum = headers - 2;
+        assert_eq!(quote[..checksum], alone[..checksum]);
+        assert_eq!(quote[headers..], payload[..quote.len() - headers]);
+    }
 }
 
 #[test]

@@ -147,8 +147,12 @@ impl Lab {
 
     /// Hands one packet of the client to the stack and does what a shard does with the answer.
     pub(crate) fn inject(&mut self, packet: &[u8]) -> Result<Handled, DropReason> {
-        let packet = IpPacket::parse(packet, ChecksumPolicy::Verify)?;
-        let handled = self.stack.handle_packet(self.instant(), self.ingress, &packet)?;
+        self.inject_parsed(&IpPacket::parse(packet, ChecksumPolicy::Verify)?)
+    }
+
+    /// The same with a packet that is parsed already.
+    pub(crate) fn inject_parsed(&mut self, packet: &IpPacket<'_>) -> Result<Handled, DropReason> {
+        let handled = self.stack.handle_packet(self.instant(), self.ingress, packet)?;
         if let Handled::Opened(id) = handled {
             self.opened.push(id);
             self.alive.insert(id);

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use portcullis_e2e::burst::{self, BurstEcho};
 use portcullis_e2e::expect;
 use portcullis_e2e::lab::{FAMILIES, Family, Host};
 use portcullis_e2e::metrics::BYTES;
@@ -54,6 +55,43 @@ on_both_ramps!(
     questions_are_answered_and_sizes_kept,
     setup = |setup| setup.limit("udp_idle", "\"2s\"").limit("udp_idle_one_way", "\"1s\""),
     questions_and_sizes
+);
+
+/// Thousands of datagrams in runs that both ends' kernels carry together: sizes, borders and order are kept.
+fn bursts(world: &mut World<'_>) {
+    const ROUNDS: usize = 100;
+    const SIZES: [usize; 6] = [1, 37, 100, 512, 1_199, 1_200];
+    let client = world.client();
+    for family in FAMILIES {
+        let echo = BurstEcho::serve(world.private(), Host::Open.address(family));
+        let socket = client.udp(echo.address());
+        let mut noise = Noise::new(2);
+        let (mut datagrams, mut bytes) = (0, 0);
+        for round in 0..ROUNDS {
+            let mut said = Vec::new();
+            for (count, size) in [1, 16, 7, 2].into_iter().zip(SIZES.into_iter().cycle().skip(round % SIZES.len())) {
+                let run = noise.bytes(size * (count - 1) + 1 + round % size);
+                burst::send(&socket, &run, size, None).expect("a way to the target");
+                said.extend(run.chunks(size).map(<[u8]>::to_vec));
+            }
+            socket.send(&[]).expect("a way to the target");
+            said.push(Vec::new());
+            for (number, said) in said.iter().enumerate() {
+                let (heard, _) = datagram(&socket).expect("the echo");
+                assert_eq!((heard.len(), &heard), (said.len(), said), "round {round}, datagram {number}");
+            }
+            datagrams += said.len() as u64;
+            bytes += said.iter().map(|one| one.len() as u64).sum::<u64>();
+        }
+        let line = expect::record(world, client, echo.address(), "idle");
+        assert_eq!((line.packets_up, line.packets_down), (datagrams, datagrams));
+        assert_eq!((line.bytes_up, line.bytes_down), (bytes, bytes));
+    }
+}
+on_both_ramps!(
+    bursts_stay_the_datagrams_they_were,
+    setup = |setup| setup.limit("udp_idle", "\"2s\"").limit("udp_idle_one_way", "\"1s\""),
+    bursts
 );
 
 /// Two devices talk to one target from the same port; each gets its own answers only.

@@ -23,7 +23,20 @@ pub fn packet(data: &[u8]) {
     let again = IpPacket::parse(packet.bytes(), ChecksumPolicy::Trusted).expect("what was cut is whole");
     assert_eq!(again.tuple(), packet.tuple());
     assert_eq!(again.bytes(), packet.bytes());
+    for size in [0, 1, u16::from_be_bytes([payload.first().map_or(3, |byte| byte & 7), 9]), u16::MAX] {
+        datagrams(packet, size);
+    }
     if let Ok(verified) = verified {
         assert_eq!(verified.tuple(), packet.tuple());
     }
+}
+
+/// A packet that is to be many datagrams loses nothing of them.
+fn datagrams(packet: IpPacket<'_>, size: u16) {
+    let Ok(together) = packet.into_datagrams(size) else { return };
+    let Transport::Udp(udp) = together.transport() else { panic!("only UDP packets are many datagrams") };
+    assert!(size > 0 && together.count() == udp.datagrams().count());
+    assert!(udp.datagrams().take(udp.count() - 1).all(|one| one.len() == usize::from(size)));
+    assert!(udp.datagrams().all(|one| (1..=usize::from(size)).contains(&one.len())));
+    assert!(udp.datagrams().flatten().eq(udp.payload));
 }

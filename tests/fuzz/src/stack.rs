@@ -158,6 +158,7 @@ impl Bench<'_> {
                 let Some(id) = self.flow() else { return };
                 let len = usize::from(self.word()) % 9000;
                 match self.byte() % 4 {
+                    0 if len % 5 == 0 => self.stack.send_datagrams(self.now, id, &vec![2; len], len.div_ceil(9)),
                     0 => self.stack.send_datagram(self.now, id, &vec![2; len]),
                     1 => self.stack.send_echo_reply(self.now, id, 1, &vec![2; len]),
                     2 => self.stack.send_unreachable(id, Unreachable::TooBig(1280)),
@@ -233,6 +234,9 @@ impl Bench<'_> {
 
     fn inject(&mut self, packet: &[u8]) {
         let Ok(packet) = IpPacket::parse(packet, ChecksumPolicy::Trusted) else { return };
+        // Some are many datagrams in one.
+        let size = u16::try_from(packet.bytes().len() / 7).unwrap_or(0);
+        let packet = if size % 2 == 0 { packet.into_datagrams(size).unwrap_or(packet) } else { packet };
         let from = Ingress { id: IngressId(1), mtu: MTU };
         if let Ok(Handled::Opened(id)) = self.stack.handle_packet(self.now, from, &packet) {
             assert!(self.alive.insert(id), "a name is used once");

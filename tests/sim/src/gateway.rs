@@ -28,7 +28,7 @@ pub const MTU: u16 = 1280;
 /// A policy that allows the echo services and ping.
 pub const ALLOW: &str = r#"{ "version": 1, "rules": [
     { "id": "echo", "action": "allow", "from": ["device:ann", "device:bob"], "to": ["10.20.0.1", "fd00:20::1"],
-      "services": ["tcp/7000", "tcp/7002", "udp/7001", "icmp"] },
+      "services": ["tcp/7000", "tcp/7002", "udp/7001", "udp/7002", "icmp"] },
     { "id": "quiet", "action": "deny", "from": ["*"], "to": ["*"], "services": ["tcp/9999"], "silent": true } ] }"#;
 
 /// A policy that denies everything by a rule.

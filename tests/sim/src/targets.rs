@@ -8,7 +8,7 @@ use std::thread;
 pub const ECHO: u16 = 7000;
 /// UDP echo.
 pub const UDP_ECHO: u16 = 7001;
-/// TCP that nobody listens on.
+/// TCP and UDP that nobody listens on.
 pub const CLOSED: u16 = 7002;
 /// TCP that no policy of the tests allows, and that is listened on.
 pub const DENIED: u16 = 7003;

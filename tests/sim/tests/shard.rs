@@ -1,6 +1,7 @@
 //! Shards from the outside: what a client sees, what is written down, what is counted.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
@@ -121,6 +122,38 @@ fn a_closed_port_is_a_reset_and_never_a_connection() {
         assert_eq!(record(&mut client, &mut gateway).ended, Some(FlowEnd::TargetRefused));
         gateway.stop();
     });
+}
+
+#[test]
+fn a_refused_burst_is_told_and_the_next_one_arrives() {
+    for shards in SHARDS {
+        in_namespace(move || {
+            let _targets = Targets::start();
+            let gateway = Gateway::start(shards);
+            let mut client = Client::new(ANN, &gateway);
+            let burst = |client: &mut Client| {
+                for number in 0..20 {
+                    client.send_packet(&udp(ANN_V4, CLOSED, &[number; 700]));
+                }
+            };
+            burst(&mut client);
+            // Port unreachable.
+            client.until("the refusal", |client| client.packets.iter().any(|packet| packet[20..22] == [3, 3]));
+            client.until("all of them", |_| gateway.flows()[0].traffic.packets_up == 20);
+            let target = UdpSocket::bind((TARGET, CLOSED)).unwrap();
+            target.set_read_timeout(Some(PATIENCE)).unwrap();
+            burst(&mut client);
+            for number in 0..20 {
+                let mut datagram = [0; 1500];
+                let len = target.recv(&mut datagram).unwrap();
+                assert_eq!(datagram[..len], [number; 700], "whole and in order");
+            }
+            let flows = gateway.flows();
+            assert_eq!((flows[0].traffic.packets_up, flows[0].traffic.bytes_up), (40, 28_000));
+            assert_eq!(gateway.dropped(DropReason::SendFailed), 0);
+            gateway.stop();
+        });
+    }
 }
 
 #[test]

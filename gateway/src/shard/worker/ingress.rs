@@ -12,6 +12,7 @@ use super::{Shard, TUN, Wireguard, peer_ingress};
 use crate::directory::Device;
 use crate::flow_record::OnrampKind;
 use crate::metrics::counters::ShardCounters;
+use crate::onramp::tun::FrameInfo;
 use crate::onramp::wireguard::peers::{Peers, Route, Surroundings};
 use crate::onramp::wireguard::socket::{Endpoint, ReceiveBuffers, WireguardSocket};
 use crate::shard::link::Snapshot;
@@ -126,7 +127,7 @@ impl Shard {
         let snapshot = Arc::clone(&self.snapshot);
         let mut busy = true;
         for _ in 0..TUN_PACKETS_A_TURN {
-            match reader.poll_read(cx, |packet, sums| self.handle_tun_packet(now, &snapshot, packet, sums)) {
+            match reader.poll_read(cx, |packet, info| self.handle_tun_packet(now, &snapshot, packet, info)) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     // A device that is only down has nothing to read. This one was deleted, and its routes with it:
@@ -144,13 +145,13 @@ impl Shard {
         busy
     }
 
-    fn handle_tun_packet(&mut self, now: Instant, snapshot: &Snapshot, bytes: &[u8], checksums: ChecksumPolicy) {
+    fn handle_tun_packet(&mut self, now: Instant, snapshot: &Snapshot, bytes: &[u8], info: FrameInfo) {
         let Some(source) = source_address(bytes) else { return self.drop_packet(DropReason::Malformed) };
         let Some(device) = snapshot.directory.device_by_network(source) else {
             return self.drop_packet(DropReason::UnknownDevice);
         };
         let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
-        match IpPacket::parse(bytes, checksums) {
+        match info.parse(bytes) {
             Ok(packet) => self.handle_packet(now, OnrampKind::Tun, ingress, device, &packet),
             Err(reason) => self.drop_packet(reason),
         }
@@ -178,7 +179,7 @@ impl Shard {
     fn deliver(&mut self, id: FlowId, packet: &IpPacket<'_>) {
         match packet.transport() {
             Transport::Tcp(_) => {}
-            Transport::Udp(datagram) => self.deliver_datagram(id, datagram.payload),
+            Transport::Udp(datagrams) => self.deliver_datagrams(id, datagrams),
             Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo),
         }
     }
