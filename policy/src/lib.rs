@@ -14,7 +14,7 @@
 //!   thing has one spelling. The gateway reads `directory.json` with the same modules.
 //! - [`Ruleset::compile`] resolves every name against the [`Context`] and makes selectors into sorted sets that answer without
 //!   allocating. A document with any problem, a failing test of its own included, makes no ruleset.
-//! - An index of the compiled rules (`index`) says in about a quarter of a microsecond which of 10,000 rules may match; only these
+//! - An index of the compiled rules (`index`) says in some tenths of a microsecond which of 10,000 rules may match; only these
 //!   are asked. It narrows and never decides, so a rule's own selectors have the last word.
 //! - [`Ruleset::evaluate`] asks the rules in order; the first that matches decides, and none is a denial. A rule's selectors are
 //!   asked before its clock, so an answer also says until when it holds ([`Verdict::until`]): the first instant at which the
