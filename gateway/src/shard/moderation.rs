@@ -15,7 +15,7 @@ const WINDOW: Duration = Duration::from_millis(1);
 /// Packets in a window that make it dense: one every 40 us.
 const DENSE: u32 = 25;
 /// A turn that took in as many had its batch.
-const BATCH: u32 = 16;
+const BATCH: u32 = 32;
 
 /// When to rest.
 #[derive(Debug)]

@@ -66,6 +66,15 @@ impl Default for ReceiveBuffers {
     }
 }
 
+/// How much of what there was room for came in one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// Every buffer was used: there is probably more.
+    All,
+    /// Some were not.
+    Some,
+}
+
 /// Datagrams on their way out. Its memory is kept, so that no datagram costs an allocation.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -186,12 +195,15 @@ impl WireguardSocket {
     }
 
     /// Receives one batch and hands each datagram to `each`. Ready means there may be more.
+    ///
+    /// # Errors
+    /// What the kernel says.
     pub fn poll_receive(
         &self,
         cx: &mut Context<'_>,
         memory: &mut ReceiveBuffers,
         mut each: impl FnMut(Endpoint, &[u8]),
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<io::Result<Received>> {
         let mut metas = [RecvMeta::default(); RECEIVE_BATCH];
         loop {
             match self.io.poll_recv_ready(cx) {
@@ -216,7 +228,7 @@ impl WireguardSocket {
                     each(from, datagram);
                 }
             }
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(Ok(if count == RECEIVE_BATCH { Received::All } else { Received::Some }));
         }
     }
 

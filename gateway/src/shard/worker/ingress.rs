@@ -14,12 +14,14 @@ use crate::flow_record::OnrampKind;
 use crate::metrics::counters::ShardCounters;
 use crate::onramp::tun::FrameInfo;
 use crate::onramp::wireguard::peers::{Peers, Route, Surroundings};
-use crate::onramp::wireguard::socket::{Endpoint, ReceiveBuffers, WireguardSocket};
+use crate::onramp::wireguard::socket::{Endpoint, ReceiveBuffers, Received, WireguardSocket};
 use crate::shard::link::Snapshot;
 use crate::shard::mail::Mail;
 
 /// Packets read from the TUN device before anything else has its turn.
 const TUN_PACKETS_A_TURN: usize = 128;
+/// Datagrams after which no more are read before anything else has its turn.
+const DATAGRAMS_A_TURN: usize = 64;
 /// Batches of mail read before anything else has its turn.
 const MAIL_A_TURN: usize = 16;
 
@@ -57,13 +59,22 @@ impl Shard {
         let snapshot = Arc::clone(&self.snapshot);
         let counters = Arc::clone(&self.counters);
         let (socket, memory, mut intake) = wireguard.intake(&snapshot, &counters);
-        let polled = socket.poll_receive(cx, memory, |from, datagram| {
-            self.take_datagram(now, &mut intake, from, datagram, false);
-        });
+        let mut taken = 0;
+        let mut polled;
+        loop {
+            polled = socket.poll_receive(cx, memory, |from, datagram| {
+                taken += 1;
+                self.take_datagram(now, &mut intake, from, datagram, false);
+            });
+            // Where every datagram comes alone, one call brings few.
+            if taken >= DATAGRAMS_A_TURN || !matches!(polled, Poll::Ready(Ok(Received::All))) {
+                break;
+            }
+        }
         self.finish_intake(now, intake);
         self.wireguard = Some(wireguard);
         match polled {
-            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Ok(_)) => true,
             Poll::Ready(Err(error)) => {
                 // An ICMP error about a datagram sent earlier, or memory pressure: the next call goes on.
                 tracing::debug!(%error, "receiving from WireGuard clients");
