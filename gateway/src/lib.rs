@@ -15,11 +15,13 @@
 //! ```
 //!
 //! - [`app`] loads every file and binds every socket before anything is served; [`drain`] is the orderly end.
-//! - A [`shard`] is an OS thread that owns its UDP socket, its WireGuard peers, its flows and their sockets. It takes
-//!   no lock per packet. A peer belongs to the shard where its handshake arrived, a flow of the TUN device to one
-//!   chosen by its addresses and ports; what arrives elsewhere goes to the owner in batches.
+//! - A [`shard`] is an OS thread that owns its UDP socket, its queue of the TUN device, its WireGuard peers, its flows
+//!   and their sockets. It takes no lock per packet. A peer belongs to the shard where its handshake arrived; its
+//!   datagrams that arrive elsewhere go to the owner in batches. A flow of the TUN device belongs to the shard whose
+//!   queue the kernel puts it in.
 //! - A turn of a shard reads what is ready, feeds the stack, moves each changed flow once and sends what came of it.
-//!   Deadlines come from heaps: an idle flow costs nothing.
+//!   Deadlines come from heaps: an idle flow costs nothing. Under a dense stream of datagrams the shard rests between
+//!   small turns, so that batches gather.
 //! - A flow is entered in the table, then judged, then dialled; nothing can be dialled without a `Permit`, which only
 //!   the policy makes. [`destination`] holds what no policy can open.
 //! - [`rulesets`] publishes immutable [snapshots](shard::link::Snapshot). A shard takes over a new one between two

@@ -45,7 +45,12 @@ pub(crate) struct Segmentation {
     pub(crate) size: u16,
 }
 
-impl FlowLink<'_> {
+impl<'a> FlowLink<'a> {
+    /// A link towards `to` with nothing to receive.
+    pub(crate) fn new(batch: &'a mut PacketBatch, to: IngressId, mtu: u16) -> Self {
+        Self { received: None, batch, to, mtu, sent: 0, segmentation: None, last_word: false }
+    }
+
     fn token(&mut self) -> Transmit<'_> {
         Transmit {
             batch: self.batch,

@@ -15,13 +15,13 @@ use crate::flow::tcp::{self, HeldSyn, Rings, TcpFlow, TcpSocket, stack_time};
 use crate::flow::{CloseCause, Flow, FlowKind, Traffic};
 use crate::limits::StackLimits;
 use crate::packet::build::{self, Reply, Unreachable};
-use crate::packet::{IpPacket, TcpSegment, Transport};
-use crate::segment::{self, Layout};
+use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport};
 use crate::tuple::{FlowId, FlowKey, IngressId};
 
-/// Rings of ended connections that are kept for new ones.
+/// Pairs of rings of ended connections that are kept for new ones.
 const SPARE_RINGS: usize = 128;
-/// Most bytes of each such ring that were ever touched, and so are backed by memory.
+/// Most bytes of each of them that a connection may have touched: with this much they are backed by memory, 16 MiB in
+/// all.
 const SPARE_TOUCHED: u64 = 64 * 1024;
 
 /// Where a packet entered, and how large a packet may be on the way back.
@@ -133,15 +133,8 @@ impl Stack {
                 }
                 flow.traffic.packets_up += packet.count() as u64;
                 let time = stack_time(self.epoch, now);
-                let mut link = FlowLink {
-                    received: Some(packet.bytes()),
-                    batch: &mut self.batch,
-                    to: from.id,
-                    mtu: from.mtu,
-                    sent: 0,
-                    segmentation: None,
-                    last_word: false,
-                };
+                let mut link = FlowLink::new(&mut self.batch, from.id, from.mtu);
+                link.received = Some(packet.bytes());
                 socket.handle_segment(now, time, segment, &mut link);
                 flow.traffic.packets_down += u64::from(link.sent);
                 self.mark_changed(id);
@@ -233,38 +226,25 @@ impl Stack {
     }
 
     /// Answers the held SYN of a flow whose target answered. `seed` must be fresh from the system's random source:
-    /// the initial sequence number is made of it.
-    pub fn accept(&mut self, now: Instant, id: FlowId, seed: u64) {
+    /// the initial sequence number is made of it. `false`: there is no SYN to answer, and the flow must be ended.
+    pub fn accept(&mut self, now: Instant, id: FlowId, seed: u64) -> bool {
         let time = stack_time(self.epoch, now);
         let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
-            return;
+            return false;
         };
-        let FlowKind::Tcp(TcpFlow::Held(held)) = &flow.kind else { return };
-        let mut packet = held.packet.clone();
-        let tuple = flow.key.tuple;
-        let Ok(syn) = IpPacket::parse(&packet, crate::packet::ChecksumPolicy::Trusted) else { return };
-        let Transport::Tcp(segment) = syn.transport() else { return };
-        let most = tcp::segment_size(&tuple, flow.mtu, segment);
-        if let Some(layout) = Layout::of(&packet) {
-            segment::set_maximum_segment_size(&mut packet, layout, most);
-        }
-        let Ok(syn) = IpPacket::parse(&packet, crate::packet::ChecksumPolicy::Trusted) else { return };
-        let Transport::Tcp(segment) = syn.transport() else { return };
-        let mut link = FlowLink {
-            received: Some(&packet),
-            batch: &mut self.batch,
-            to: flow.key.ingress,
-            mtu: flow.mtu,
-            sent: 0,
-            segmentation: None,
-            last_word: false,
-        };
+        let FlowKind::Tcp(TcpFlow::Held(held)) = &mut flow.kind else { return false };
+        tcp::fit_maximum_segment_size(&flow.key.tuple, flow.mtu, &mut held.packet);
+        let Ok(syn) = IpPacket::parse(&held.packet, ChecksumPolicy::Trusted) else { return false };
+        let Transport::Tcp(segment) = syn.transport() else { return false };
+        let mut link = FlowLink::new(&mut self.batch, flow.key.ingress, flow.mtu);
+        link.received = Some(&held.packet);
         let rings = self.spare.pop().unwrap_or_else(|| Rings::new(self.limits.tcp_buffer));
-        let mut socket = TcpSocket::listen(rings, &tuple, seed, now, time, segment, &mut link);
+        let mut socket = TcpSocket::listen(rings, &flow.key.tuple, seed, now, time, segment, &mut link);
         socket.handle_segment(now, time, segment, &mut link);
         flow.traffic.packets_down += u64::from(link.sent);
         flow.kind = FlowKind::Tcp(TcpFlow::Open(Box::new(socket)));
         self.mark_changed(id);
+        true
     }
 
     /// Answers a flow that is not to open, and removes it.
@@ -300,9 +280,8 @@ impl Stack {
     pub fn abort(&mut self, now: Instant, id: FlowId) {
         let time = stack_time(self.epoch, now);
         if let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) {
-            let to = flow.key.ingress;
-            let mut link =
-                FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, segmentation: None, last_word: true };
+            let mut link = FlowLink::new(&mut self.batch, flow.key.ingress, flow.mtu);
+            link.last_word = true;
             match &mut flow.kind {
                 FlowKind::Tcp(TcpFlow::Open(_)) if flow.superseded => {}
                 FlowKind::Tcp(TcpFlow::Open(socket)) => socket.abort(time, &mut link),
@@ -320,16 +299,13 @@ impl Stack {
             if !flow.superseded {
                 self.table.remove(&flow.key);
             }
-            if let FlowKind::Tcp(TcpFlow::Open(socket)) = flow.kind {
-                self.keep_rings(*socket, flow.traffic.bytes_down);
+            if let FlowKind::Tcp(TcpFlow::Open(socket)) = flow.kind
+                && self.spare.len() < SPARE_RINGS
+                && flow.traffic.bytes_down <= SPARE_TOUCHED
+                && let Some(rings) = socket.into_rings(SPARE_TOUCHED)
+            {
+                self.spare.push(rings);
             }
-        }
-    }
-
-    /// Keeps the rings of a connection for the next one, when little of their memory was touched.
-    fn keep_rings(&mut self, socket: TcpSocket, bytes_down: u64) {
-        if self.spare.len() < SPARE_RINGS && socket.heard().max(bytes_down) <= SPARE_TOUCHED {
-            self.spare.push(Rings::of(socket));
         }
     }
 
@@ -460,9 +436,7 @@ impl Stack {
         if let FlowKind::Tcp(TcpFlow::Open(socket)) = &mut flow.kind
             && !flow.superseded
         {
-            let to = flow.key.ingress;
-            let mut link =
-                FlowLink { received: None, batch: &mut self.batch, to, mtu: flow.mtu, sent: 0, segmentation: None, last_word: false };
+            let mut link = FlowLink::new(&mut self.batch, flow.key.ingress, flow.mtu);
             let more = socket.transmit(now, time, &mut link);
             flow.traffic.packets_down += u64::from(link.sent);
             if more {
@@ -589,7 +563,7 @@ impl std::fmt::Debug for Stack {
 }
 
 fn refuse_held(batch: &mut PacketBatch, reply: Reply, syn: &[u8], refusal: Refusal) -> usize {
-    let Ok(packet) = IpPacket::parse(syn, crate::packet::ChecksumPolicy::Trusted) else { return 0 };
+    let Ok(packet) = IpPacket::parse(syn, ChecksumPolicy::Trusted) else { return 0 };
     let Transport::Tcp(segment) = packet.transport() else { return 0 };
     let reset = |batch: &mut PacketBatch, segment: &TcpSegment<'_>| build::tcp_reset(batch, reply, segment);
     match refusal {

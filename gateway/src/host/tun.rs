@@ -46,8 +46,10 @@ pub enum TunError {
         /// The interface.
         name: String,
     },
-    /// Another process has the device open.
-    #[error("{name} is a TUN device already, of another process: stop it, or set another [tun] name")]
+    /// There is such a device: another process has it open, or it was made to last.
+    #[error(
+        "{name} is a TUN device already: stop the process that has it, or remove it with `ip link del {name}`, or set another [tun] name"
+    )]
     Busy {
         /// The interface.
         name: String,
@@ -93,7 +95,9 @@ pub enum TunError {
 ///
 /// The kernel spreads flows over the queues by a hash of addresses and ports that is the same in both directions, and
 /// keeps a flow in the queue it was last written to (`Documentation/networking/tuntap.rst`, "Multiqueue tuntap
-/// interface"): whoever answers from the queue a flow came in by has the flow for good.
+/// interface"): whoever answers from the queue a TCP or UDP flow came in by has the flow for good. Packets without ports
+/// are told apart by their addresses only, so a ping may change its queue when an ICMP error is written by another one,
+/// and is then a new flow.
 #[derive(Debug)]
 pub struct TunDevice {
     file: File,
@@ -309,6 +313,34 @@ mod tests {
             let mut payload = [0; 16];
             let (length, from) = socket.recv_from(&mut payload).unwrap();
             assert_eq!((&payload[..length], from), (&b"hello"[..], "10.1.2.3:53".parse().unwrap()));
+        });
+    }
+
+    #[test]
+    fn a_flow_stays_in_one_queue_and_a_stranger_gets_none() {
+        in_namespace(async || {
+            let config = config("pcl0", &["100.97.0.1/32"]);
+            let first = TunDevice::create(&config, 2).await.unwrap();
+            let queues = [first.another_queue().unwrap(), first];
+            let stranger = TunDevice::create(&config, 2).await.unwrap_err();
+            assert!(matches!(stranger, TunError::Busy { .. }), "{stranger:?}");
+            ip("route add 10.0.0.0/8 dev pcl0");
+            let sockets: Vec<_> = (4000..4032).map(|port| UdpSocket::bind(("100.97.0.1", port)).unwrap()).collect();
+            let mut seen = std::collections::BTreeMap::new();
+            for _ in 0..3 {
+                for socket in &sockets {
+                    socket.send_to(b"hello", "10.1.2.3:53").unwrap();
+                }
+                let mut frame = [0; VIRTIO_HEADER + 1500];
+                for (number, queue) in queues.iter().enumerate() {
+                    while queue.read(&mut frame).is_ok() {
+                        let port = u16::from_be_bytes([frame[VIRTIO_HEADER + 20], frame[VIRTIO_HEADER + 21]]);
+                        assert_eq!(*seen.entry(port).or_insert(number), number, "the flow of port {port} moved");
+                    }
+                }
+            }
+            assert_eq!(seen.len(), sockets.len());
+            assert!([0, 1].iter().all(|queue| seen.values().any(|seen| seen == queue)), "both queues are used");
         });
     }
 

@@ -262,7 +262,9 @@ impl Shard {
                 flow.target = Target::Tcp(TcpTarget { stream, shut: false, finished: false });
                 self.enter(*flow);
                 self.counters.flows_opened.add(1);
-                self.stack.accept(now, id, seed());
+                if !self.stack.accept(now, id, seed()) {
+                    self.end(now, id, FlowEnd::Error);
+                }
             }
             Err(error) => self.dial_failed(now, *flow, &error),
         }

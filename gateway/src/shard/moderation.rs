@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How long a rest is. The kernel adds its timer slack, so that is lowered.
+/// How long a rest is: what comes in meanwhile waits so long at most. The kernel adds its timer slack, so that is lowered.
 const REST: Duration = Duration::from_micros(150);
 /// `PR_SET_TIMERSLACK` of a shard's thread, in nanoseconds.
 const SLACK: u64 = 1_000;
@@ -40,17 +40,59 @@ impl Moderation {
         self.turn += 1;
     }
 
-    /// Rests after a turn, when that gathers a batch for the next one.
-    pub(super) fn rest(&mut self, now: Instant) {
+    /// How long to rest after a turn that ended at `now`, when that gathers a batch for the next one.
+    pub(super) fn rest_after(&mut self, now: Instant) -> Option<Duration> {
         let turn = std::mem::take(&mut self.turn);
         self.packets += turn;
-        if now.saturating_duration_since(self.since) >= WINDOW {
-            self.dense = self.packets >= DENSE;
+        let elapsed = now.saturating_duration_since(self.since);
+        if elapsed >= WINDOW {
+            // After a silence nothing is known about now.
+            self.dense = self.packets >= DENSE && elapsed < 2 * WINDOW;
             self.since = now;
             self.packets = 0;
         }
-        if self.dense && (1..BATCH).contains(&turn) {
-            std::thread::sleep(REST);
+        (self.dense && (1..BATCH).contains(&turn)).then_some(REST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Turns of one packet each, `gap` apart. Returns how many were followed by a rest.
+    fn rests(moderation: &mut Moderation, now: &mut Instant, turns: usize, gap: Duration) -> usize {
+        (0..turns)
+            .filter(|_| {
+                *now += gap;
+                moderation.count();
+                moderation.rest_after(*now).is_some()
+            })
+            .count()
+    }
+
+    #[test]
+    fn rests_come_with_a_dense_stream_and_go_with_it() {
+        let mut now = Instant::now();
+        let mut moderation = Moderation::new(now);
+        assert_eq!(rests(&mut moderation, &mut now, 1000, Duration::from_micros(100)), 0, "questions and answers");
+        let rested = rests(&mut moderation, &mut now, 1000, Duration::from_micros(10));
+        assert!(rested > 800, "a stream: {rested}");
+        assert!(rests(&mut moderation, &mut now, 1000, Duration::from_micros(100)) < 15, "it is over");
+        // A burst, a silence, and one packet that must not wait for others.
+        rests(&mut moderation, &mut now, 90, Duration::from_micros(10));
+        now += Duration::from_secs(5);
+        assert_eq!(rests(&mut moderation, &mut now, 1, Duration::ZERO), 0);
+    }
+
+    #[test]
+    fn a_turn_that_had_its_batch_needs_no_rest() {
+        let mut now = Instant::now();
+        let mut moderation = Moderation::new(now);
+        for _ in 0..100 {
+            now += Duration::from_micros(100);
+            (0..BATCH).for_each(|_| moderation.count());
+            assert_eq!(moderation.rest_after(now), None);
         }
+        assert_eq!(rests(&mut moderation, &mut now, 1, Duration::ZERO), 1, "a small one does");
     }
 }

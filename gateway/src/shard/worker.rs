@@ -283,7 +283,11 @@ impl Shard {
             if self.is_stopped() {
                 return Poll::Ready(());
             }
-            self.moderation.rest(now);
+            if let Some(rest) = self.moderation.rest_after(now) {
+                std::thread::sleep(rest);
+                // Other sockets may have become ready meanwhile.
+                break;
+            }
             if !busy {
                 return Poll::Pending;
             }
@@ -563,8 +567,15 @@ impl Shard {
 
     /// Counts a dropped packet.
     pub(super) fn drop_packet(&self, reason: DropReason) {
-        self.counters.drop_packet(reason);
-        tracing::trace!(%reason, "packet dropped");
+        self.drop_packets(reason, 1);
+    }
+
+    /// Counts packets that were dropped together.
+    pub(super) fn drop_packets(&self, reason: DropReason, count: usize) {
+        for _ in 0..count {
+            self.counters.drop_packet(reason);
+        }
+        tracing::trace!(%reason, count, "packets dropped");
     }
 }
 

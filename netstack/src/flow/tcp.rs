@@ -11,7 +11,8 @@ use super::CloseCause;
 use super::recovery::{Advice, Recovery, wrap};
 use crate::device::{FlowLink, Segmentation};
 use crate::limits::StackLimits;
-use crate::packet::{TcpSegment, build};
+use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport, build};
+use crate::segment::{self, Layout};
 use crate::tuple::FiveTuple;
 
 /// Most packets one flow may send before the next flow has its turn.
@@ -46,8 +47,11 @@ pub(crate) struct TcpSocket {
     segmentation: Segmentation,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
-    /// Bytes of data of the client that were written to its ring, wherever.
-    heard: u64,
+    /// How far from the beginning the client wrote, in order or not: no farther into its ring.
+    reach: u64,
+    /// The client's last bare acknowledgment, and whether one was the same as the one before.
+    acknowledged: Option<u32>,
+    repeated: bool,
     /// The client's initial sequence number, and the bytes of it that were taken since.
     first_sequence: u32,
     taken: u32,
@@ -86,21 +90,27 @@ impl Rings {
         let handle = sockets.add(socket);
         Self { sockets, handle }
     }
-
-    /// Those of a connection that is over.
-    pub(crate) fn of(socket: TcpSocket) -> Self {
-        let TcpSocket { mut sockets, handle, .. } = socket;
-        let socket: &mut Socket<'_> = sockets.get_mut(handle);
-        socket.abort();
-        socket.set_keep_alive(None);
-        Self { sockets, handle }
-    }
 }
 
 /// The link as smoltcp's interface is told it, see [`crate::device`].
 fn wide_link<'l>(tuple: &FiveTuple, link: &'l mut FlowLink<'_>) -> FlowLink<'l> {
     let mtu = if tuple.source.is_ipv4() { link.mtu } else { u16::MAX };
-    FlowLink { received: None, batch: link.batch, to: link.to, mtu, sent: 0, segmentation: None, last_word: false }
+    FlowLink::new(link.batch, link.to, mtu)
+}
+
+/// Lowers the maximum segment size that the SYN of an IPv6 client offers to what fits `mtu`: smoltcp has no other bound
+/// for its segments, see [`crate::device`].
+pub(crate) fn fit_maximum_segment_size(tuple: &FiveTuple, mtu: u16, syn: &mut [u8]) {
+    let Ok(packet) = IpPacket::parse(syn, ChecksumPolicy::Trusted) else { return };
+    let Transport::Tcp(segment) = packet.transport() else { return };
+    if tuple.source.is_ipv4() {
+        return;
+    }
+    // There may be extension headers before, so it is counted from the end.
+    let payload = packet.bytes().len() - segment.payload.len();
+    let layout = Layout { tcp: payload - segment.options.len() - build::TCP_HEADER, payload };
+    let most = segment_size(tuple, mtu, segment);
+    segment::set_maximum_segment_size(syn, layout, most);
 }
 
 /// Bytes of the headers of a data segment: smoltcp sends no options with data.
@@ -109,7 +119,7 @@ fn headers(tuple: &FiveTuple) -> usize {
 }
 
 /// Most bytes of a segment towards the client.
-pub(crate) fn segment_size(tuple: &FiveTuple, mtu: u16, syn: &TcpSegment<'_>) -> usize {
+fn segment_size(tuple: &FiveTuple, mtu: u16, syn: &TcpSegment<'_>) -> usize {
     // RFC 9293 section 3.7.1: 536 where the client names none.
     let theirs = syn.maximum_segment_size().map_or(536, usize::from);
     usize::from(mtu).saturating_sub(headers(tuple)).min(theirs).max(LEAST_SEGMENT)
@@ -161,7 +171,9 @@ impl TcpSocket {
             segmentation: Segmentation { headers: headers(tuple), size: u16::try_from(size).unwrap_or(u16::MAX) },
             sockets,
             handle,
-            heard: 0,
+            reach: 0,
+            acknowledged: None,
+            repeated: false,
             first_sequence: syn.sequence,
             taken: 0,
             opened: now,
@@ -193,7 +205,7 @@ impl TcpSocket {
     ) {
         self.last_heard = now;
         self.last_active = now;
-        self.heard += segment.payload.len() as u64;
+        self.note(segment);
         link.segmentation = Some(self.segmentation);
         if self.is_to_be_challenged(segment) {
             link.received = None;
@@ -242,6 +254,17 @@ impl TcpSocket {
         };
     }
 
+    /// Notes what decides whether the rings can be used again.
+    fn note(&mut self, segment: &TcpSegment<'_>) {
+        if !segment.payload.is_empty() {
+            let end = segment.sequence.wrapping_sub(self.first_sequence).wrapping_add(segment.sequence_len());
+            self.reach = self.reach.max(u64::from(end));
+        } else if segment.ack && !segment.syn && !segment.fin {
+            self.repeated |= self.acknowledged == Some(segment.acknowledgment);
+            self.acknowledged = Some(segment.acknowledgment);
+        }
+    }
+
     /// Whether a reset or SYN may be a forgery, or of a client that forgot the connection: RFC 5961 sections 3.2 and
     /// 4.2. smoltcp takes every reset in the window for one, and answers no SYN.
     fn is_to_be_challenged(&self, segment: &TcpSegment<'_>) -> bool {
@@ -273,15 +296,9 @@ impl TcpSocket {
         (packet, len): &([u8; build::CLIENT_ACKNOWLEDGMENT], usize),
         link: &mut FlowLink<'_>,
     ) {
-        let mut inner = FlowLink {
-            received: packet.get(..*len),
-            batch: link.batch,
-            to: link.to,
-            mtu: link.mtu,
-            sent: 0,
-            segmentation: link.segmentation,
-            last_word: false,
-        };
+        let mut inner = FlowLink::new(link.batch, link.to, link.mtu);
+        inner.received = packet.get(..*len);
+        inner.segmentation = link.segmentation;
         self.interface.poll_ingress_single(time, &mut inner, &mut self.sockets);
         link.sent += inner.sent;
     }
@@ -292,6 +309,7 @@ impl TcpSocket {
     fn nudge(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
         let Some((window, sequence, acknowledgment)) = self.recovery.echo() else { return };
         let Some(other_window) = window.checked_sub(1) else { return };
+        self.repeated = true;
         for window in [other_window, window, window, window, window] {
             let echo = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, window);
             self.feed(time, &echo, link);
@@ -407,9 +425,18 @@ impl TcpSocket {
         Some(taken)
     }
 
-    /// Bytes of the client's data that were written to its ring, in order or not.
-    pub(crate) fn heard(&self) -> u64 {
-        self.heard
+    /// The rings, for another connection: when the client wrote to no more than the first `touched` bytes of its ring,
+    /// and repeated nothing. A listening smoltcp socket forgets its last connection but for what it knew of repeated
+    /// acknowledgments.
+    pub(crate) fn into_rings(self, touched: u64) -> Option<Rings> {
+        if self.reach > touched || self.repeated {
+            return None;
+        }
+        let Self { mut sockets, handle, .. } = self;
+        let socket: &mut Socket<'_> = sockets.get_mut(handle);
+        socket.abort();
+        socket.set_keep_alive(None);
+        Some(Rings { sockets, handle })
     }
 
     /// Whether the client closed its half and every byte before that has been taken.

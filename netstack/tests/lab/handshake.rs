@@ -7,6 +7,7 @@ use portcullis_netstack::{CloseCause, DropReason, Handled, Refusal};
 use smoltcp::socket::tcp::State;
 
 use crate::lab::{Lab, MTU, Reception, Target, limits};
+use crate::link::Path;
 use crate::raw::{ACK, RST, SYN, Segment, answer, answers, segment};
 use crate::world::{CLEAN, LATENCY, World, target_v4, target_v6};
 
@@ -39,6 +40,74 @@ fn the_syn_ack_says_what_fits_the_tunnel() {
         assert_eq!(answers[0].flags, SYN | ACK);
         assert_eq!(answers[0].acknowledgment, ISN + 1);
         assert_eq!(answers[0].mss, Some(MTU - headers));
+    }
+}
+
+/// A SYN behind 60 bytes of IPv4 header, whose options look like those of TCP where a shorter header would have them.
+fn syn_behind_ip_options() -> Vec<u8> {
+    let syn = Segment { v6: false, flags: SYN, sequence: ISN, acknowledgment: 0, window: 65_000, payload: &[] };
+    let mut bytes = syn.bytes();
+    let mut options = vec![1; 40];
+    options[12] = 0xf0;
+    options[20..24].copy_from_slice(&[2, 4, 0xff, 0xff]);
+    bytes.splice(20..20, options);
+    bytes[0] = 0x4f;
+    let length = u16::try_from(bytes.len()).unwrap();
+    bytes[2..4].copy_from_slice(&length.to_be_bytes());
+    bytes[10..12].fill(0);
+    let mut sum: u32 = bytes[..60].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    bytes[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    bytes
+}
+
+/// A SYN behind a header of IPv6 destination options.
+fn syn_behind_an_extension_header() -> Vec<u8> {
+    let syn = Segment { v6: true, flags: SYN, sequence: ISN, acknowledgment: 0, window: 65_000, payload: &[] };
+    let mut bytes = syn.bytes();
+    bytes.splice(40..40, [6, 0, 1, 4, 2, 4, 0xff, 0xff]);
+    bytes[5] += 8;
+    bytes[6] = 60;
+    bytes
+}
+
+#[test]
+fn a_syn_behind_options_of_ip_is_answered_or_given_up() {
+    for syn in [syn_behind_ip_options(), syn_behind_an_extension_header()] {
+        let mut lab = Lab::new(limits());
+        lab.reception = Reception::Accept(Target::stays_open(0));
+        lab.inject(&syn).unwrap();
+        lab.settle();
+        let answered = answers(&lab.take_out()).iter().any(|answer| answer.flags == SYN | ACK);
+        while let Some(at) = lab.next_timeout().filter(|_| !lab.stack.is_empty()) {
+            lab.now = lab.now.max(at) + Duration::from_millis(1);
+            lab.settle();
+        }
+        assert!(lab.stack.is_empty(), "answered: {answered}; it stays for ever");
+    }
+}
+
+#[test]
+fn rings_are_used_again_and_remember_nothing() {
+    for path in [CLEAN, Path { latency: LATENCY, loss: 100, reordered: 100 }] {
+        let mut world = World::new(limits(), path, Reception::Accept(Target::sends(3_000)));
+        for round in 0..12 {
+            // Every third client goes away in the middle.
+            let v6 = round % 2 == 1;
+            world.client.connect(if v6 { target_v6() } else { target_v4() }, 2_000, 4096);
+            let minutes = Duration::from_secs(600);
+            if round % 3 == 2 {
+                world.run(minutes, |world| world.client.connections[round].received > 0);
+                world.client.abort(round);
+                continue;
+            }
+            let done = |world: &mut World| world.client.connections[round].received == 3_000;
+            assert!(world.run(minutes, done), "round {round}: {:?}", world.client.state(round));
+            let idle = |world: &mut World| world.lab.stack.is_empty();
+            assert!(world.run(minutes, idle), "round {round} lingers");
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::host::testing::{in_namespace, ip, tun_config};
 const PAIRS: [(&str, &str); 2] = [("100.97.0.1", "10.1.2.3"), ("fd00:97::1", "fd10::3")];
 
 async fn device() -> Arc<TunDevice> {
-    let device = TunDevice::create(&tun_config(&[], &[])).await.unwrap();
+    let device = TunDevice::create(&tun_config(&[], &[]), 1).await.unwrap();
     ip("route add 10.0.0.0/8 dev pcl0");
     ip("-6 route add fd10::/16 dev pcl0");
     Arc::new(device)

@@ -21,7 +21,7 @@ use crate::shard::mail::Mail;
 /// Packets read from the TUN device before anything else has its turn.
 const TUN_PACKETS_A_TURN: usize = 128;
 /// Datagrams after which no more are read before anything else has its turn.
-const DATAGRAMS_A_TURN: usize = 64;
+const DATAGRAMS_A_TURN: usize = 128;
 /// Batches of mail read before anything else has its turn.
 const MAIL_A_TURN: usize = 16;
 
@@ -104,7 +104,6 @@ impl Shard {
         datagram: &[u8],
         verified: bool,
     ) {
-        self.moderation.count();
         let Intake { around, peers, coalescer, mtu } = intake;
         let route = peers.handle_datagram(around, from, datagram, verified, |slot, device, packet| {
             // The tunnel has authenticated every byte from the client on.
@@ -115,6 +114,8 @@ impl Shard {
             if !device.addresses.contains(&packet.tuple().source) {
                 return self.drop_packet(DropReason::SpoofedSource);
             }
+            // Only what a device sent: a stranger must not bring the shard to rest.
+            self.moderation.count();
             coalescer.push(peer_ingress(slot), device, &packet, |id, device, packet| {
                 self.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu: *mtu }, device, packet);
             });
@@ -183,7 +184,7 @@ impl Shard {
                 self.deliver(id, packet);
             }
             Ok(Handled::Known(id)) => self.deliver(id, packet),
-            Err(reason) => self.drop_packet(reason),
+            Err(reason) => self.drop_packets(reason, packet.count()),
         }
     }
 
