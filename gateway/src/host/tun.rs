@@ -232,10 +232,10 @@ async fn is_tun(name: &str) -> bool {
     let Ok(netlink) = Netlink::connect() else { return false };
     let mut links = netlink.handle.link().get().match_name(name.to_owned()).execute();
     let Ok(Some(link)) = links.try_next().await else { return false };
-    let kinds = link.attributes.iter().filter_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    });
+    let kinds = link
+        .attributes
+        .iter()
+        .filter_map(|attribute| if let LinkAttribute::LinkInfo(infos) = attribute { Some(infos) } else { None });
     kinds.flatten().any(|info| *info == LinkInfo::Kind(InfoKind::Tun))
 }
 
