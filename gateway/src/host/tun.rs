@@ -48,7 +48,7 @@ pub enum TunError {
     },
     /// There is such a device: another process has it open, or it was made to last.
     #[error(
-        "{name} is a TUN device already: stop the process that has it, or remove it with `ip link del {name}`, or set another [tun] name"
+        "{name} is a TUN device already, of another process or made to last: stop the process, or remove the device with `ip link del {name}`, or set another [tun] name"
     )]
     Busy {
         /// The interface.
