@@ -116,6 +116,10 @@ impl BoundShards {
     pub fn start(self) -> io::Result<Vec<ShardHandle>> {
         let Self { config, wireguard, tun, snapshots, records } = self;
         sys::keep_large_buffers_mapped();
+        // Rings lie side by side: where huge pages are always used, the first byte of an idle flow would cost 2 MiB.
+        if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+            tracing::debug!(%error, "cannot do without transparent huge pages");
+        }
         let offramps = Arc::new(Offramps::new(&config));
         let (identity, sockets) = match wireguard {
             Some((identity, sockets)) => (Some(identity), sockets),
