@@ -6,7 +6,6 @@
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use portcullis_netstack::DropReason;
@@ -133,17 +132,16 @@ impl TunReader {
 pub struct TunWriter {
     device: Arc<TunDevice>,
     /// The kernel said that it takes no super-packets.
-    one_by_one: AtomicBool,
+    one_by_one: bool,
     /// It takes none of UDP: Linux before 6.2.
-    udp_one_by_one: AtomicBool,
+    udp_one_by_one: bool,
     scratch: Vec<u8>,
 }
 
 impl TunWriter {
     /// A writer to the device.
     pub fn new(device: Arc<TunDevice>) -> Self {
-        let (one_by_one, udp_one_by_one) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { device, one_by_one, udp_one_by_one, scratch: Vec::new() }
+        Self { device, one_by_one: false, udp_one_by_one: false, scratch: Vec::new() }
     }
 
     /// Writes one packet.
@@ -153,14 +151,12 @@ impl TunWriter {
     pub fn write(&mut self, packet: &mut [u8], offload: Option<Offload>) -> io::Result<()> {
         let Some(offload) = offload else { return self.write_frame([0; VIRTIO_HEADER], packet) };
         let udp = segment::udp::header(packet).is_some();
-        let one_by_one = if udp { &self.udp_one_by_one } else { &self.one_by_one };
-        if !one_by_one.load(Ordering::Relaxed)
-            && let Some(header) = virtio_header(packet, offload, udp)
-        {
+        let one_by_one = if udp { self.udp_one_by_one } else { self.one_by_one };
+        if !one_by_one && let Some(header) = virtio_header(packet, offload, udp) {
             match self.write_frame(header, packet) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     tracing::warn!(udp, "the kernel refuses super-packets: going on segment by segment");
-                    one_by_one.store(true, Ordering::Relaxed);
+                    *(if udp { &mut self.udp_one_by_one } else { &mut self.one_by_one }) = true;
                 }
                 written => return written,
             }

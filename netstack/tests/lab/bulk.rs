@@ -77,6 +77,23 @@ fn nothing_at_all_is_a_transfer_too() {
     }
 }
 
+/// With 16 MiB of buffer a download fills a gigabit over a round trip of 100 ms, once it has found out that it may.
+#[test]
+fn a_long_fat_path_is_filled() {
+    const BYTES: u64 = 150_000_000;
+    let path = Path { latency: Duration::from_millis(50), loss: 0, reordered: 0 };
+    let limits = StackLimits { tcp_buffer: 16 * 1024 * KIB, ..limits() };
+    let mut world = World::new(limits, path, Reception::Accept(Target::sends(BYTES)));
+    world.down.bytes_a_microsecond = 125.0;
+    world.client.connect(target_v4(), 0, 16 * 1024 * KIB);
+    let received = |world: &mut World| world.client.connections[0].received;
+    assert!(world.run(MINUTE, |world| received(world) >= BYTES / 2));
+    let (before, began) = (received(&mut world), world.lab.now);
+    assert!(world.run(MINUTE, |world| received(world) == BYTES));
+    let rate = (BYTES - before) as f64 / (world.lab.now - began).as_secs_f64();
+    assert!(rate > 0.85 * 125e6, "{:.0} Mbit/s, first half in {began:?}", rate * 8.0 / 1e6);
+}
+
 /// Loss × buffer → throughput, in virtual time and from seeds, so the same in every run.
 ///
 /// When a change of the stack moves it on purpose, copy the table the failure names over `throughput.txt`.

@@ -27,7 +27,7 @@ impl Random {
     }
 }
 
-/// Bytes a path carries in a microsecond: 100 Mbit/s. Packets come one after another, as on any real path; all at once
+/// Bytes a path carries in a microsecond unless told otherwise: 100 Mbit/s. Packets come one after another, as on any real path; all at once
 /// they would be acknowledged all at once.
 const BYTES_A_MICROSECOND: f64 = 12.5;
 
@@ -44,6 +44,7 @@ pub(crate) struct Path {
 /// A path with its packets under way.
 pub(crate) struct Link {
     pub(crate) path: Path,
+    pub(crate) bytes_a_microsecond: f64,
     random: Random,
     under_way: BinaryHeap<Reverse<(Duration, u64, Vec<u8>)>>,
     serial: u64,
@@ -53,7 +54,14 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(path: Path, seed: u64) -> Self {
-        Self { path, random: Random::new(seed), under_way: BinaryHeap::new(), serial: 0, busy_until: Duration::ZERO }
+        Self {
+            path,
+            bytes_a_microsecond: BYTES_A_MICROSECOND,
+            random: Random::new(seed),
+            under_way: BinaryHeap::new(),
+            serial: 0,
+            busy_until: Duration::ZERO,
+        }
     }
 
     pub(crate) fn send(&mut self, now: Duration, packet: Vec<u8>) {
@@ -62,7 +70,7 @@ impl Link {
         }
         let late = if self.random.chance(self.path.reordered) { self.path.latency / 2 } else { Duration::ZERO };
         self.serial += 1;
-        let takes = Duration::from_micros((packet.len() as f64 / BYTES_A_MICROSECOND) as u64);
+        let takes = Duration::from_micros((packet.len() as f64 / self.bytes_a_microsecond) as u64);
         self.busy_until = self.busy_until.max(now) + takes;
         self.under_way.push(Reverse((self.busy_until + self.path.latency + late, self.serial, packet)));
     }

@@ -73,13 +73,13 @@ fn answers_that_came_together_reach_the_host_as_its_datagrams() {
             };
             let reply = Reply { to: IngressId(0), tuple, mtu: 1400, identification: 1 };
             for one_by_one in [false, true] {
-                writer.udp_one_by_one.store(one_by_one, Ordering::Relaxed);
+                writer.udp_one_by_one = one_by_one;
                 let payload = payload(10_000);
                 let mut batch = PacketBatch::new(1 << 20);
                 assert_eq!(build::udp_run(&mut batch, reply, &payload, 1200), 9);
                 assert_eq!(batch.len(), 1, "one packet");
                 batch.drain(|_, packet, offload| writer.write(packet, offload).unwrap());
-                assert_eq!(writer.udp_one_by_one.load(Ordering::Relaxed), one_by_one, "the kernel took it");
+                assert_eq!(writer.udp_one_by_one, one_by_one, "the kernel took it");
                 for expected in payload.chunks(1200) {
                     let mut datagram = [0; 1500];
                     let length = socket.recv(&mut datagram).unwrap();

@@ -222,7 +222,7 @@ fn receiver(datagram: &[u8]) -> Option<(u32, usize)> {
         MESSAGE_COOKIE | MESSAGE_DATA => word(4)?,
         _ => return None,
     };
-    // The low 8 bits count the peer's sessions.
+    // The low 8 bits count the handshakes of the peer.
     usize::try_from(index >> 8).ok().map(|number| (message, number))
 }
 

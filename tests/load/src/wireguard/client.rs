@@ -120,7 +120,7 @@ impl Client {
                 }
                 TunnResult::WriteToNetwork(answer) => {
                     outbox.queue(*endpoint, answer);
-                    // Packets that waited for the session.
+                    // Packets that waited for the handshake.
                     while let TunnResult::WriteToNetwork(waiting) = tunnel.decapsulate(None, &[], scratch) {
                         outbox.queue(*endpoint, waiting);
                     }
@@ -145,7 +145,7 @@ impl Client {
                 let room = (packet.len() + DATA_OVERHEAD).max(HANDSHAKE_MESSAGE);
                 outbox.queue_with(*endpoint, room, |buffer| match tunnel.encapsulate(packet, buffer) {
                     TunnResult::WriteToNetwork(datagram) => datagram.len(),
-                    // Without a session the packet waits in the tunnel for the handshake.
+                    // Before the handshake the packet waits in the tunnel.
                     TunnResult::Done
                     | TunnResult::Err(_)
                     | TunnResult::WriteToTunnelV4(..)
