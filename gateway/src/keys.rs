@@ -27,7 +27,7 @@ impl fmt::Debug for PrivateKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not the one base64 spelling of 32 bytes.
-    #[error("is not a key: 32 bytes in base64, 44 characters as `wg genkey` prints them")]
+    #[error("is not a key: 32 bytes in base64, 44 characters as `wg pubkey` and `wg genkey` print them")]
     NotAKey,
     /// All bytes are zero.
     #[error("is all zeros, which is no key")]

@@ -227,7 +227,7 @@ fn keys_of_devices() {
             &[&format!("directory.json:3:66: devices.d.public_key: {expected}")],
         );
     };
-    let not_a_key = "is not a key: 32 bytes in base64, 44 characters as `wg genkey` prints them";
+    let not_a_key = "is not a key: 32 bytes in base64, 44 characters as `wg pubkey` and `wg genkey` print them";
     with("", not_a_key);
     with("AQEB", not_a_key);
     with(key(1).trim_end_matches('='), not_a_key);
