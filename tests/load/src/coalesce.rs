@@ -4,6 +4,8 @@
 //! is a series of segments of one connection that differ in nothing but their payload and their place: same addresses,
 //! ports, acknowledgment number, window and options, sequence numbers without a gap, all as long as the first but for
 //! the last. PSH, FIN or a shorter segment ends it. A connection's packets leave in the order they came.
+//!
+//! The gateway's `Coalescer` joins for its own stack, which does not mind sizes; the kernel wants them equal.
 
 use portcullis_netstack::segment::Offload;
 use smoltcp::wire::checksum;
