@@ -271,7 +271,7 @@ impl Shard {
             busy |= self.poll_tun(cx, now);
             self.send_gathered();
             busy |= self.poll_dials(cx, now);
-            busy |= self.poll_timers(cx, now);
+            busy |= self.handle_timers(now);
             busy |= self.pump(now);
             busy |= self.continue_pass(now);
             self.count_bytes();
@@ -280,6 +280,7 @@ impl Shard {
             // Changed flows waited while there were datagrams to send: now there may be none.
             busy |= self.stack.changed() > 0 && self.may_move_flows();
             self.send_mail();
+            busy |= self.arm_timer(cx);
             if self.is_stopped() {
                 return Poll::Ready(());
             }
@@ -424,7 +425,8 @@ impl Shard {
         busy
     }
 
-    fn poll_timers(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    /// Does what is due. Returns whether anything was.
+    fn handle_timers(&mut self, now: Instant) -> bool {
         let mut busy = false;
         if self.stack.poll_timeout().is_some_and(|at| at <= now) {
             busy = true;
@@ -444,16 +446,19 @@ impl Shard {
             self.next_tick = Some(now + TICK);
             self.tick(now);
         }
-        let next = [self.stack.poll_timeout(), self.expiries.peek().map(|Reverse((at, _))| *at), self.next_tick];
-        if let Some(next) = next.into_iter().flatten().min() {
-            let next = tokio::time::Instant::from_std(next);
-            if self.timer.deadline() != next {
-                self.timer.as_mut().reset(next);
-            }
-            // Registers the wake-up; when it is due already the next turn does the work.
-            busy |= self.timer.as_mut().poll(cx).is_ready();
-        }
         busy
+    }
+
+    /// Has the loop woken when the next thing is due. It comes last in a turn: whatever moved set deadlines. Returns
+    /// whether something is due already.
+    fn arm_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let next = [self.stack.poll_timeout(), self.expiries.peek().map(|Reverse((at, _))| *at), self.next_tick];
+        let Some(next) = next.into_iter().flatten().min() else { return false };
+        let next = tokio::time::Instant::from_std(next);
+        if self.timer.deadline() != next {
+            self.timer.as_mut().reset(next);
+        }
+        self.timer.as_mut().poll(cx).is_ready()
     }
 
     /// Lets the tunnels look at their timers, and forgets those of expired devices.

@@ -2,17 +2,20 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::sync::Mutex;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use portcullis_e2e::expect;
 use portcullis_e2e::lab::{FAMILIES, Host};
 use portcullis_e2e::metrics::{BYTES, DIALS, OPEN, OPENED};
 use portcullis_e2e::nft;
 use portcullis_e2e::on_both_ramps;
+use portcullis_e2e::setup::{OnRamp, Setup};
 use portcullis_e2e::stream::{MIB, Noise};
 use portcullis_e2e::target::{TcpTarget, reset};
 use portcullis_e2e::transfer::{download, upload};
-use portcullis_e2e::world::World;
+use portcullis_e2e::world::{World, scenario};
 
 /// Both directions, both families; each transfer is a half-close too: one side is done while the other still speaks.
 fn bytes_and_half_closes(world: &mut World<'_>) {
@@ -93,6 +96,40 @@ fn resets(world: &mut World<'_>) {
     expect::ended(world, "target_reset", 2);
 }
 on_both_ramps!(a_reset_stays_a_reset, resets);
+
+/// Longer than the retransmission timer of a SYN-ACK.
+const OPENING: Duration = Duration::from_secs(2);
+
+/// A packet that a target caused is lost while nothing else happens: the gateway's timer alone brings it again.
+fn lost_in_silence(world: &mut World<'_>) {
+    let (speak, wait) = channel::<()>();
+    let wait = Mutex::new(wait);
+    let target = TcpTarget::serve(world.private(), Host::Open.addresses()[0], move |mut stream| {
+        wait.lock().expect("one connection").recv().expect("the test says when");
+        stream.write_all(b"good morning").expect("the flow is open");
+        stream.read_to_end(&mut Vec::new())
+    });
+    let mut stream = world.client().connect(target.address()).expect("the target accepts");
+    expect_open(world, 1.0);
+    let (arriving, first) = ("ip saddr 10.20.0.0/24 tcp flags & psh != 0", "numgen inc mod 1000000000 < 1");
+    nft::drop_arriving(world.client().netns, "silence", &format!("{arriving} {first} counter"));
+    // Until the timers of the opening have passed: nothing tells, and none of them may wake the gateway later.
+    std::thread::sleep(OPENING);
+    speak.send(()).expect("the target waits");
+    let mut heard = [0; 12];
+    stream.read_exact(&mut heard).expect("it arrives");
+    assert_eq!(&heard, b"good morning");
+    drop(stream);
+    target.result().expect("the client's end");
+    expect::record(world, world.client(), target.address(), "client_closed");
+    let dropped = world.client().netns.output("nft", &["list", "table", "inet", "silence"]);
+    assert!(dropped.contains("packets 1 "), "one packet was lost: {dropped}");
+}
+
+#[test]
+fn what_is_lost_in_silence_comes_again() {
+    scenario(Setup::new(OnRamp::Tun), lost_in_silence);
+}
 
 fn expect_open(world: &World<'_>, flows: f64) {
     world.gateway.wait_for_metric(OPEN, None, flows);
@@ -183,4 +220,4 @@ fn thousand(world: &mut World<'_>) {
     expect_open(world, 0.0);
     expect::ended(world, "client_closed", 1_000);
 }
-on_both_ramps!(a_thousand_flows_at_once, setup = portcullis_e2e::setup::Setup::alone, thousand);
+on_both_ramps!(a_thousand_flows_at_once, setup = Setup::alone, thousand);
