@@ -1,0 +1,111 @@
+"""One device, or a stranger, spends all it can: what do the others notice? (SECURITY.md)"""
+
+import time
+
+from lab import HOLE, NEIGHBOUR_TARGET, TUN_TARGET, WIREGUARD_PORT, Failed, Gateway, until
+
+# A neighbour's new connections may take twice their calm time, and this much on top: an
+# attacker's own sending takes half of a machine of two cores, whatever the gateway does.
+SLACK_MS = 25
+LENGTH = 10
+# Zero-window readers tried, and what all of their buffers together may cost.
+SITTERS = 10_000
+SITTERS_MB = 600
+
+
+def calm(lab):
+    return lab.ask("b", "connects", NEIGHBOUR_TARGET, "--seconds", 3)
+
+
+def compare(before, during, figures):
+    figures |= {"p99 calm, ms": before["p99_ms"], "p99 under attack, ms": during["p99_ms"]}
+    if during["failed"]:
+        raise Failed(f"{during['failed']} of {during['count'] + during['failed']} connections failed: {during['last']}")
+    if during["p99_ms"] > 2 * before["p99_ms"] + SLACK_MS:
+        raise Failed("the neighbour waits more than twice as long")
+
+
+def under_attack(lab, gateway, figures, *attack):
+    """Runs an attack from `a` and a neighbour's connections from `b`."""
+    before, memory = calm(lab), gateway.rss()
+    attacker = lab.attack(*attack)
+    time.sleep(0.5)
+    cpu = gateway.cpu()
+    during = lab.ask("b", "connects", NEIGHBOUR_TARGET, "--seconds", LENGTH - 2)
+    figures["gateway CPU, %"] = round((gateway.cpu() - cpu) / (LENGTH - 2) * 100)
+    sent = attacker.result()
+    gateway.must_live()
+    figures["attacks a second"] = sent["per_second"]
+    figures["peak MB"] = round(gateway.rss())
+    compare(before, during, figures)
+    figures["MB before, after"] = f"{memory:.0f}, {gateway.settle(memory):.0f}"
+    return sent
+
+
+def syn_flood_into_a_hole(lab, figures):
+    """50,000 SYN/s to a target that does not answer: neighbour's connect p99 <= 2x, memory back"""
+    gateway = Gateway(lab).start()
+    under_attack(lab, gateway, figures, "syn-flood", HOLE, "--source", "198.51.100.2", "--seconds", LENGTH)
+
+
+def syn_flood_of_the_neighbours_target(lab, figures):
+    """50,000 SYN/s to the target itself: neighbour's connect p99 <= 2x, memory back"""
+    gateway = Gateway(lab).start()
+    under_attack(lab, gateway, figures, "syn-flood", TUN_TARGET, "--source", "198.51.100.2", "--seconds", LENGTH)
+
+
+def udp_spray(lab, figures):
+    """50,000 datagrams/s to ever new ports: neighbour's connect p99 <= 2x, memory back"""
+    gateway = Gateway(lab, limits='udp_idle_one_way = "5s"').start()
+    under_attack(lab, gateway, figures, "udp-spray", "10.0.8.10:20000", "--seconds", LENGTH)
+
+
+def zero_window_readers(lab, figures):
+    """10,000 flows that ask for everything and read nothing: memory bounded, neighbour's p99 <= 2x"""
+    gateway = Gateway(lab).start()
+    before, memory = calm(lab), gateway.rss()
+    sitters = lab.peer("a", "sit", TUN_TARGET, "--flows", SITTERS, ready="open", patience=240)
+    figures["flows open"] = sitters.text().strip()
+    during = calm(lab)
+    gateway.must_live()
+    figures["MB before, with them"] = f"{memory:.0f}, {gateway.rss():.0f}"
+    if gateway.rss() - memory > SITTERS_MB:
+        raise Failed(f"they cost {gateway.rss() - memory:.0f} MB")
+    compare(before, during, figures)
+    sitters.stop()
+    until(30, "their flows are over", lambda: gateway.metric("portcullis_flows_open") < 5, 0.5)
+    figures["MB after"] = round(gateway.settle(memory, slack=40))
+
+
+def handshake_flood(lab, figures):
+    """20,000 handshakes/s of strangers who know the public key: at most a quarter of a core, a newcomer is in within 10 s"""
+    gateway = Gateway(lab).start()
+    before, memory = calm(lab), gateway.rss()
+    flood = ("handshakes", f"198.51.100.1:{WIREGUARD_PORT}", "--server-key", gateway.public, "--seconds", LENGTH + 5)
+    attacker = lab.attack(*flood)
+    time.sleep(1)
+    cpu, began = gateway.cpu(), time.monotonic()
+    time.sleep(4)
+    figures["gateway CPU, %"] = round((gateway.cpu() - cpu) / (time.monotonic() - began) * 100)
+    began = time.monotonic()
+    gateway.connect_laptop()
+    figures["newcomer in after, s"] = round(time.monotonic() - began, 2)
+    during = calm(lab)
+    sent = attacker.result()
+    figures |= {"handshakes a second": sent["per_second"], "bytes out per byte in": round(sent["reply_bytes"] / (sent["sent"] * 148), 3)}
+    gateway.must_live()
+    if figures["newcomer in after, s"] > 10:
+        raise Failed("the newcomer waited too long")
+    if figures["gateway CPU, %"] > 25:
+        raise Failed("more than a quarter of a core")
+    compare(before, during, figures)
+    gateway.settle(memory)
+
+
+EXPERIMENTS = [
+    syn_flood_into_a_hole,
+    syn_flood_of_the_neighbours_target,
+    udp_spray,
+    zero_window_readers,
+    handshake_flood,
+]
