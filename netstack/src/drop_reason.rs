@@ -59,6 +59,10 @@ drop_reasons! {
     DeniedSilently => "denied_silently",
     /// A TCP segment unacceptable in its flow (RFC 5961).
     UnacceptableSegment => "unacceptable_segment",
+    /// An answer that was not made: its client caused too many.
+    AnswerLimit => "answer_limit",
+    /// An echo request too many.
+    EchoLimit => "echo_limit",
     /// The gateway is draining and opens no new flow.
     Draining => "draining",
     /// A queue towards a target or another shard is full.

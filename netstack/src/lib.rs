@@ -26,6 +26,7 @@
 //! - Each flow has at most one deadline in force; a heap knows the earliest. Nothing ticks over all flows.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod batch;
 mod coalesce;
 mod deadlines;
