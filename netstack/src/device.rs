@@ -34,6 +34,8 @@ pub(crate) struct FlowLink<'a> {
     pub(crate) segmentation: Option<Segmentation>,
     /// Transmit even into a full batch: the last word of a flow that ends.
     pub(crate) last_word: bool,
+    /// The acknowledgment and window of the last FIN that was made.
+    pub(crate) fin: Option<(u32, u16)>,
 }
 
 /// How the bytes towards a client are cut up.
@@ -48,7 +50,7 @@ pub(crate) struct Segmentation {
 impl<'a> FlowLink<'a> {
     /// A link towards `to` with nothing to receive.
     pub(crate) fn new(batch: &'a mut PacketBatch, to: IngressId, mtu: u16) -> Self {
-        Self { received: None, batch, to, mtu, sent: 0, segmentation: None, last_word: false }
+        Self { received: None, batch, to, mtu, sent: 0, segmentation: None, last_word: false, fin: None }
     }
 
     fn token(&mut self) -> Transmit<'_> {
@@ -58,6 +60,7 @@ impl<'a> FlowLink<'a> {
             mtu: self.mtu,
             sent: &mut self.sent,
             segmentation: self.segmentation,
+            fin: &mut self.fin,
         }
     }
 }
@@ -119,6 +122,7 @@ pub(crate) struct Transmit<'t> {
     mtu: u16,
     sent: &'t mut u32,
     segmentation: Option<Segmentation>,
+    fin: &'t mut Option<(u32, u16)>,
 }
 
 impl TxToken for Transmit<'_> {
@@ -135,6 +139,7 @@ impl TxToken for Transmit<'_> {
                 let most = usize::from(self.mtu).saturating_sub(layout.headers());
                 segment::set_maximum_segment_size(packet, layout, most);
             }
+            *self.fin = layout.fin(packet).or(*self.fin);
             let payload = packet.len() - layout.payload;
             let segments = segment_size.map_or(1, |size| payload.div_ceil(usize::from(size).max(1)));
             *self.sent += u32::try_from(segments).unwrap_or(u32::MAX);

@@ -27,8 +27,14 @@ drop_reasons! {
     Malformed => "malformed",
     /// A checksum does not hold.
     Checksum => "checksum",
-    /// An IP fragment; fragments are not reassembled.
+    /// A fragment that can be part of no datagram, or came before.
     Fragment => "fragment",
+    /// A fragment of a datagram whose fragments overlap (RFC 5722).
+    FragmentOverlap => "fragment_overlap",
+    /// A fragment over the limits of reassembly.
+    FragmentLimit => "fragment_limit",
+    /// A fragment whose datagram was never completed.
+    FragmentTimeout => "fragment_timeout",
     /// An IPv6 extension header that is unknown, a routing header, or too many of them.
     ExtensionHeader => "extension_header",
     /// A transport protocol the gateway does not carry.
@@ -53,6 +59,10 @@ drop_reasons! {
     DeniedSilently => "denied_silently",
     /// A TCP segment unacceptable in its flow (RFC 5961).
     UnacceptableSegment => "unacceptable_segment",
+    /// An answer that was not made: its client caused too many.
+    AnswerLimit => "answer_limit",
+    /// An echo request too many.
+    EchoLimit => "echo_limit",
     /// The gateway is draining and opens no new flow.
     Draining => "draining",
     /// A queue towards a target or another shard is full.

@@ -2,8 +2,9 @@
 //! randomness and does no IO; all are arguments.
 //!
 //! ```text
-//!  bytes ──> packet::IpPacket::parse ──> Stack::handle_packet ──> Opened: judge, dial, then accept or refuse
-//!            once, or a DropReason         FlowKey ─> flow         Known: poll_changed names it once
+//!  bytes ──> packet::Arrival::parse ──> Stack::handle_packet ──> Opened: judge, dial, then accept or refuse
+//!            once, or a DropReason        FlowKey ─> flow         Known: poll_changed names it once
+//!            Reassembler: fragments            │
 //!            Coalescer joins neighbours        │
 //!                                              │
 //!  time ───> Stack::handle_timeout ────────────┤        TCP: recv_with, send_with, close, cause, transmit
@@ -25,6 +26,7 @@
 //! - Each flow has at most one deadline in force; a heap knows the earliest. Nothing ticks over all flows.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod batch;
 mod coalesce;
 mod deadlines;
@@ -33,6 +35,7 @@ mod drop_reason;
 mod flow;
 mod limits;
 pub mod packet;
+pub mod reassembly;
 pub mod segment;
 mod stack;
 mod tuple;
@@ -42,5 +45,6 @@ pub use coalesce::Coalescer;
 pub use drop_reason::DropReason;
 pub use flow::{CloseCause, Traffic};
 pub use limits::StackLimits;
+pub use reassembly::Reassembler;
 pub use stack::{Handled, Ingress, Refusal, Stack};
 pub use tuple::{FiveTuple, FlowId, FlowKey, IngressId, Protocol};

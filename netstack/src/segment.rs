@@ -55,6 +55,17 @@ impl Layout {
         (length >= TCP_HEADER && packet.len() >= tcp + length).then_some(Self { tcp, payload: tcp + length })
     }
 
+    /// The acknowledgment and window of a segment that is a FIN.
+    pub(crate) fn fin(self, packet: &[u8]) -> Option<(u32, u16)> {
+        let header = packet.get(self.tcp..self.payload)?;
+        if header.get(FLAGS)? & FIN == 0 {
+            return None;
+        }
+        let acknowledgment = header.get(8..12)?.try_into().ok()?;
+        let window = header.get(14..16)?.try_into().ok()?;
+        Some((u32::from_be_bytes(acknowledgment), u16::from_be_bytes(window)))
+    }
+
     /// Whether the segment is a SYN.
     pub(crate) fn is_syn(self, packet: &[u8]) -> bool {
         packet.get(self.tcp + FLAGS).is_some_and(|flags| flags & SYN != 0)

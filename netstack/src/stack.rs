@@ -1,11 +1,14 @@
 //! The flow table and what moves through it.
 
+mod answer;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use hashbrown::HashMap;
 use slab::Slab;
 
+use crate::answers::{ANSWERS, Buckets, ECHOES};
 use crate::batch::PacketBatch;
 use crate::deadlines::Deadlines;
 use crate::device::FlowLink;
@@ -14,9 +17,9 @@ use crate::flow::datagram::DatagramFlow;
 use crate::flow::tcp::{self, HeldSyn, Rings, TcpFlow, TcpSocket, stack_time};
 use crate::flow::{CloseCause, Flow, FlowKind, Traffic};
 use crate::limits::StackLimits;
-use crate::packet::build::{self, Reply, Unreachable};
-use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport};
-use crate::tuple::{FlowId, FlowKey, IngressId};
+use crate::packet::build::{self, Unreachable};
+use crate::packet::{ChecksumPolicy, IpPacket, Transport};
+use crate::tuple::{FlowId, FlowKey, IngressId, Protocol};
 
 /// Pairs of rings of ended connections that are kept for new ones.
 const SPARE_RINGS: usize = 128;
@@ -70,6 +73,12 @@ pub struct Stack {
     total: Traffic,
     /// Rings of earlier connections.
     spare: Vec<Rings>,
+    /// When the last packet came, or the last timer was due.
+    now: Instant,
+    answers: Buckets,
+    echoes: Buckets,
+    /// Answers that were not made, since somebody asked.
+    unanswered: usize,
 }
 
 impl Stack {
@@ -88,6 +97,10 @@ impl Stack {
             identification: 0,
             total: Traffic::default(),
             spare: Vec::new(),
+            now,
+            answers: Buckets::new(ANSWERS),
+            echoes: Buckets::new(ECHOES),
+            unanswered: 0,
         }
     }
 
@@ -96,7 +109,11 @@ impl Stack {
     /// # Errors
     /// Why it was dropped. A TCP segment that belongs to no flow is answered with a reset, unless it is one.
     pub fn handle_packet(&mut self, now: Instant, from: Ingress, packet: &IpPacket<'_>) -> Result<Handled, DropReason> {
+        self.now = now;
         let key = FlowKey { ingress: from.id, tuple: packet.tuple() };
+        if key.tuple.protocol == Protocol::Echo && !self.echoes.take(now, from.id, key.tuple.source) {
+            return Err(DropReason::EchoLimit);
+        }
         let Some(&id) = self.table.get(&key) else {
             return self.open(now, from, key, packet);
         };
@@ -132,6 +149,10 @@ impl Stack {
                     return self.open(now, from, key, packet);
                 }
                 flow.traffic.packets_up += packet.count() as u64;
+                if socket.is_to_be_challenged(segment) && !self.answers.take(now, from.id, key.tuple.source) {
+                    self.unanswered += 1;
+                    return Err(DropReason::UnacceptableSegment);
+                }
                 let time = stack_time(self.epoch, now);
                 let mut link = FlowLink::new(&mut self.batch, from.id, from.mtu);
                 link.received = Some(packet.bytes());
@@ -158,7 +179,7 @@ impl Stack {
                 FlowKind::Tcp(TcpFlow::Held(held))
             }
             Transport::Tcp(segment) => {
-                if !segment.rst {
+                if !segment.rst && self.may_answer(&key) {
                     // A connection of a former life: a cut must be seen as a cut.
                     let reply = self.reply(from, &key);
                     build::tcp_reset(&mut self.batch, reply, segment);
@@ -186,11 +207,6 @@ impl Stack {
         self.table.insert(key, id);
         self.rearm(now, id);
         Ok(Handled::Opened(id))
-    }
-
-    fn reply(&mut self, to: Ingress, key: &FlowKey) -> Reply {
-        self.identification = self.identification.wrapping_add(1);
-        Reply { to: to.id, tuple: key.tuple, mtu: to.mtu, identification: self.identification }
     }
 
     fn flow(&self, id: FlowId) -> Option<&Flow> {
@@ -247,35 +263,6 @@ impl Stack {
         true
     }
 
-    /// Answers a flow that is not to open, and removes it.
-    pub fn refuse(&mut self, id: FlowId, refusal: Refusal) {
-        self.answer_refused(id, refusal);
-        self.remove(id);
-    }
-
-    /// Answers a flow that is not to open, and leaves it in the table: a repeated SYN is absorbed.
-    pub fn answer_refused(&mut self, id: FlowId, refusal: Refusal) {
-        let Some(flow) = self.flow(id) else { return };
-        let to = Ingress { id: flow.key.ingress, mtu: flow.mtu };
-        let key = flow.key;
-        let reply = self.reply(to, &key);
-        let Some(flow) = self.flows.get_mut(id.index()) else { return };
-        let made = match &flow.kind {
-            FlowKind::Tcp(TcpFlow::Held(held)) => refuse_held(&mut self.batch, reply, &held.packet, refusal),
-            FlowKind::Datagram(datagram) => {
-                let error = match refusal {
-                    Refusal::Reset => Some(Unreachable::Port),
-                    Refusal::Unreachable(error) => Some(error),
-                    Refusal::Prohibited => Some(Unreachable::Prohibited),
-                    Refusal::Silent => None,
-                };
-                error.map_or(0, |error| build::unreachable(&mut self.batch, reply, error, datagram.quote()))
-            }
-            FlowKind::Tcp(TcpFlow::Open(_)) => 0,
-        };
-        flow.traffic.packets_down += made as u64;
-    }
-
     /// Ends an open flow: TCP is reset, anything else just stops. Removes it.
     pub fn abort(&mut self, now: Instant, id: FlowId) {
         let time = stack_time(self.epoch, now);
@@ -330,44 +317,6 @@ impl Stack {
         let key = flow.key;
         self.table.remove(&key);
         self.mark_changed(id);
-    }
-
-    /// A datagram from the target of an association, or the data of an echo reply with its sequence number.
-    pub fn send_datagram(&mut self, now: Instant, id: FlowId, payload: &[u8]) {
-        self.answer(now, id, payload.len(), |batch, reply| build::udp(batch, reply, payload));
-    }
-
-    /// Datagrams from the target of an association: all of `size` bytes, but the last may be shorter. They leave as one
-    /// super-packet where each of them fits.
-    pub fn send_datagrams(&mut self, now: Instant, id: FlowId, run: &[u8], size: usize) {
-        self.answer(now, id, run.len(), |batch, reply| build::udp_run(batch, reply, run, size));
-    }
-
-    /// An echo reply from the target of an echo exchange.
-    pub fn send_echo_reply(&mut self, now: Instant, id: FlowId, sequence: u16, data: &[u8]) {
-        self.answer(now, id, data.len(), |batch, reply| build::echo_reply(batch, reply, sequence, data));
-    }
-
-    fn answer(&mut self, now: Instant, id: FlowId, len: usize, make: impl FnOnce(&mut PacketBatch, Reply) -> usize) {
-        let Some(flow) = self.flow(id) else { return };
-        let (to, key) = (Ingress { id: flow.key.ingress, mtu: flow.mtu }, flow.key);
-        let reply = self.reply(to, &key);
-        let Some(flow) = self.flows.get_mut(id.index()) else { return };
-        let FlowKind::Datagram(datagram) = &mut flow.kind else { return };
-        datagram.heard_target(now);
-        flow.traffic.packets_down += make(&mut self.batch, reply) as u64;
-        flow.traffic.bytes_down += len as u64;
-        self.total.bytes_down += len as u64;
-    }
-
-    /// Tells the client of an association that its last packet did not arrive. The flow stays.
-    pub fn send_unreachable(&mut self, id: FlowId, error: Unreachable) {
-        let Some(flow) = self.flow(id) else { return };
-        let (to, key) = (Ingress { id: flow.key.ingress, mtu: flow.mtu }, flow.key);
-        let reply = self.reply(to, &key);
-        let Some(flow) = self.flows.get_mut(id.index()) else { return };
-        let FlowKind::Datagram(datagram) = &flow.kind else { return };
-        flow.traffic.packets_down += build::unreachable(&mut self.batch, reply, error, datagram.quote()) as u64;
     }
 
     /// Counts payload of a datagram that was delivered to the target.
@@ -505,6 +454,7 @@ impl Stack {
     /// Looks at every flow whose deadline is due. TCP flows are queued as changed; `idle` is told of associations and
     /// exchanges that have been silent too long, which the caller then removes.
     pub fn handle_timeout(&mut self, now: Instant, mut idle: impl FnMut(FlowId)) {
+        self.now = self.now.max(now);
         while let Some((at, id)) = self.deadlines.pop_due(now) {
             let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
                 continue;
@@ -559,19 +509,5 @@ impl Stack {
 impl std::fmt::Debug for Stack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stack").field("flows", &self.flows.len()).finish_non_exhaustive()
-    }
-}
-
-fn refuse_held(batch: &mut PacketBatch, reply: Reply, syn: &[u8], refusal: Refusal) -> usize {
-    let Ok(packet) = IpPacket::parse(syn, ChecksumPolicy::Trusted) else { return 0 };
-    let Transport::Tcp(segment) = packet.transport() else { return 0 };
-    let reset = |batch: &mut PacketBatch, segment: &TcpSegment<'_>| build::tcp_reset(batch, reply, segment);
-    match refusal {
-        Refusal::Reset | Refusal::Prohibited => reset(batch, segment),
-        Refusal::Unreachable(error) => {
-            let quote = syn.get(..syn.len().min(build::QUOTE)).unwrap_or_default();
-            build::unreachable(batch, reply, error, quote)
-        }
-        Refusal::Silent => 0,
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use portcullis_netstack::DropReason;
-use portcullis_netstack::packet::{ChecksumPolicy, IpPacket};
+use portcullis_netstack::packet::{Arrival, ChecksumPolicy};
 use portcullis_netstack::segment::{self, Offload};
 use tokio::io::unix::AsyncFd;
 
@@ -64,15 +64,16 @@ impl FrameInfo {
         }
     }
 
-    /// Parses the packet.
+    /// Parses the packet, or the part of one.
     ///
     /// # Errors
     /// The reason to drop it.
-    pub fn parse(self, packet: &[u8]) -> Result<IpPacket<'_>, DropReason> {
-        let packet = IpPacket::parse(packet, self.checksums)?;
-        match self.datagrams {
-            Some(size) => packet.into_datagrams(size),
-            None => Ok(packet),
+    pub fn parse(self, packet: &[u8]) -> Result<Arrival<'_>, DropReason> {
+        match (Arrival::parse(packet, self.checksums)?, self.datagrams) {
+            (Arrival::Packet(packet), Some(size)) => packet.into_datagrams(size).map(Arrival::Packet),
+            // Offload is for whole packets.
+            (Arrival::Fragment(_), Some(_)) => Err(DropReason::Malformed),
+            (arrival, None) => Ok(arrival),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use portcullis_netstack::{Coalescer, DropReason, FlowId, IngressId, Stack, StackLimits};
+use portcullis_netstack::{Coalescer, DropReason, FlowId, IngressId, Reassembler, Stack, StackLimits};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
@@ -150,6 +150,8 @@ pub(super) struct Shard {
     drained: Vec<oneshot::Sender<()>>,
     stopping: Option<oneshot::Sender<()>>,
     pub(super) scratch: Box<[u8]>,
+    /// Packets of which only a part is here, by the name of their device.
+    fragments: Reassembler<Arc<str>>,
     /// Datagrams towards targets that came in this turn.
     pub(super) gathered: Gathered,
     /// Memory for one segment of a super-packet.
@@ -237,6 +239,7 @@ impl Shard {
             drained: Vec::new(),
             stopping: None,
             scratch: vec![0; 65_536].into_boxed_slice(),
+            fragments: Reassembler::default(),
             gathered: Gathered::default(),
             segment: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -414,7 +417,7 @@ impl Shard {
 
     /// Does what is due. Returns whether anything was.
     fn handle_timers(&mut self, now: Instant) -> bool {
-        let mut busy = false;
+        let mut busy = self.expire_fragments(now);
         if self.stack.poll_timeout().is_some_and(|at| at <= now) {
             busy = true;
             let mut idle = Vec::new();
@@ -439,7 +442,8 @@ impl Shard {
     /// Has the loop woken when the next thing is due. It comes last in a turn: whatever moved set deadlines. Returns
     /// whether something is due already.
     fn arm_timer(&mut self, cx: &mut Context<'_>) -> bool {
-        let next = [self.stack.poll_timeout(), self.expiries.peek().map(|Reverse((at, _))| *at), self.next_tick];
+        let expiry = self.expiries.peek().map(|Reverse((at, _))| *at);
+        let next = [self.stack.poll_timeout(), self.fragments.poll_timeout(), expiry, self.next_tick];
         let Some(next) = next.into_iter().flatten().min() else { return false };
         let next = tokio::time::Instant::from_std(next);
         if self.timer.deadline() != next {

@@ -123,6 +123,11 @@ impl Recovery {
         }
     }
 
+    /// Notes that the FIN was sent, with nothing else unacknowledged.
+    pub(crate) fn handle_fin(&mut self, now: Instant) {
+        self.moved = now;
+    }
+
     /// Takes a segment of the client, before smoltcp does. `queued`: bytes in the ring, all sent or to be sent.
     pub(crate) fn handle_segment(&mut self, now: Instant, segment: &TcpSegment<'_>, queued: usize) -> Advice {
         let nothing = Advice { swallow: false, retransmit: false };
@@ -187,7 +192,8 @@ impl Recovery {
         false
     }
 
-    /// Whether the timer says that the first unacknowledged segment must go out again. `queued`: bytes in the ring.
+    /// Whether the timer says that the first unacknowledged segment must go out again. `queued`: bytes in the ring, and
+    /// the FIN as one.
     pub(crate) fn handle_timeout(&mut self, now: Instant, queued: usize) -> bool {
         if self.deadline(queued).is_none_or(|deadline| now < deadline) {
             return false;

@@ -11,7 +11,8 @@ use super::CloseCause;
 use super::recovery::{Advice, Recovery, wrap};
 use crate::device::{FlowLink, Segmentation};
 use crate::limits::StackLimits;
-use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport, build};
+use crate::packet::build::{self, Reply};
+use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport};
 use crate::segment::{self, Layout};
 use crate::tuple::FiveTuple;
 
@@ -67,6 +68,8 @@ pub(crate) struct TcpSocket {
     close_wanted: bool,
     /// Until when smoltcp does not end TIME-WAIT.
     lingers_until: Option<StackInstant>,
+    /// Acknowledgment and window of our FIN, once it was sent.
+    fin: Option<(u32, u16)>,
 }
 
 /// A closed smoltcp socket with its two rings, alone in its set.
@@ -184,6 +187,7 @@ impl TcpSocket {
             client_closed_first: false,
             close_wanted: false,
             lingers_until: None,
+            fin: None,
         }
     }
 
@@ -267,7 +271,7 @@ impl TcpSocket {
 
     /// Whether a reset or SYN may be a forgery, or of a client that forgot the connection: RFC 5961 sections 3.2 and
     /// 4.2. smoltcp takes every reset in the window for one, and answers no SYN.
-    fn is_to_be_challenged(&self, segment: &TcpSegment<'_>) -> bool {
+    pub(crate) fn is_to_be_challenged(&self, segment: &TcpSegment<'_>) -> bool {
         let socket = self.sockets.get::<Socket<'_>>(self.handle);
         let fin = match socket.state() {
             State::Established | State::FinWait1 | State::FinWait2 => 0,
@@ -322,13 +326,21 @@ impl TcpSocket {
             return false;
         }
         link.segmentation = Some(self.segmentation);
-        let queued = self.socket().send_queue();
-        if self.recovery.handle_timeout(now, queued) {
+        if self.recovery.handle_timeout(now, self.outstanding()) && !self.repeat_fin(link) {
             self.nudge(time, link);
         }
         if self.owed_since.is_none() && self.socket().keep_alive().is_some() {
             self.socket().set_keep_alive(None);
         }
+        let more = self.transmit_turn(time, link);
+        if self.fin.is_none() && link.fin.is_some() && self.socket().send_queue() == 0 {
+            self.recovery.handle_fin(now);
+        }
+        self.fin = link.fin.or(self.fin);
+        more
+    }
+
+    fn transmit_turn(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
         let first = link.sent;
         loop {
             let before = link.sent;
@@ -340,6 +352,27 @@ impl TcpSocket {
                 return true;
             }
         }
+    }
+
+    /// Bytes that are not acknowledged; a FIN that was sent is one.
+    fn outstanding(&self) -> usize {
+        let socket = self.sockets.get::<Socket<'_>>(self.handle);
+        let sent = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck) && self.fin.is_some();
+        socket.send_queue() + usize::from(sent)
+    }
+
+    /// Sends the FIN again when it is all that is missing: smoltcp does so by its timer only, which is never under a
+    /// second. `false`: there is more.
+    fn repeat_fin(&mut self, link: &mut FlowLink<'_>) -> bool {
+        let (Some((acknowledgment, window)), Some((_, _, sequence))) = (self.fin, self.recovery.echo()) else {
+            return false;
+        };
+        if self.outstanding() != 1 || self.socket().send_queue() != 0 {
+            return false;
+        }
+        let reply = Reply { to: link.to, tuple: self.tuple, mtu: link.mtu, identification: 0 };
+        link.sent += wrap(build::tcp_fin(link.batch, reply, sequence, acknowledgment, window));
+        true
     }
 
     /// Resets the client, RFC 9293 section 3.10.7.
@@ -495,8 +528,7 @@ impl TcpSocket {
         if let Some(at) = self.poll_at(time) {
             deadline = deadline.min(std_time(epoch, at));
         }
-        let queued = self.socket().send_queue();
-        if let Some(at) = self.recovery.deadline(queued) {
+        if let Some(at) = self.recovery.deadline(self.outstanding()) {
             deadline = deadline.min(at);
         }
         deadline.min(self.patience(limits))

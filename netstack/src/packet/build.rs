@@ -18,12 +18,18 @@ pub(crate) const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 pub(crate) const TCP_HEADER: usize = 20;
 const HOP_LIMIT: u8 = 64;
+const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// Most bytes of a packet that are quoted in an ICMP error: the longest IPv4 header, or an IPv6 header, and 8 bytes
 /// of transport (RFC 792; RFC 4443 asks for more where it fits, and no receiver needs it).
 pub const QUOTE: usize = 68;
+
+/// No client is told to send smaller packets than this.
+const LEAST_MTU_V4: u16 = 576;
+/// The same for IPv6.
+const LEAST_MTU_V6: u16 = 1280;
 
 /// Why a packet cannot go on, in the words of ICMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +54,8 @@ impl Unreachable {
             Self::Host => (3, 1, 0),
             Self::Port => (3, 3, 0),
             Self::Prohibited => (3, 13, 0),
-            Self::TooBig(mtu) => (3, 4, u32::from(mtu)),
+            // RFC 791 section 3.2: what every host takes.
+            Self::TooBig(mtu) => (3, 4, u32::from(mtu.max(LEAST_MTU_V4))),
         }
     }
 
@@ -58,7 +65,8 @@ impl Unreachable {
             Self::Prohibited => (1, 1, 0),
             Self::Host => (1, 3, 0),
             Self::Port => (1, 4, 0),
-            Self::TooBig(mtu) => (2, 0, u32::from(mtu)),
+            // RFC 8200 section 5: what every link carries.
+            Self::TooBig(mtu) => (2, 0, u32::from(mtu.max(LEAST_MTU_V6))),
         }
     }
 }
@@ -147,6 +155,21 @@ pub fn tcp_reset(batch: &mut PacketBatch, reply: Reply, segment: &TcpSegment<'_>
         put8(&mut header, 13, RST | ACK);
     }
     put8(&mut header, 12, 5 << 4);
+    let sum = transport_checksum(&reply, IpProtocol::Tcp, &[&header]);
+    put16(&mut header, 16, sum);
+    datagram(batch, reply, IpProtocol::Tcp, &header, &[])
+}
+
+/// A FIN without data, once more.
+pub(crate) fn tcp_fin(batch: &mut PacketBatch, reply: Reply, sequence: u32, acknowledgment: u32, window: u16) -> usize {
+    let mut header = [0; TCP_HEADER];
+    put16(&mut header, 0, reply.tuple.destination_port);
+    put16(&mut header, 2, reply.tuple.source_port);
+    put32(&mut header, 4, sequence);
+    put32(&mut header, 8, acknowledgment);
+    put8(&mut header, 12, 5 << 4);
+    put8(&mut header, 13, FIN | ACK);
+    put16(&mut header, 14, window);
     let sum = transport_checksum(&reply, IpProtocol::Tcp, &[&header]);
     put16(&mut header, 16, sum);
     datagram(batch, reply, IpProtocol::Tcp, &header, &[])

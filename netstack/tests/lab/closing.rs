@@ -111,7 +111,7 @@ fn an_aborted_flow_is_seen_as_reset_by_the_client() {
 }
 
 #[test]
-fn a_syn_on_a_lingering_tuple_opens_anew() {
+fn t28_a_syn_on_a_lingering_tuple_opens_anew() {
     let mut lab = Lab::new(limits());
     let first = establish(&mut lab, Target::sends(0), 65_000);
     lab.inject(&segment(FIN | ACK, ISN + 1, first.wrapping_add(1), 65_000)).unwrap();
@@ -128,7 +128,7 @@ fn a_syn_on_a_lingering_tuple_opens_anew() {
 }
 
 #[test]
-fn a_client_that_forgot_the_connection_is_asked_and_opens_anew() {
+fn t28_a_client_that_forgot_the_connection_is_asked_and_opens_anew() {
     let mut lab = Lab::new(limits());
     let first = establish(&mut lab, Target::stays_open(0), 65_000);
     let mut payload = [0; 3];
@@ -159,7 +159,7 @@ fn a_client_that_forgot_the_connection_is_asked_and_opens_anew() {
 }
 
 #[test]
-fn only_the_exact_reset_is_one() {
+fn t28_only_the_exact_reset_is_one() {
     let mut lab = Lab::new(limits());
     let first = establish(&mut lab, Target::stays_open(0), 65_000);
     lab.pass(SECOND);
@@ -225,7 +225,7 @@ fn a_target_that_never_takes_the_rest_is_given_up() {
 }
 
 #[test]
-fn a_new_connection_on_the_tuple_does_not_cost_the_old_ones_bytes() {
+fn t28_a_new_connection_on_the_tuple_does_not_cost_the_old_ones_bytes() {
     let mut lab = Lab::new(limits());
     unread(&mut lab, 1000);
     let old = lab.opened[0];
@@ -256,4 +256,66 @@ fn a_late_reset_in_time_wait_harms_nothing() {
     assert_eq!((lab.ended[0].cause, lab.ended[0].traffic.bytes_up), (CloseCause::Orderly, 1000));
     lab.pass(SECOND * 15);
     assert!(lab.stack.is_empty());
+}
+
+/// How many FINs came, and the numbers of the last.
+fn fins(lab: &mut Lab) -> Vec<(u32, u32, usize)> {
+    let out = answers(&lab.take_out());
+    let fins = out.iter().filter(|answer| answer.flags & FIN != 0);
+    fins.map(|answer| (answer.sequence, answer.acknowledgment, answer.payload.len())).collect()
+}
+
+/// Our FIN and nothing else is lost: it comes again after the retransmission timeout, not after smoltcp's second.
+#[test]
+fn a_lost_fin_comes_again_as_soon_as_data_would() {
+    for client_closes in [false, true] {
+        let mut lab = Lab::new(limits());
+        let first = establish(&mut lab, Target::stays_open(100), 65_000);
+        lab.take_out();
+        let next = first.wrapping_add(100);
+        lab.pass(SECOND / 20);
+        lab.inject(&segment(ACK, ISN + 1, next, 65_000)).unwrap();
+        lab.settle();
+        let mut ours = ISN + 1;
+        if client_closes {
+            lab.inject(&segment(FIN | ACK, ISN + 1, next, 65_000)).unwrap();
+            lab.settle();
+            ours += 1;
+        }
+        let flow = lab.opened[0];
+        lab.targets.get_mut(&flow).unwrap().closes = true;
+        lab.stack.mark_changed(flow);
+        lab.settle();
+        assert_eq!(fins(&mut lab), [(next, ours, 0)]);
+        lab.pass(SECOND / 10);
+        assert_eq!(fins(&mut lab), [], "the acknowledgment may still come");
+        lab.pass(SECOND / 5);
+        assert_eq!(fins(&mut lab), [(next, ours, 0)], "client closed first: {client_closes}");
+        lab.inject(&segment(ACK, ours, next.wrapping_add(1), 65_000)).unwrap();
+        lab.pass(SECOND * 10);
+        assert_eq!(fins(&mut lab), [], "it arrived");
+        if client_closes {
+            assert_eq!(lab.ended[0].cause, CloseCause::Orderly);
+        } else {
+            assert!(lab.ended.is_empty(), "the client may go on sending");
+        }
+    }
+}
+
+/// A client that closes at the same moment, in front of our lost FIN.
+#[test]
+fn a_lost_fin_comes_again_when_both_close_at_once() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::sends(0), 65_000);
+    assert_eq!(fins(&mut lab).len(), 1);
+    lab.inject(&segment(FIN | ACK, ISN + 1, first, 65_000)).unwrap();
+    lab.settle();
+    lab.take_out();
+    // No round trip was measured: the first timeout is one second, RFC 6298 section 2.
+    lab.pass(SECOND * 2);
+    let again = fins(&mut lab);
+    assert!(!again.is_empty() && again.iter().all(|fin| fin.0 == first), "{again:?}");
+    lab.inject(&segment(ACK, ISN + 2, first.wrapping_add(1), 65_000)).unwrap();
+    lab.settle();
+    assert_eq!(lab.ended[0].cause, CloseCause::Orderly);
 }

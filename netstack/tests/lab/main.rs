@@ -8,6 +8,7 @@
     reason = "a test ends where its world is not what it says"
 )]
 
+mod answers;
 mod bulk;
 mod client;
 mod closing;

@@ -94,6 +94,38 @@ on_both_ramps!(
     bursts
 );
 
+/// Datagrams and pings that fit no packet: cut by the client's kernel, put together by the gateway, cut again by it.
+fn larger_than_a_packet(world: &mut World<'_>) {
+    let client = world.client();
+    for family in FAMILIES {
+        let host = Host::Open.address(family);
+        let out = client.ping(&["-n", "-c", "3", "-i", "0.2", "-W", "5", "-s", "4000"], host);
+        assert!(out.status.success() && said(&out).contains("3 received"), "{}", said(&out));
+        let line = expect::record(world, client, expect::echo(host), "idle");
+        assert_eq!((line.packets_up, line.bytes_up, line.bytes_down), (3, 12_000, 12_000));
+
+        let echo = UdpTarget::serve(world.private(), SocketAddr::new(host, 0), <[u8]>::to_vec);
+        let socket = client.udp(echo.address());
+        let sizes = [1_500, 9_000, 60_000, 65_507];
+        for size in sizes {
+            let said = Noise::new(size as u64).bytes(size);
+            socket.send(&said).expect("a way to the target");
+            let (heard, _) = datagram(&socket).expect("the echo");
+            assert!(heard == said, "a datagram of {size} bytes came back as {}", heard.len());
+        }
+        let line = expect::record(world, client, echo.address(), "idle");
+        let bytes: u64 = sizes.iter().map(|size| *size as u64).sum();
+        assert_eq!((line.bytes_up, line.bytes_down, line.packets_up), (bytes, bytes, sizes.len() as u64));
+    }
+}
+on_both_ramps!(
+    what_fits_no_packet_goes_in_fragments,
+    setup = |setup| {
+        setup.limit("udp_idle", "\"2s\"").limit("udp_idle_one_way", "\"2s\"").limit("icmp_idle", "\"2s\"")
+    },
+    larger_than_a_packet
+);
+
 /// Two devices talk to one target from the same port; each gets its own answers only.
 fn no_cross_talk(world: &mut World<'_>) {
     const ROUNDS: u32 = 300;

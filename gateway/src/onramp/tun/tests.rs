@@ -49,7 +49,7 @@ fn datagrams_the_host_sends_together_come_as_one_packet() {
                 let (bytes, info) =
                     poll_fn(|cx| reader.poll_read(cx, |bytes, info| (bytes.to_vec(), info))).await.unwrap();
                 assert_eq!(info.datagrams, (expected.len() > 1).then_some(100), "{address}");
-                let packet = info.parse(&bytes).unwrap();
+                let Arrival::Packet(packet) = info.parse(&bytes).unwrap() else { panic!("a whole packet") };
                 assert_eq!(packet.tuple().destination(), socket.peer_addr().unwrap());
                 let Transport::Udp(udp) = packet.transport() else { panic!("{packet:?}") };
                 assert_eq!(udp.datagrams().collect::<Vec<_>>(), expected, "{address}");

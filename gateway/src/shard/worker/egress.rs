@@ -38,6 +38,9 @@ impl Shard {
         for _ in 0..lost {
             counters.drop_packet(DropReason::SendFailed);
         }
+        for _ in 0..stack.poll_unanswered() {
+            counters.drop_packet(DropReason::AnswerLimit);
+        }
     }
 
     /// Gives the kernel as many datagrams as it takes.

@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
-use portcullis_netstack::{Coalescer, DropReason, FlowId, Handled, Ingress};
+use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpFragment, IpPacket, Transport};
+use portcullis_netstack::{Coalescer, DropReason, FlowId, Handled, Ingress, IngressId};
 
 use super::{Shard, TUN, Wireguard, peer_ingress};
 use crate::directory::Device;
@@ -107,18 +107,31 @@ impl Shard {
         let Intake { around, peers, coalescer, mtu } = intake;
         let route = peers.handle_datagram(around, from, datagram, verified, |slot, device, packet| {
             // The tunnel has authenticated every byte from the client on.
-            let packet = match IpPacket::parse(packet, ChecksumPolicy::Trusted) {
-                Ok(packet) => packet,
+            let arrival = match Arrival::parse(packet, ChecksumPolicy::Trusted) {
+                Ok(arrival) => arrival,
                 Err(reason) => return self.drop_packet(reason),
             };
-            if !device.addresses.contains(&packet.tuple().source) {
+            let source = match &arrival {
+                Arrival::Packet(packet) => packet.tuple().source,
+                Arrival::Fragment(fragment) => fragment.source(),
+            };
+            if !device.addresses.contains(&source) {
                 return self.drop_packet(DropReason::SpoofedSource);
             }
             // Only what a device sent: a stranger must not bring the shard to rest.
             self.moderation.count();
-            coalescer.push(peer_ingress(slot), device, &packet, |id, device, packet| {
-                self.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu: *mtu }, device, packet);
-            });
+            let from = peer_ingress(slot);
+            let mut push = |shard: &mut Self, packet: &IpPacket<'_>| {
+                coalescer.push(from, device, packet, |id, device, packet| {
+                    shard.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu: *mtu }, device, packet);
+                });
+            };
+            match arrival {
+                Arrival::Packet(packet) => push(self, &packet),
+                Arrival::Fragment(fragment) => {
+                    self.handle_fragment(now, from, device, &fragment, ChecksumPolicy::Trusted, push);
+                }
+            }
         });
         match route {
             Ok(Route::Here) => {}
@@ -164,8 +177,52 @@ impl Shard {
         };
         let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
         match info.parse(bytes) {
-            Ok(packet) => self.handle_packet(now, OnrampKind::Tun, ingress, device, &packet),
+            Ok(Arrival::Packet(packet)) => self.handle_packet(now, OnrampKind::Tun, ingress, device, &packet),
+            Ok(Arrival::Fragment(fragment)) => {
+                // Whoever cut the packet completed its checksum before.
+                let verify = ChecksumPolicy::Verify;
+                self.handle_fragment(now, TUN, device, &fragment, verify, |shard, packet| {
+                    shard.handle_packet(now, OnrampKind::Tun, ingress, device, packet);
+                });
+            }
             Err(reason) => self.drop_packet(reason),
+        }
+    }
+
+    /// Keeps a fragment of `device` until its packet is complete, which is then taken as if it had come so.
+    fn handle_fragment(
+        &mut self,
+        now: Instant,
+        from: IngressId,
+        device: &Device,
+        fragment: &IpFragment<'_>,
+        checksums: ChecksumPolicy,
+        take: impl FnOnce(&mut Self, &IpPacket<'_>),
+    ) {
+        let mut fragments = std::mem::take(&mut self.fragments);
+        let whole = fragments.handle_fragment(now, from, &device.identity.device, fragment);
+        match whole.and_then(|whole| whole.map(|bytes| IpPacket::parse(bytes, checksums)).transpose()) {
+            Ok(Some(packet)) => take(self, &packet),
+            Ok(None) => {}
+            Err(reason) => self.drop_packet(reason),
+        }
+        self.fragments = fragments;
+        self.count_lost_fragments();
+    }
+
+    /// Forgets fragments that waited too long for the rest. Returns whether there were any.
+    pub(super) fn expire_fragments(&mut self, now: Instant) -> bool {
+        let due = self.fragments.poll_timeout().is_some_and(|at| at <= now);
+        if due {
+            self.fragments.handle_timeout(now);
+            self.count_lost_fragments();
+        }
+        due
+    }
+
+    fn count_lost_fragments(&mut self) {
+        while let Some((reason, count)) = self.fragments.poll_lost() {
+            self.drop_packets(reason, count);
         }
     }
 

@@ -1,0 +1,110 @@
+//! What packets carry.
+
+use etherparse::{TcpOptionElement, TcpOptionsIterator};
+
+/// What an [`IpPacket`] carries.
+#[derive(Debug, Clone, Copy)]
+pub enum Transport<'p> {
+    /// A TCP segment.
+    Tcp(TcpSegment<'p>),
+    /// A UDP datagram.
+    Udp(UdpDatagram<'p>),
+    /// An ICMP or ICMPv6 echo request.
+    Echo(Echo<'p>),
+}
+
+/// The fields of a TCP segment the flow table looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct TcpSegment<'p> {
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgment number, meaningful when `ack` is set.
+    pub acknowledgment: u32,
+    /// SYN.
+    pub syn: bool,
+    /// ACK.
+    pub ack: bool,
+    /// RST.
+    pub rst: bool,
+    /// FIN.
+    pub fin: bool,
+    /// Window field, unscaled.
+    pub window: u16,
+    /// Options, RFC 9293 section 3.1.
+    pub options: &'p [u8],
+    /// Data octets.
+    pub payload: &'p [u8],
+}
+
+impl TcpSegment<'_> {
+    /// A SYN that may open a connection: without ACK, RST or FIN.
+    pub fn is_bare_syn(&self) -> bool {
+        self.syn && !self.ack && !self.rst && !self.fin
+    }
+
+    /// The end of the farthest block that arrived behind a hole, RFC 2018.
+    pub fn highest_sacked(&self) -> Option<u32> {
+        if self.options.is_empty() {
+            return None;
+        }
+        let blocks = TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
+            Ok(TcpOptionElement::SelectiveAcknowledgement((_, first_end), rest)) => Some((first_end, rest)),
+            _ => None,
+        });
+        let (first_end, rest) = blocks?;
+        // The nearest of two numbers around `first_end` is decided by their difference, as all sequence numbers are.
+        let farthest = |a: u32, b: u32| if b.wrapping_sub(a).cast_signed() > 0 { b } else { a };
+        Some(rest.iter().flatten().fold(first_end, |farthest_yet, (_, end)| farthest(farthest_yet, *end)))
+    }
+
+    /// The largest segment the sender of this SYN takes, RFC 9293 section 3.7.1.
+    pub fn maximum_segment_size(&self) -> Option<u16> {
+        TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
+            Ok(TcpOptionElement::MaximumSegmentSize(size)) => Some(size),
+            _ => None,
+        })
+    }
+
+    /// Length in sequence space, RFC 9293 section 3.4.
+    pub fn sequence_len(&self) -> u32 {
+        let control = u32::from(self.syn) + u32::from(self.fin);
+        u32::try_from(self.payload.len()).unwrap_or(u32::MAX).wrapping_add(control)
+    }
+}
+
+/// The payload of a UDP datagram, or of several in a super-packet.
+#[derive(Debug, Clone, Copy)]
+pub struct UdpDatagram<'p> {
+    /// Payload octets, those of a super-packet's datagrams one after the other.
+    pub payload: &'p [u8],
+    pub(super) size: usize,
+}
+
+impl<'p> UdpDatagram<'p> {
+    /// Payload octets of each datagram; the last may be shorter.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// How many datagrams it is: at least one.
+    pub fn count(&self) -> usize {
+        self.payload.len().div_ceil(self.size.max(1)).max(1)
+    }
+
+    /// The payload of each datagram.
+    pub fn datagrams(&self) -> impl Iterator<Item = &'p [u8]> {
+        let (first, rest) = self.payload.split_at(self.size.min(self.payload.len()));
+        std::iter::once(first).chain(rest.chunks(self.size.max(1)))
+    }
+}
+
+/// An echo request.
+#[derive(Debug, Clone, Copy)]
+pub struct Echo<'p> {
+    /// Identifier.
+    pub identifier: u16,
+    /// Sequence number.
+    pub sequence: u16,
+    /// Data octets after the header.
+    pub data: &'p [u8],
+}
