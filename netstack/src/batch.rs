@@ -1,5 +1,7 @@
 //! Packets on their way out, gathered in one arena and handed to the on-ramps in one go.
 
+use std::ops::Range;
+
 use crate::segment::{self, Offload};
 use crate::tuple::IngressId;
 
@@ -81,6 +83,35 @@ impl PacketBatch {
         let packet = self.bytes.get_mut(start..end).unwrap_or_default();
         packet.get_mut(..zeroed).unwrap_or_default().fill(0);
         fill(packet)
+    }
+
+    /// Puts parts of the last packet in its place. Each has its first `headers` bytes, the bytes of what follows that the
+    /// part names, and an offload of its own; `mend` makes the headers true.
+    pub(crate) fn replace_last(
+        &mut self,
+        headers: usize,
+        parts: impl Iterator<Item = (Range<usize>, Offload)>,
+        mut mend: impl FnMut(&mut [u8], Range<usize>),
+    ) {
+        let Some(whole) = self.entries.pop() else { return };
+        let from = whole.start;
+        let mut any = false;
+        for (part, offload) in parts {
+            any = true;
+            let start = self.used;
+            let end = start + headers + part.len();
+            if self.bytes.len() < end {
+                self.bytes.resize(end, 0);
+            }
+            self.bytes.copy_within(from..from + headers, start);
+            self.bytes.copy_within(from + headers + part.start..from + headers + part.end, start + headers);
+            self.used = end;
+            self.entries.push(Entry { to: whole.to, start, end, offload: Some(offload) });
+            mend(self.bytes.get_mut(start..end).unwrap_or_default(), part);
+        }
+        if !any {
+            self.used = whole.start;
+        }
     }
 
     /// The packets in the order they were made. One with an [`Offload`] is not complete: its segments are to be made

@@ -11,6 +11,7 @@ use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, M
 use smoltcp::time::Instant;
 
 use crate::batch::PacketBatch;
+use crate::gate::{Gate, Part, Passage};
 use crate::segment::{self, Layout, Offload};
 use crate::tuple::IngressId;
 
@@ -34,8 +35,10 @@ pub(crate) struct FlowLink<'a> {
     pub(crate) segmentation: Option<Segmentation>,
     /// Transmit even into a full batch: the last word of a flow that ends.
     pub(crate) last_word: bool,
-    /// The acknowledgment and window of the last FIN that was made.
-    pub(crate) fin: Option<(u32, u16)>,
+    /// What of it leaves. It is the flow's own, lent for the call.
+    pub(crate) gate: Gate,
+    /// How many packets smoltcp made, whatever left of them.
+    pub(crate) made: u32,
 }
 
 /// How the bytes towards a client are cut up.
@@ -50,7 +53,17 @@ pub(crate) struct Segmentation {
 impl<'a> FlowLink<'a> {
     /// A link towards `to` with nothing to receive.
     pub(crate) fn new(batch: &'a mut PacketBatch, to: IngressId, mtu: u16) -> Self {
-        Self { received: None, batch, to, mtu, sent: 0, segmentation: None, last_word: false, fin: None }
+        Self {
+            received: None,
+            batch,
+            to,
+            mtu,
+            sent: 0,
+            segmentation: None,
+            last_word: false,
+            gate: Gate::default(),
+            made: 0,
+        }
     }
 
     fn token(&mut self) -> Transmit<'_> {
@@ -60,7 +73,8 @@ impl<'a> FlowLink<'a> {
             mtu: self.mtu,
             sent: &mut self.sent,
             segmentation: self.segmentation,
-            fin: &mut self.fin,
+            gate: &mut self.gate,
+            made: &mut self.made,
         }
     }
 }
@@ -122,7 +136,8 @@ pub(crate) struct Transmit<'t> {
     mtu: u16,
     sent: &'t mut u32,
     segmentation: Option<Segmentation>,
-    fin: &'t mut Option<(u32, u16)>,
+    gate: &'t mut Gate,
+    made: &'t mut u32,
 }
 
 impl TxToken for Transmit<'_> {
@@ -130,20 +145,53 @@ impl TxToken for Transmit<'_> {
     where
         F: FnOnce(&mut [u8]) -> R,
     {
-        let whole = |cut: &Segmentation| cut.headers + usize::from(cut.size);
-        let segment_size = self.segmentation.filter(|cut| len > whole(cut)).map(|cut| cut.size);
-        self.batch.push_offloaded_with(self.to, len, Offload { segment_size }, |packet| {
+        *self.made += 1;
+        let segmentation = self.segmentation;
+        let cut_size = |len: usize| {
+            let whole = |cut: &Segmentation| cut.headers + usize::from(cut.size);
+            segmentation.filter(|cut| len > whole(cut)).map(|cut| cut.size)
+        };
+        let segments = |payload: usize, size: Option<u16>| {
+            size.map_or(1, |size| u32::try_from(payload.div_ceil(usize::from(size).max(1))).unwrap_or(u32::MAX))
+        };
+        let segment_size = cut_size(len);
+        let Self { batch, to, mtu, sent, gate, .. } = self;
+        let mut passage = Passage::Whole;
+        let mut place = None;
+        let result = batch.push_offloaded_with(to, len, Offload { segment_size }, |packet| {
             let result = f(packet);
             let Some(layout) = Layout::of(packet) else { return result };
             if layout.is_syn(packet) {
-                let most = usize::from(self.mtu).saturating_sub(layout.headers());
+                let most = usize::from(mtu).saturating_sub(layout.headers());
                 segment::set_maximum_segment_size(packet, layout, most);
             }
-            *self.fin = layout.fin(packet).or(*self.fin);
-            let payload = packet.len() - layout.payload;
-            let segments = segment_size.map_or(1, |size| payload.div_ceil(usize::from(size).max(1)));
-            *self.sent += u32::try_from(segments).unwrap_or(u32::MAX);
+            passage = gate.admit(packet, layout);
+            place = Some((layout, packet.len() - layout.payload, layout.header(packet).map(|header| header.sequence)));
             result
-        })
+        });
+        let Some((layout, payload, Some(sequence))) = place else { return result };
+        match passage {
+            Passage::Whole => *sent += segments(payload, segment_size),
+            Passage::Nothing => batch.replace_last(layout.payload, std::iter::empty(), |_, _| {}),
+            Passage::Bare(from) => {
+                *sent += 1;
+                let none = std::iter::once((0..0, Offload { segment_size: None }));
+                let offset = from.wrapping_sub(sequence);
+                batch.replace_last(layout.payload, none, |packet, _| segment::cut(packet, layout, offset, false));
+            }
+            Passage::Parts(parts) => {
+                let last = parts.last().filter(|part| part.last).map(|part| part.payload.clone());
+                let pieces = parts.into_iter().map(|Part { payload, .. }| {
+                    let segment_size = cut_size(layout.payload + payload.len());
+                    *sent += segments(payload.len(), segment_size);
+                    (payload, Offload { segment_size })
+                });
+                batch.replace_last(layout.payload, pieces, |packet, part| {
+                    let offset = u32::try_from(part.start).unwrap_or(u32::MAX);
+                    segment::cut(packet, layout, offset, last.as_ref() == Some(&part));
+                });
+            }
+        }
+        result
     }
 }

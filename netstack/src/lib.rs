@@ -33,10 +33,12 @@ mod deadlines;
 mod device;
 mod drop_reason;
 mod flow;
+mod gate;
 mod limits;
 pub mod packet;
 pub mod reassembly;
 pub mod segment;
+mod sequence;
 mod stack;
 mod tuple;
 

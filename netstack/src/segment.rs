@@ -18,6 +18,7 @@ use crate::packet::checksum;
 const FLAGS: usize = 13;
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 /// Where the TCP checksum stands in its header.
@@ -55,15 +56,19 @@ impl Layout {
         (length >= TCP_HEADER && packet.len() >= tcp + length).then_some(Self { tcp, payload: tcp + length })
     }
 
-    /// The acknowledgment and window of a segment that is a FIN.
-    pub(crate) fn fin(self, packet: &[u8]) -> Option<(u32, u16)> {
+    /// What the header says.
+    pub(crate) fn header(self, packet: &[u8]) -> Option<Header> {
         let header = packet.get(self.tcp..self.payload)?;
-        if header.get(FLAGS)? & FIN == 0 {
-            return None;
-        }
-        let acknowledgment = header.get(8..12)?.try_into().ok()?;
-        let window = header.get(14..16)?.try_into().ok()?;
-        Some((u32::from_be_bytes(acknowledgment), u16::from_be_bytes(window)))
+        let word = |at: usize| Some(u32::from_be_bytes(header.get(at..at + 4)?.try_into().ok()?));
+        let flags = *header.get(FLAGS)?;
+        Some(Header {
+            sequence: word(4)?,
+            acknowledgment: word(8)?,
+            window: u16::from_be_bytes(header.get(14..16)?.try_into().ok()?),
+            syn: flags & SYN != 0,
+            fin: flags & FIN != 0,
+            rst: flags & RST != 0,
+        })
     }
 
     /// Whether the segment is a SYN.
@@ -75,6 +80,17 @@ impl Layout {
     pub(crate) fn headers(self) -> usize {
         self.tcp + TCP_HEADER
     }
+}
+
+/// Fields of a TCP header.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgment: u32,
+    pub(crate) window: u16,
+    pub(crate) syn: bool,
+    pub(crate) fin: bool,
+    pub(crate) rst: bool,
 }
 
 /// Lowers the maximum segment size that a SYN offers to `most` (RFC 9293 section 3.7.1). The checksum stays what it was.
@@ -123,15 +139,16 @@ pub fn segments(packet: &[u8], offload: Offload, scratch: &mut Vec<u8>, mut each
         scratch.extend_from_slice(headers);
         scratch.extend_from_slice(part);
         if count > 1 {
-            cut(scratch, layout, index, count, start);
+            cut(scratch, layout, u32::try_from(start).unwrap_or(0), index + 1 == count);
         }
         complete(scratch, layout);
         each(scratch);
     }
 }
 
-/// Makes the header of a super-packet that of one of its segments.
-fn cut(segment: &mut [u8], layout: Layout, index: usize, count: usize, offset: usize) {
+/// Makes the header of a super-packet that of a part of it, which begins `offset` bytes later in sequence space.
+/// `last`: it ends where the whole does.
+pub(crate) fn cut(segment: &mut [u8], layout: Layout, offset: u32, last: bool) {
     let length = segment.len();
     if layout.tcp == IPV4_HEADER {
         put16(segment, 2, u16::try_from(length).unwrap_or(0));
@@ -144,15 +161,15 @@ fn cut(segment: &mut [u8], layout: Layout, index: usize, count: usize, offset: u
     if let Some(sequence) = segment.get_mut(layout.tcp + 4..layout.tcp + 8)
         && let Ok(bytes) = <[u8; 4]>::try_from(&*sequence)
     {
-        let moved = u32::from_be_bytes(bytes).wrapping_add(u32::try_from(offset).unwrap_or(0));
+        let moved = u32::from_be_bytes(bytes).wrapping_add(offset);
         sequence.copy_from_slice(&moved.to_be_bytes());
     }
     if let Some(flags) = segment.get_mut(layout.tcp + FLAGS) {
         // Only the last segment ends or pushes, only the first tells of a reduced window.
-        if index + 1 < count {
+        if !last {
             *flags &= !(FIN | PSH);
         }
-        if index > 0 {
+        if offset > 0 {
             *flags &= !CWR;
         }
     }

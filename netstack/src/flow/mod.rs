@@ -1,7 +1,9 @@
 //! One flow, whatever its transport.
 
+mod congestion;
 pub(crate) mod datagram;
-mod recovery;
+pub(crate) mod recovery;
+mod scoreboard;
 pub(crate) mod tcp;
 
 use std::time::Instant;

@@ -1,84 +1,84 @@
-//! Congestion control and loss recovery towards the client, in front of smoltcp.
+//! Loss recovery towards the client, in front of smoltcp.
 //!
 //! smoltcp 0.14 alone does not live with loss: it takes a duplicate acknowledgment whose window moved (every one of
-//! Linux's) for a window update and then waits for its retransmission timer, which is never under a second; and its
-//! CUBIC cuts the window once for every lost segment of a window. So its congestion control is off. The window here
-//! bounds what the ring may hold, and where a segment must go out again smoltcp is told in words it understands:
-//! three acknowledgments that are the same to the letter (a *nudge*).
+//! Linux's) for a window update, ignores all of them in LAST-ACK, knows nothing of what arrived behind a hole, and waits
+//! for a timer that is never under a second. So its congestion control is off, and what it knows how to do, going
+//! back to the first unacknowledged byte and sending everything again, is only the means: here it is decided which
+//! bytes really leave, see [`Gate`](crate::gate::Gate).
 //!
-//! Window: CUBIC, RFC 9438, from ten segments (RFC 6928), leaving slow start when the round trip grows (the delay test
-//! of RFC 9406). Loss: by SACK as in RFC 6675 section 5, one segment a round trip as in RFC 6582; a retransmission
-//! that is lost and a lost tail by a timer, RFC 6298 with the floor of 200 ms that Linux has.
+//! Loss: by selective acknowledgments as in RFC 6675, everything that is lost in one round trip and no more than the
+//! [window](super::congestion) allows; without them one segment a round trip, RFC 6582. A lost tail is probed (RFC 8985
+//! section 7), and then a timer, RFC 6298 with the floor of 200 ms that Linux has, takes all for lost.
 
 use std::time::{Duration, Instant};
 
-use crate::packet::TcpSegment;
+use arrayvec::ArrayVec;
 
-/// Multiplicative decrease, RFC 9438 section 4.6.
-const BETA: f64 = 0.7;
-/// Aggressiveness of the cubic curve in segments a cubic second, RFC 9438 section 5.
-const C: f64 = 0.4;
-/// Slope of the Reno-friendly window, RFC 9438 section 4.3.
-const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
-/// Segments of the first window, RFC 6928.
-const INITIAL_WINDOW: usize = 10;
-/// Segments of the least window.
-const MINIMUM_WINDOW: usize = 2;
-/// Duplicate acknowledgments, or segments known to have arrived behind a hole, that make a hole a loss.
+use super::congestion::Congestion;
+use super::scoreboard::Scoreboard;
+use crate::packet::TcpSegment;
+use crate::sequence::{Range, before};
+
+/// Duplicate acknowledgments that make the first segment a loss.
 const DUPLICATES: u32 = 3;
 /// Least retransmission timeout.
 const MINIMUM_RTO: Duration = Duration::from_millis(200);
-/// Largest retransmission timeout: from here on smoltcp's own is sooner.
+/// Largest retransmission timeout.
 const MAXIMUM_RTO: Duration = Duration::from_secs(60);
 /// Least time after which a retransmission that changed nothing is taken for lost.
 const MINIMUM_REPEAT: Duration = Duration::from_millis(10);
-/// Growth of the round trip that ends slow start, RFC 9406 section 4.2.
-const DELAY_THRESHOLD: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(16));
-/// Samples in a row that must show it.
-const DELAYED_SAMPLES: u32 = 8;
+/// Least time after which a tail that is not acknowledged is probed, RFC 8985 section 7.2.
+const MINIMUM_PROBE: Duration = Duration::from_millis(10);
+/// How long a client may keep back the acknowledgment of a single segment.
+const DELAYED_ACKNOWLEDGMENT: Duration = Duration::from_millis(50);
+/// Losses are repeated so often in a round trip: each time smoltcp goes through all that is under way.
+const PASSES: u32 = 4;
+/// Least time between two passes.
+const MINIMUM_PASS: Duration = Duration::from_millis(1);
+/// Holes repeated in one pass; others have theirs.
+pub(crate) const HOLES: usize = 32;
 
-/// What is to be done with a segment of the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Advice {
-    /// smoltcp has nothing to learn from it, and would learn the wrong thing.
-    pub(crate) swallow: bool,
-    /// The first unacknowledged segment is to go out again.
-    pub(crate) retransmit: bool,
-}
+/// What is to leave again, in order.
+pub(crate) type Wanted = ArrayVec<Range, HOLES>;
 
-/// Round trip time, RFC 6298 section 2.
+/// What is under way, as far as it is known outside.
 #[derive(Debug, Clone, Copy)]
-struct RoundTrip {
-    smoothed: Duration,
-    variation: Duration,
-    least: Duration,
+pub(crate) struct Outstanding {
+    /// Bytes that are not acknowledged, sent or not, and one for a FIN.
+    pub(crate) queued: usize,
+    /// Where the highest segment that was sent ended.
+    pub(crate) frontier: u32,
 }
 
 /// The state of one connection.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     mss: usize,
+    congestion: Congestion,
+    scoreboard: Scoreboard,
     /// First unacknowledged sequence number; `None` before the first acknowledgment.
     una: Option<u32>,
     /// Window field of the client's last segment.
     window_field: u16,
     /// Sequence number the client's next segment begins with.
     client_next: u32,
-    cwnd: usize,
-    ssthresh: usize,
-    w_max: f64,
-    w_est: f64,
-    /// When the present stage of congestion avoidance began.
-    stage: Option<Instant>,
     duplicates: u32,
     /// While losses of one window are mended: the end of that window.
     point: Option<u32>,
-    /// When something was last retransmitted or acknowledged.
+    /// After a timeout: everything before it that did not arrive is lost.
+    lost_before: Option<u32>,
+    /// While losses are mended: what is lost before it was sent again.
+    resent: u32,
+    /// When the first of that left, and when the last.
+    round: Instant,
+    pass: Instant,
+    /// When something was last acknowledged or taken for lost.
     moved: Instant,
-    round_trip: Option<RoundTrip>,
     /// A sequence number and when it was handed to the ring.
-    probe: Option<(u32, Instant)>,
-    delayed: u32,
+    sample: Option<(u32, Instant)>,
+    /// The tail is to be sent again; it was since the last acknowledgment.
+    probe: bool,
+    probed: bool,
     backoff: u32,
 }
 
@@ -87,27 +87,28 @@ impl Recovery {
     pub(crate) fn new(now: Instant, mss: usize) -> Self {
         Self {
             mss,
+            congestion: Congestion::new(mss),
+            scoreboard: Scoreboard::default(),
             una: None,
             window_field: 0,
             client_next: 0,
-            cwnd: INITIAL_WINDOW * mss,
-            ssthresh: usize::MAX,
-            w_max: 0.0,
-            w_est: 0.0,
-            stage: None,
             duplicates: 0,
             point: None,
+            lost_before: None,
+            resent: 0,
+            round: now,
+            pass: now,
             moved: now,
-            round_trip: None,
-            probe: None,
-            delayed: 0,
+            sample: None,
+            probe: false,
+            probed: false,
             backoff: 0,
         }
     }
 
     /// How many bytes more the ring may take when it holds `queued`.
     pub(crate) fn room(&self, queued: usize) -> usize {
-        self.cwnd.saturating_sub(queued)
+        self.congestion.window().saturating_sub(queued.saturating_sub(self.scoreboard.bytes()))
     }
 
     /// Notes that the ring was filled to `queued` bytes.
@@ -116,10 +117,10 @@ impl Recovery {
             self.moved = now;
         }
         if let Some(una) = self.una
-            && self.probe.is_none()
+            && self.sample.is_none()
             && self.point.is_none()
         {
-            self.probe = Some((una.wrapping_add(wrap(queued)), now));
+            self.sample = Some((una.wrapping_add(wrap(queued)), now));
         }
     }
 
@@ -128,93 +129,229 @@ impl Recovery {
         self.moved = now;
     }
 
-    /// Takes a segment of the client, before smoltcp does. `queued`: bytes in the ring, all sent or to be sent.
-    pub(crate) fn handle_segment(&mut self, now: Instant, segment: &TcpSegment<'_>, queued: usize) -> Advice {
-        let nothing = Advice { swallow: false, retransmit: false };
+    /// Takes a segment of the client, before smoltcp does. Returns whether smoltcp has nothing to learn from it, and
+    /// would learn the wrong thing.
+    pub(crate) fn handle_segment(&mut self, now: Instant, segment: &TcpSegment<'_>, out: Outstanding) -> bool {
         if !segment.ack || segment.syn || segment.rst {
-            return nothing;
+            return false;
         }
         let same_window = segment.window == self.window_field;
         self.window_field = segment.window;
         self.client_next = segment.sequence.wrapping_add(segment.sequence_len());
+        let ack = segment.acknowledgment;
         let Some(una) = self.una else {
-            self.una = Some(segment.acknowledgment);
-            return nothing;
+            self.una = Some(ack);
+            return false;
         };
-        let advance = segment.acknowledgment.wrapping_sub(una) as usize;
-        if advance > 0 && advance <= queued + 1 {
-            let retransmit = self.acknowledged(now, segment, advance, queued);
-            return Advice { swallow: false, retransmit };
+        let advance = ack.wrapping_sub(una) as usize;
+        if advance > out.queued + 1 {
+            return false;
         }
-        let Some(highest) = segment.highest_sacked() else { return nothing };
-        if advance != 0 || queued == 0 {
-            return nothing;
-        }
-        self.duplicates += 1;
-        let arrived_behind = highest.wrapping_sub(una) as usize;
-        let lost = self.duplicates >= DUPLICATES || arrived_behind > DUPLICATES as usize * self.mss;
-        let retransmit = match self.point {
-            None if lost => {
-                self.point = Some(una.wrapping_add(wrap(queued)));
-                self.reduce(now);
-                true
+        let mut selective = false;
+        for run in segment.sacked() {
+            selective = true;
+            // What is not in what is under way is a repetition (RFC 2883), or nonsense.
+            let under_way = Range { start: if advance > 0 { ack } else { una }, end: out.frontier };
+            if run.common(under_way) == Some(run) {
+                self.scoreboard.add(run);
             }
-            // Later segments still arrive, but the retransmission does not: it was lost too.
-            Some(_) => now.saturating_duration_since(self.moved) > self.repeat_after(),
-            None => false,
-        };
-        if retransmit {
-            self.moved = now;
         }
+        if advance > 0 {
+            self.acknowledged(now, ack, advance, out);
+        } else if selective && out.queued > 0 {
+            self.duplicates += 1;
+        }
+        self.detect(now, out);
         let pure = segment.payload.is_empty() && !segment.fin;
-        Advice { swallow: pure && same_window, retransmit }
+        advance == 0 && selective && pure && same_window && out.queued > 0
     }
 
-    /// New data is acknowledged. Returns whether the next segment is known to be lost as well.
-    fn acknowledged(&mut self, now: Instant, segment: &TcpSegment<'_>, advance: usize, queued: usize) -> bool {
-        let ack = segment.acknowledgment;
+    /// New data is acknowledged.
+    fn acknowledged(&mut self, now: Instant, ack: u32, advance: usize, out: Outstanding) {
         self.una = Some(ack);
+        self.scoreboard.acknowledge(ack);
         self.duplicates = 0;
         self.backoff = 0;
         self.moved = now;
-        if let Some((end, sent)) = self.probe
-            && at_or_after(ack, end)
+        self.probed = false;
+        if let Some((end, sent)) = self.sample
+            && !before(ack, end)
         {
-            self.probe = None;
-            self.sample(now.saturating_duration_since(sent));
+            self.sample = None;
+            self.congestion.sample(now.saturating_duration_since(sent));
         }
+        // The target, not the window, was the limit: nothing was learnt about the path.
+        let limited = out.queued + self.mss >= self.congestion.window() / 2;
         match self.point {
-            // A partial acknowledgment, RFC 6582 section 3.2: what follows is the next hole.
-            Some(point) if !at_or_after(ack, point) => return true,
-            Some(_) => self.point = None,
-            None => self.grow(now, advance, queued),
+            Some(point) if before(ack, point) => {
+                if before(self.resent, ack) {
+                    self.resent = ack;
+                }
+                // After a timeout it begins again slowly.
+                if self.lost_before.is_some() {
+                    self.congestion.grow(now, advance);
+                }
+            }
+            Some(_) => {
+                self.point = None;
+                self.lost_before = None;
+            }
+            None if limited => self.congestion.grow(now, advance),
+            None => {}
         }
-        false
     }
 
-    /// Whether the timer says that the first unacknowledged segment must go out again. `queued`: bytes in the ring, and
-    /// the FIN as one.
-    pub(crate) fn handle_timeout(&mut self, now: Instant, queued: usize) -> bool {
-        if self.deadline(queued).is_none_or(|deadline| now < deadline) {
+    /// Looks whether something is lost that was not before.
+    fn detect(&mut self, now: Instant, out: Outstanding) {
+        let Some(una) = self.una else { return };
+        if self.point.is_none() {
+            if self.duplicates < DUPLICATES && self.scoreboard.lost_before(self.mss).is_none() {
+                return;
+            }
+            self.point = Some(out.frontier);
+            self.congestion.reduce(now);
+            self.sample = None;
+            self.start_round(now, una);
+        } else if before(una, self.resent) && now.saturating_duration_since(self.round) > self.repeat_after() {
+            // The first hole was sent again a round trip ago and is still there: that was lost too.
+            self.start_round(now, una);
+        }
+    }
+
+    fn start_round(&mut self, now: Instant, una: u32) {
+        self.resent = una;
+        self.round = now;
+        self.pass = now.checked_sub(MAXIMUM_RTO).unwrap_or(now);
+    }
+
+    /// Before which everything is lost that did not arrive.
+    fn lost_edge(&self, una: u32) -> u32 {
+        let first = una.wrapping_add(wrap(self.mss));
+        let selective = self.scoreboard.lost_before(self.mss).unwrap_or(first);
+        match self.lost_before {
+            Some(all) if before(selective, all) => all,
+            _ => selective,
+        }
+    }
+
+    /// What is lost and was not sent again yet.
+    fn lost(&self, una: u32, frontier: u32) -> Option<Range> {
+        self.point?;
+        let start = if before(self.resent, una) { una } else { self.resent };
+        let range = Range { start, end: self.lost_edge(una) };
+        range.common(Range { start: una, end: frontier })
+    }
+
+    /// What is to be sent again now, as far as the window allows.
+    pub(crate) fn repeat(&mut self, now: Instant, out: Outstanding, wanted: &mut Wanted) {
+        let Some(una) = self.una else { return };
+        if std::mem::take(&mut self.probe) {
+            let tail = out.frontier.wrapping_sub(wrap(self.mss));
+            let start = if before(tail, una) { una } else { tail };
+            if before(start, out.frontier) {
+                wanted.push(Range { start, end: out.frontier });
+            }
+            return;
+        }
+        let Some(lost) = self.lost(una, out.frontier) else { return };
+        if now < self.next_pass() {
+            return;
+        }
+        let mut allowed = self.allowed(una, lost, out);
+        let holes = self.scoreboard.holes(lost);
+        for mut hole in holes.take(HOLES) {
+            if hole.len() > allowed {
+                hole.end = hole.start.wrapping_add(wrap(allowed));
+            }
+            if hole.len() == 0 {
+                break;
+            }
+            allowed -= hole.len();
+            self.resent = hole.end;
+            wanted.push(hole);
+        }
+        if !wanted.is_empty() {
+            self.pass = now;
+            self.moved = now;
+        }
+    }
+
+    /// Bytes of `lost` that may leave again: what the window has room for beside all that is still under way (`pipe` of
+    /// RFC 6675).
+    fn allowed(&self, una: u32, lost: Range, out: Outstanding) -> usize {
+        let missing: usize = self.scoreboard.holes(lost).map(Range::len).sum();
+        let unacknowledged = out.frontier.wrapping_sub(una) as usize;
+        let pipe = unacknowledged.saturating_sub(self.scoreboard.bytes() + missing);
+        let allowed = self.congestion.window().saturating_sub(pipe);
+        if self.resent == una {
+            // The first retransmission waits for nothing.
+            allowed.max(self.mss)
+        } else if allowed < self.mss.min(missing) {
+            0
+        } else {
+            allowed
+        }
+    }
+
+    fn next_pass(&self) -> Instant {
+        let pause = self.congestion.round_trip.map_or(MINIMUM_PASS, |rtt| (rtt.smoothed / PASSES).max(MINIMUM_PASS));
+        self.pass + pause
+    }
+
+    /// Looks whether a timer is due. Returns whether everything is taken for lost, whatever was to be repeated before.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, out: Outstanding) -> bool {
+        if let Some(at) = self.probe_at(out)
+            && now >= at
+        {
+            self.probe = true;
+            self.probed = true;
+        }
+        let Some(una) = self.una else { return false };
+        if self.timeout_at(out).is_none_or(|at| now < at) {
             return false;
         }
         self.moved = now;
-        self.probe = None;
+        self.sample = None;
         self.backoff += 1;
         if self.point.is_none() {
-            self.point = self.una.map(|una| una.wrapping_add(wrap(queued)));
-            self.reduce(now);
+            self.congestion.reduce(now);
         }
+        self.congestion.restart();
+        self.point = Some(out.frontier);
+        self.lost_before = Some(out.frontier);
+        self.probe = false;
+        self.start_round(now, una);
         true
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
-    pub(crate) fn deadline(&self, queued: usize) -> Option<Instant> {
+    /// When [`handle_timeout`](Self::handle_timeout) or [`repeat`](Self::repeat) want to be called.
+    pub(crate) fn deadline(&self, out: Outstanding) -> Option<Instant> {
+        let timeout = self.timeout_at(out)?;
+        let una = self.una?;
+        // Without room the next acknowledgment makes it.
+        let lost = self.lost(una, out.frontier).filter(|lost| self.allowed(una, *lost, out) > 0);
+        let pass = lost.filter(|lost| self.scoreboard.holes(*lost).next().is_some()).map(|_| self.next_pass());
+        [self.probe_at(out), pass].into_iter().flatten().fold(timeout, Instant::min).into()
+    }
+
+    fn timeout_at(&self, out: Outstanding) -> Option<Instant> {
         // A client that closed its window is probed by smoltcp.
-        if queued == 0 || self.una.is_none() || self.window_field == 0 {
+        if out.queued == 0 || self.una.is_none() || self.window_field == 0 {
             return None;
         }
-        Some(self.moved + self.timeout())
+        let rtt = self.congestion.round_trip;
+        let once = rtt.map_or(Duration::from_secs(1), |rtt| rtt.smoothed + 4 * rtt.variation);
+        let factor = 1u32 << self.backoff.min(8);
+        Some(self.moved + (once.max(MINIMUM_RTO) * factor).min(MAXIMUM_RTO))
+    }
+
+    fn probe_at(&self, out: Outstanding) -> Option<Instant> {
+        let rtt = self.congestion.round_trip?;
+        if self.probed || self.point.is_some() || out.queued == 0 || self.window_field == 0 {
+            return None;
+        }
+        let patience = if out.queued <= self.mss { DELAYED_ACKNOWLEDGMENT } else { Duration::ZERO };
+        Some(self.moved + (2 * rtt.smoothed).max(MINIMUM_PROBE) + patience)
     }
 
     /// The window field, and the sequence and acknowledgment number, of a segment the client might send now.
@@ -222,82 +359,23 @@ impl Recovery {
         Some((self.window_field, self.client_next, self.una?))
     }
 
-    fn timeout(&self) -> Duration {
-        let once = self.round_trip.map_or(Duration::from_secs(1), |rtt| rtt.smoothed + 4 * rtt.variation);
-        let factor = 1u32 << self.backoff.min(8);
-        (once.max(MINIMUM_RTO) * factor).min(MAXIMUM_RTO)
+    /// The first unacknowledged sequence number.
+    pub(crate) fn una(&self) -> Option<u32> {
+        self.una
+    }
+
+    /// Whether the client's window is closed.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.window_field == 0
     }
 
     fn repeat_after(&self) -> Duration {
-        self.round_trip.map_or(MINIMUM_RTO, |rtt| (rtt.smoothed + 4 * rtt.variation).max(MINIMUM_REPEAT))
-    }
-
-    fn sample(&mut self, took: Duration) {
-        let Some(rtt) = &mut self.round_trip else {
-            self.round_trip = Some(RoundTrip { smoothed: took, variation: took / 2, least: took });
-            return;
-        };
-        rtt.variation = (3 * rtt.variation + rtt.smoothed.abs_diff(took)) / 4;
-        rtt.smoothed = (7 * rtt.smoothed + took) / 8;
-        rtt.least = rtt.least.min(took);
-        if self.cwnd < self.ssthresh {
-            let threshold = (rtt.least / 8).clamp(DELAY_THRESHOLD.0, DELAY_THRESHOLD.1);
-            self.delayed = if took > rtt.least + threshold { self.delayed + 1 } else { 0 };
-            if self.delayed >= DELAYED_SAMPLES {
-                self.ssthresh = self.cwnd;
-            }
-        }
-    }
-
-    /// Loss: less from now on, RFC 9438 section 4.6 and 4.7.
-    fn reduce(&mut self, now: Instant) {
-        let window = self.cwnd as f64;
-        self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
-        self.cwnd = self.at_least_minimum(window * BETA);
-        self.ssthresh = self.cwnd;
-        self.w_est = self.cwnd as f64;
-        self.stage = Some(now);
-        self.probe = None;
-    }
-
-    /// `acked` bytes arrived: more from now on, RFC 9438 section 4.2 to 4.4.
-    fn grow(&mut self, now: Instant, acked: usize, queued: usize) {
-        // The target, not the window, was the limit: nothing was learnt about the path.
-        if queued + self.mss < self.cwnd / 2 {
-            return;
-        }
-        if self.cwnd < self.ssthresh {
-            self.cwnd += acked;
-            return;
-        }
-        let mss = self.mss as f64;
-        let window = self.cwnd as f64;
-        let stage = *self.stage.get_or_insert_with(|| {
-            self.w_max = window;
-            self.w_est = window;
-            now
-        });
-        let lookahead = self.round_trip.map_or(Duration::ZERO, |rtt| rtt.smoothed);
-        let t = (now.saturating_duration_since(stage) + lookahead).as_secs_f64();
-        let k = (self.w_max * (1.0 - BETA) / (C * mss)).max(0.0).cbrt();
-        let target = (C * mss * (t - k).powi(3) + self.w_max).clamp(window, 1.5 * window);
-        let slope = if self.w_est >= self.w_max { 1.0 } else { ALPHA };
-        self.w_est += slope * mss * acked as f64 / window;
-        let grown = window + (target - window) * acked as f64 / window;
-        self.cwnd = self.at_least_minimum(grown.max(self.w_est));
-    }
-
-    fn at_least_minimum(&self, window: f64) -> usize {
-        (window as usize).max(MINIMUM_WINDOW * self.mss)
+        let rtt = self.congestion.round_trip;
+        rtt.map_or(MINIMUM_RTO, |rtt| (rtt.smoothed + 4 * rtt.variation).max(MINIMUM_REPEAT))
     }
 }
 
 /// A length in sequence space. Rings are far smaller than it.
 pub(super) fn wrap(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
-}
-
-/// Whether `a` is not before `b`, RFC 9293 section 3.4.
-fn at_or_after(a: u32, b: u32) -> bool {
-    a.wrapping_sub(b).cast_signed() >= 0
 }

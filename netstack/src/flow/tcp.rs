@@ -8,12 +8,13 @@ use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
-use super::recovery::{Advice, Recovery, wrap};
+use super::recovery::{Outstanding, Recovery, wrap};
 use crate::device::{FlowLink, Segmentation};
+use crate::gate::Gate;
 use crate::limits::StackLimits;
-use crate::packet::build::{self, Reply};
-use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport};
+use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport, build};
 use crate::segment::{self, Layout};
+use crate::sequence::before;
 use crate::tuple::FiveTuple;
 
 /// Most packets one flow may send before the next flow has its turn.
@@ -22,6 +23,8 @@ const PACKETS_A_TURN: u32 = 64;
 const TIME_WAIT: StackDuration = StackDuration::from_secs(10);
 /// How often a client is asked that owes an acknowledgment while smoltcp has no timer running.
 const WATCHDOG: StackDuration = StackDuration::from_secs(1);
+/// How often smoltcp is asked to go back: what it wants to do before comes first.
+const LOOKS: usize = 4;
 
 /// smoltcp takes no smaller maximum segment size seriously.
 const LEAST_SEGMENT: usize = 48;
@@ -68,8 +71,9 @@ pub(crate) struct TcpSocket {
     close_wanted: bool,
     /// Until when smoltcp does not end TIME-WAIT.
     lingers_until: Option<StackInstant>,
-    /// Acknowledgment and window of our FIN, once it was sent.
-    fin: Option<(u32, u16)>,
+    gate: Gate,
+    /// How far smoltcp's clock is ahead of ours: its retransmission timer is due when we say so.
+    ahead: StackDuration,
 }
 
 /// A closed smoltcp socket with its two rings, alone in its set.
@@ -187,7 +191,8 @@ impl TcpSocket {
             client_closed_first: false,
             close_wanted: false,
             lingers_until: None,
-            fin: None,
+            gate: Gate::default(),
+            ahead: StackDuration::ZERO,
         }
     }
 
@@ -207,6 +212,7 @@ impl TcpSocket {
         segment: &TcpSegment<'_>,
         link: &mut FlowLink<'_>,
     ) {
+        let time = time + self.ahead;
         self.last_heard = now;
         self.last_active = now;
         self.note(segment);
@@ -215,17 +221,13 @@ impl TcpSocket {
             link.received = None;
             return self.challenge(time, link);
         }
-        let queued = self.socket().send_queue();
-        let Advice { swallow, retransmit } = self.recovery.handle_segment(now, segment, queued);
+        let outstanding = self.outstanding();
+        let swallow = self.recovery.handle_segment(now, segment, outstanding);
         let before = self.state();
         if swallow {
             link.received = None;
         } else {
-            let result = self.interface.poll_ingress_single(time, link, &mut self.sockets);
-            debug_assert_ne!(result, PollIngressSingleResult::None, "the link had a packet");
-        }
-        if retransmit {
-            self.nudge(time, link);
+            self.poll_ingress(time, link);
         }
         let after = self.state();
         if after == State::CloseWait && before != after {
@@ -303,48 +305,79 @@ impl TcpSocket {
         let mut inner = FlowLink::new(link.batch, link.to, link.mtu);
         inner.received = packet.get(..*len);
         inner.segmentation = link.segmentation;
-        self.interface.poll_ingress_single(time, &mut inner, &mut self.sockets);
+        self.poll_ingress(time, &mut inner);
         link.sent += inner.sent;
     }
 
-    /// Makes smoltcp send the first unacknowledged segment again: it does after exactly three acknowledgments without
-    /// data that are the same to the letter, the window included. The one before, with another window, makes it count
-    /// from the beginning.
-    fn nudge(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
-        let Some((window, sequence, acknowledgment)) = self.recovery.echo() else { return };
-        let Some(other_window) = window.checked_sub(1) else { return };
-        self.repeated = true;
-        for window in [other_window, window, window, window, window] {
-            let echo = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, window);
-            self.feed(time, &echo, link);
+    fn poll_ingress(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
+        link.gate = std::mem::take(&mut self.gate);
+        let result = self.interface.poll_ingress_single(time, link, &mut self.sockets);
+        debug_assert_ne!(result, PollIngressSingleResult::None, "the link had a packet");
+        self.gate = std::mem::take(&mut link.gate);
+    }
+
+    /// Lets smoltcp make a packet. Returns whether it made one.
+    fn poll_egress(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
+        let before = link.made;
+        link.gate = std::mem::take(&mut self.gate);
+        let result = self.interface.poll_egress(time, link, &mut self.sockets);
+        self.gate = std::mem::take(&mut link.gate);
+        result != PollResult::None && link.made != before
+    }
+
+    /// Makes smoltcp go back to the first unacknowledged byte: its retransmission timer is made to be due.
+    fn go_back(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
+        self.gate.went_back = false;
+        for _ in 0..LOOKS {
+            let now = time + self.ahead;
+            if let Some(at) = self.interface.poll_at(now, &self.sockets)
+                && at > now
+            {
+                self.ahead += at - now;
+            }
+            if !self.poll_egress(time + self.ahead, link) || self.gate.went_back {
+                return;
+            }
         }
     }
 
     /// Sends what may be sent now. Returns whether there is more than a turn's worth.
     pub(crate) fn transmit(&mut self, now: Instant, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
-        if self.is_held_open(time) {
+        if self.is_held_open(time + self.ahead) {
             return false;
         }
         link.segmentation = Some(self.segmentation);
-        if self.recovery.handle_timeout(now, self.outstanding()) && !self.repeat_fin(link) {
-            self.nudge(time, link);
-        }
         if self.owed_since.is_none() && self.socket().keep_alive().is_some() {
             self.socket().set_keep_alive(None);
         }
-        let more = self.transmit_turn(time, link);
-        if self.fin.is_none() && link.fin.is_some() && self.socket().send_queue() == 0 {
+        self.gate.shut = self.recovery.is_shut();
+        self.gate.keep_alive = self.socket().keep_alive().is_some();
+        self.gate.una = self.recovery.una().unwrap_or_default();
+        let outstanding = self.outstanding();
+        let una = self.gate.una;
+        if self.recovery.handle_timeout(now, outstanding) {
+            self.gate.wanted.clear();
+        }
+        self.gate.wanted.retain(|range| before(una, range.end));
+        if self.gate.wanted.is_empty() {
+            self.recovery.repeat(now, outstanding, &mut self.gate.wanted);
+        }
+        if !self.gate.wanted.is_empty() {
+            self.go_back(time, link);
+        }
+        let first = self.outstanding().frontier;
+        let more = self.transmit_turn(time + self.ahead, link);
+        let outstanding = self.outstanding();
+        if first != outstanding.frontier && outstanding.queued == 1 && self.socket().send_queue() == 0 {
             self.recovery.handle_fin(now);
         }
-        self.fin = link.fin.or(self.fin);
         more
     }
 
     fn transmit_turn(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
         let first = link.sent;
         loop {
-            let before = link.sent;
-            if self.interface.poll_egress(time, link, &mut self.sockets) == PollResult::None || link.sent == before {
+            if !self.poll_egress(time, link) {
                 return link.batch.is_full()
                     && self.interface.poll_at(time, &self.sockets).is_some_and(|at| at <= time);
             }
@@ -354,31 +387,19 @@ impl TcpSocket {
         }
     }
 
-    /// Bytes that are not acknowledged; a FIN that was sent is one.
-    fn outstanding(&self) -> usize {
-        let socket = self.sockets.get::<Socket<'_>>(self.handle);
-        let sent = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck) && self.fin.is_some();
-        socket.send_queue() + usize::from(sent)
-    }
-
-    /// Sends the FIN again when it is all that is missing: smoltcp does so by its timer only, which is never under a
-    /// second. `false`: there is more.
-    fn repeat_fin(&mut self, link: &mut FlowLink<'_>) -> bool {
-        let (Some((acknowledgment, window)), Some((_, _, sequence))) = (self.fin, self.recovery.echo()) else {
-            return false;
-        };
-        if self.outstanding() != 1 || self.socket().send_queue() != 0 {
-            return false;
-        }
-        let reply = Reply { to: link.to, tuple: self.tuple, mtu: link.mtu, identification: 0 };
-        link.sent += wrap(build::tcp_fin(link.batch, reply, sequence, acknowledgment, window));
-        true
+    /// What is not acknowledged.
+    fn outstanding(&self) -> Outstanding {
+        let queue = self.sockets.get::<Socket<'_>>(self.handle).send_queue();
+        let una = self.recovery.una().unwrap_or_default();
+        let frontier = self.gate.frontier().filter(|frontier| !before(*frontier, una)).unwrap_or(una);
+        // A FIN that was sent is one more than the ring holds.
+        Outstanding { queued: queue.max(frontier.wrapping_sub(una) as usize), frontier }
     }
 
     /// Resets the client, RFC 9293 section 3.10.7.
     pub(crate) fn abort(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
         self.socket().abort();
-        self.interface.poll_egress(time, link, &mut self.sockets);
+        self.poll_egress(time + self.ahead, link);
     }
 
     /// Closes the half towards the client, after everything sent.
@@ -522,11 +543,11 @@ impl TcpSocket {
     /// The earliest time at which something must be done without a packet.
     pub(crate) fn deadline(&mut self, epoch: Instant, time: StackInstant, limits: &StackLimits) -> Instant {
         let mut deadline = self.idle_deadline(limits);
-        if self.is_held_open(time) {
+        if self.is_held_open(time + self.ahead) {
             return deadline;
         }
-        if let Some(at) = self.poll_at(time) {
-            deadline = deadline.min(std_time(epoch, at));
+        if let Some(at) = self.poll_at(time + self.ahead) {
+            deadline = deadline.min(std_time(epoch, at - self.ahead));
         }
         if let Some(at) = self.recovery.deadline(self.outstanding()) {
             deadline = deadline.min(at);

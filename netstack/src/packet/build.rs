@@ -18,7 +18,6 @@ pub(crate) const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 pub(crate) const TCP_HEADER: usize = 20;
 const HOP_LIMIT: u8 = 64;
-const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
@@ -155,21 +154,6 @@ pub fn tcp_reset(batch: &mut PacketBatch, reply: Reply, segment: &TcpSegment<'_>
         put8(&mut header, 13, RST | ACK);
     }
     put8(&mut header, 12, 5 << 4);
-    let sum = transport_checksum(&reply, IpProtocol::Tcp, &[&header]);
-    put16(&mut header, 16, sum);
-    datagram(batch, reply, IpProtocol::Tcp, &header, &[])
-}
-
-/// A FIN without data, once more.
-pub(crate) fn tcp_fin(batch: &mut PacketBatch, reply: Reply, sequence: u32, acknowledgment: u32, window: u16) -> usize {
-    let mut header = [0; TCP_HEADER];
-    put16(&mut header, 0, reply.tuple.destination_port);
-    put16(&mut header, 2, reply.tuple.source_port);
-    put32(&mut header, 4, sequence);
-    put32(&mut header, 8, acknowledgment);
-    put8(&mut header, 12, 5 << 4);
-    put8(&mut header, 13, FIN | ACK);
-    put16(&mut header, 14, window);
     let sum = transport_checksum(&reply, IpProtocol::Tcp, &[&header]);
     put16(&mut header, 16, sum);
     datagram(batch, reply, IpProtocol::Tcp, &header, &[])

@@ -2,6 +2,8 @@
 
 use etherparse::{TcpOptionElement, TcpOptionsIterator};
 
+use crate::sequence::{Range, before};
+
 /// What an [`IpPacket`] carries.
 #[derive(Debug, Clone, Copy)]
 pub enum Transport<'p> {
@@ -42,19 +44,19 @@ impl TcpSegment<'_> {
         self.syn && !self.ack && !self.rst && !self.fin
     }
 
-    /// The end of the farthest block that arrived behind a hole, RFC 2018.
-    pub fn highest_sacked(&self) -> Option<u32> {
-        if self.options.is_empty() {
-            return None;
-        }
-        let blocks = TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
-            Ok(TcpOptionElement::SelectiveAcknowledgement((_, first_end), rest)) => Some((first_end, rest)),
-            _ => None,
-        });
-        let (first_end, rest) = blocks?;
-        // The nearest of two numbers around `first_end` is decided by their difference, as all sequence numbers are.
-        let farthest = |a: u32, b: u32| if b.wrapping_sub(a).cast_signed() > 0 { b } else { a };
-        Some(rest.iter().flatten().fold(first_end, |farthest_yet, (_, end)| farthest(farthest_yet, *end)))
+    /// The runs that arrived behind a hole, as the client tells them, RFC 2018.
+    pub(crate) fn sacked(&self) -> impl Iterator<Item = Range> + use<> {
+        let blocks = if self.options.is_empty() {
+            None
+        } else {
+            TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
+                Ok(TcpOptionElement::SelectiveAcknowledgement(first, rest)) => Some((first, rest)),
+                _ => None,
+            })
+        };
+        let runs =
+            blocks.into_iter().flat_map(|(first, rest)| std::iter::once(first).chain(rest.into_iter().flatten()));
+        runs.map(|(start, end)| Range { start, end }).filter(|run| before(run.start, run.end))
     }
 
     /// The largest segment the sender of this SYN takes, RFC 9293 section 3.7.1.

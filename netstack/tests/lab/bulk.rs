@@ -71,10 +71,42 @@ fn bytes_survive_heavy_loss_each_way() {
 }
 
 #[test]
+fn a_download_survives_the_loss_of_every_fifth_packet() {
+    for more in 0..10 {
+        transfer(
+            false,
+            Path { latency: Duration::from_micros(100), loss: 200, reordered: 50 },
+            1024 * KIB,
+            0,
+            400_000 + more,
+        );
+    }
+}
+
+#[test]
 fn nothing_at_all_is_a_transfer_too() {
     for (up, down) in [(0, 0), (1, 0), (0, 1)] {
         transfer(false, Path { latency: LATENCY, loss: 0, reordered: 0 }, 64 * KIB, up, down);
     }
+}
+
+/// A queue on the way overflows in slow start: what was lost in one round trip comes again in a few, not one segment in
+/// each.
+#[test]
+fn a_burst_of_losses_is_mended_in_a_few_round_trips() {
+    const BYTES: u64 = 4 << 20;
+    let path = Path { latency: Duration::from_millis(100), loss: 0, reordered: 0 };
+    let limits = StackLimits { tcp_buffer: 1024 * KIB, ..limits() };
+    let mut world = World::new(limits, path, Reception::Accept(Target::sends(BYTES)));
+    world.client.connect(target_v4(), 0, 1024 * KIB);
+    let received = |world: &mut World| world.client.connections[0].received;
+    assert!(world.run(MINUTE, |world| received(world) > BYTES / 16));
+    world.down.drops = 150;
+    let began = world.lab.now;
+    assert!(world.run(MINUTE * 10, |world| received(world) == BYTES));
+    assert_eq!(world.down.drops, 0, "they were lost");
+    let took = world.lab.now - began;
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 /// With 16 MiB of buffer a download fills a gigabit over a round trip of 100 ms, once it has found out that it may.

@@ -290,7 +290,9 @@ fn a_lost_fin_comes_again_as_soon_as_data_would() {
         lab.pass(SECOND / 10);
         assert_eq!(fins(&mut lab), [], "the acknowledgment may still come");
         lab.pass(SECOND / 5);
-        assert_eq!(fins(&mut lab), [(next, ours, 0)], "client closed first: {client_closes}");
+        let again = fins(&mut lab);
+        assert!(!again.is_empty(), "client closed first: {client_closes}");
+        assert!(again.iter().all(|fin| *fin == (next, ours, 0)), "{again:?}");
         lab.inject(&segment(ACK, ours, next.wrapping_add(1), 65_000)).unwrap();
         lab.pass(SECOND * 10);
         assert_eq!(fins(&mut lab), [], "it arrived");

@@ -45,6 +45,8 @@ pub(crate) struct Path {
 pub(crate) struct Link {
     pub(crate) path: Path,
     pub(crate) bytes_a_microsecond: f64,
+    /// Packets that are lost from now on, three of four.
+    pub(crate) drops: usize,
     random: Random,
     under_way: BinaryHeap<Reverse<(Duration, u64, Vec<u8>)>>,
     serial: u64,
@@ -57,6 +59,7 @@ impl Link {
         Self {
             path,
             bytes_a_microsecond: BYTES_A_MICROSECOND,
+            drops: 0,
             random: Random::new(seed),
             under_way: BinaryHeap::new(),
             serial: 0,
@@ -66,6 +69,10 @@ impl Link {
 
     pub(crate) fn send(&mut self, now: Duration, packet: Vec<u8>) {
         if self.random.chance(self.path.loss) {
+            return;
+        }
+        if self.drops > 0 && self.random.chance(750) {
+            self.drops -= 1;
             return;
         }
         let late = if self.random.chance(self.path.reordered) { self.path.latency / 2 } else { Duration::ZERO };
