@@ -34,6 +34,7 @@ use crate::metrics::server::{self as metrics_server, Phase};
 use crate::rulesets::Rulesets;
 use crate::shard::{self, BindError, BoundShards, ShardHandle};
 use crate::signals::SignalEvent;
+use crate::state::{self, Keeper, Memory};
 
 /// How often the host's own addresses are looked at.
 const OWN_ADDRESSES_EVERY: Duration = Duration::from_secs(5);
@@ -107,6 +108,7 @@ pub struct Gateway {
     records: mpsc::Receiver<FlowRecord>,
     shards: BoundShards,
     routes: Option<SteeredRoutes>,
+    memory: Option<Memory>,
 }
 
 impl Gateway {
@@ -132,6 +134,7 @@ impl Gateway {
         };
         let flow_log = FlowLog::open(&config.flow_log)
             .map_err(|source| StartError::FlowLog { path: config.flow_log.clone(), source })?;
+        let memory = config.wireguard.as_ref().map(|_| Memory::open(&config.state_dir.join(state::FILE)));
         look_at_host(&config);
         let (tun, index) = match &config.tun {
             Some(tun) => {
@@ -149,7 +152,7 @@ impl Gateway {
             Some((tun, index)) => Some(SteeredRoutes::install(tun, index).await?),
             None => None,
         };
-        Ok(Self { config, rulesets: Arc::new(rulesets), control, metrics, flow_log, records, shards, routes })
+        Ok(Self { config, rulesets: Arc::new(rulesets), control, metrics, flow_log, records, shards, routes, memory })
     }
 
     /// Serves until `signals` says stop, or a shard is gone.
@@ -158,11 +161,12 @@ impl Gateway {
     ///
     /// A thread cannot be started.
     pub async fn serve(self, signals: mpsc::Receiver<SignalEvent>) -> Result<Outcome, StartError> {
-        let Self { config, rulesets, control, metrics, flow_log, records, shards, routes } = self;
+        let Self { config, rulesets, control, metrics, flow_log, records, shards, routes, memory } = self;
         let flow_log = flow_log.start(records).map_err(StartError::Thread)?;
         let handles = shards.start().map_err(StartError::Thread)?;
         let shards = Shards::new(&handles);
         rulesets.attach(shards.clone());
+        let keeper = memory.map(|memory| Keeper::start(memory, shards.clone(), rulesets.subscribe()));
         let (phase, phases) = watch::channel(Phase::Starting);
         let (listener, socket) = control.into_parts();
         let context = Context {
@@ -179,7 +183,7 @@ impl Gateway {
                 Exporter::new(shards.clone(), Arc::clone(flow_log.counters()), Arc::clone(rulesets.failures()));
             serve_metrics(listener, metrics_server::router(exporter, shards.clone(), phases));
         }
-        let running = Running { config, rulesets, shards, handles, flow_log, phase, signals, socket, routes };
+        let running = Running { config, rulesets, shards, handles, flow_log, phase, signals, socket, routes, keeper };
         Ok(running.run().await)
     }
 }
@@ -195,6 +199,7 @@ struct Running {
     signals: mpsc::Receiver<SignalEvent>,
     socket: SocketFile,
     routes: Option<SteeredRoutes>,
+    keeper: Option<Keeper>,
 }
 
 impl Running {
@@ -257,6 +262,9 @@ impl Running {
         }
         if cut {
             tracing::warn!("asked to stop twice: ending at once");
+        } else if let Some(keeper) = self.keeper.take() {
+            // The shards must still answer.
+            keeper.stop().await;
         }
         // Resets and records of what is open take no longer than a turn of each shard: even a hurried end has them.
         let stopped = tokio::select! {

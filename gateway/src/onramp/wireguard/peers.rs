@@ -1,5 +1,7 @@
 //! The WireGuard peers of one shard: who they are, their tunnels, where they are.
 
+mod opening;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +84,12 @@ pub struct Peer {
     last_handshake: Option<Timestamp>,
     bytes_received: u64,
     bytes_sent: u64,
+    /// Looks at the timers since a handshake was opened with it that nothing came of yet.
+    opening: Option<u32>,
+    /// It has had a handshake, and no authentic datagram since.
+    renewed: bool,
+    /// It is not remembered where, or when, it was heard of last.
+    moved: bool,
 }
 
 impl Peer {
@@ -182,7 +190,8 @@ impl Peers {
                 self.handle_initiation(around, from, datagram)
             }
             Some(MESSAGE_RESPONSE) => {
-                if !verified {
+                // Never verified elsewhere: only the owner knows whether it asked.
+                if self.is_mine(word(datagram, 8)) && !self.has_asked(from, word(datagram, 8)) {
                     self.verify(around, from, datagram)?;
                 }
                 self.handle_for_index(around, from, datagram, word(datagram, 8), deliver)
@@ -249,6 +258,7 @@ impl Peers {
         peer.bytes_received += datagram.len() as u64;
         peer.bytes_sent += response.len() as u64;
         peer.last_handshake = Some(around.now);
+        peer.renewed = true;
         around.outbox.queue(from, response);
         around.counters.handshakes.add(1);
         Ok(Route::Here)
@@ -281,6 +291,9 @@ impl Peers {
             last_handshake: None,
             bytes_received: 0,
             bytes_sent: 0,
+            opening: None,
+            renewed: false,
+            moved: false,
         });
         self.by_key.insert(*key, slot);
         Some(slot)
@@ -314,6 +327,7 @@ impl Peers {
                 Ok(Route::Here)
             }
             TunnResult::WriteToNetwork(answer) => {
+                peer.renewed |= word(datagram, 0) == Some(MESSAGE_RESPONSE);
                 peer.heard(from, datagram);
                 if word(datagram, 0) == Some(MESSAGE_RESPONSE) {
                     peer.last_handshake = Some(around.now);
@@ -361,6 +375,11 @@ impl Peers {
     pub fn tick(&mut self, outbox: &mut Outbox, in_use: impl Fn(&Device) -> bool) {
         let Self { slots, by_key, scratch, identity, shard, .. } = self;
         slots.retain(|_, peer| {
+            if !peer.wait_for_answer(scratch, outbox) {
+                by_key.remove(&peer.key);
+                identity.owners.release(&peer.key, *shard);
+                return false;
+            }
             let result = peer.tunnel.update_timers(scratch);
             if let TunnResult::WriteToNetwork(message) = result {
                 if let Some(endpoint) = peer.endpoint {
@@ -408,6 +427,9 @@ impl Peers {
 impl Peer {
     /// Notes an authentic datagram: the peer is where it came from.
     fn heard(&mut self, from: Endpoint, datagram: &[u8]) {
+        self.moved |= self.renewed || self.endpoint != Some(from);
+        self.renewed = false;
+        self.opening = None;
         self.endpoint = Some(from);
         self.bytes_received += datagram.len() as u64;
     }
