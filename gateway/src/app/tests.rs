@@ -130,6 +130,7 @@ fn running(files: &Files, shard: FakeShard) -> (Running, mpsc::Sender<SignalEven
         socket: ControlSocket::bind(&files.config.control).unwrap().into_parts().1,
         routes: None,
         keeper: None,
+        _claims: Claims::default(),
     };
     (running, signals, phases)
 }

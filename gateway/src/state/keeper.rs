@@ -140,3 +140,89 @@ fn remembers(directory: &Directory, key: &Key) -> bool {
 fn same_tunnel(before: &Device, after: &Device) -> bool {
     before.identity.device == after.identity.device && before.preshared_key == after.preshared_key
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::control::shards::tests::FakeShard;
+    use crate::control::tests::Files;
+    use crate::directory::DirectoryContext;
+    use crate::keys::encode_key;
+
+    /// A key that can be one.
+    fn key(number: u8) -> Key {
+        [number + 10; 32]
+    }
+
+    fn peer(number: u8, heard: Timestamp) -> Remembered {
+        let endpoint = format!("198.51.100.{number}:51820").parse().unwrap();
+        Remembered { key: key(number), endpoint, local: None, shard: 0, shards: 1, heard }
+    }
+
+    /// Devices by number, each with a flag that is set.
+    fn directory(devices: &[(u8, Option<&str>)]) -> Arc<Directory> {
+        let mut all = json!({});
+        for (number, flag) in devices {
+            let mut device = json!({
+                "user": "ann", "public_key": encode_key(&key(*number)), "addresses": [format!("100.96.0.{number}")],
+            });
+            if let Some(flag) = flag {
+                device[flag] = true.into();
+            }
+            all[format!("device-{number}")] = device;
+        }
+        let context = DirectoryContext { tunnel: vec!["100.96.0.250/16".parse().unwrap()], own_public_key: None };
+        let text = json!({ "users": { "ann": {} }, "devices": all }).to_string();
+        Arc::new(Directory::parse(&text, &context).unwrap())
+    }
+
+    fn remembered(path: &Path) -> BTreeSet<Key> {
+        Memory::open(path).peers().map(|peer| peer.key).collect()
+    }
+
+    #[tokio::test]
+    async fn follows_shards_and_directory() {
+        let files = Files::new();
+        let path = files.path("state.db");
+        let now = Timestamp::now();
+        let hours = |hours| now - SignedDuration::from_hours(hours);
+        let mut memory = Memory::open(&path);
+        for peer in
+            [peer(1, hours(2)), peer(2, now), peer(3, now), peer(4, hours(1)), peer(5, hours(25)), peer(6, hours(1))]
+        {
+            memory.note(peer);
+        }
+        let current = files.rulesets().current();
+        let snapshot = |directory: Arc<Directory>| {
+            let (ruleset, own_addresses) = (Arc::clone(&current.ruleset), Arc::clone(&current.own_addresses));
+            Arc::new(Snapshot { ruleset, directory, own_addresses })
+        };
+        // 2 is revoked, 3 is unknown, 4 is disabled, 5 was heard of too long ago.
+        let first =
+            directory(&[(1, None), (2, Some("revoked")), (4, Some("disabled")), (5, None), (6, None), (7, None)]);
+        let (publish, snapshots) = watch::channel(snapshot(first));
+        // 7 is new, 3 is still unknown.
+        let shard = FakeShard { moved: vec![peer(7, now), peer(3, now)], ..FakeShard::default() };
+        let opened = Arc::clone(&shard.opened);
+        let opened = || opened.lock().unwrap().iter().map(|peer| peer.key).collect::<Vec<_>>();
+        let keeper = Keeper::start(memory, Shards::from_parts([shard.start()]), snapshots);
+        while opened().len() < 2 || remembered(&path) != BTreeSet::from([1, 4, 6, 7].map(key)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(opened(), [key(6), key(1)], "the one heard of last comes first");
+
+        // 4 is enabled, 6 is missing, 1 is disabled, 7 goes on.
+        publish.send_replace(snapshot(directory(&[(1, Some("disabled")), (4, None), (7, None)])));
+        while opened().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        keeper.stop().await;
+        assert_eq!(opened(), [key(6), key(1), key(4)]);
+        assert_eq!(remembered(&path), BTreeSet::from([1, 4, 7].map(key)));
+    }
+}

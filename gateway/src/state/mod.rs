@@ -12,6 +12,7 @@
 
 mod database;
 mod keeper;
+mod lock;
 mod memory;
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 
 pub use keeper::Keeper;
+pub use lock::{StateInUse, StateLock};
 pub use memory::Memory;
 
 /// Name of the database in the state directory.

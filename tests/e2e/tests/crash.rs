@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use portcullis_e2e::child::Process;
 use portcullis_e2e::expect;
 use portcullis_e2e::lab::{FAMILIES, Family, Host};
 use portcullis_e2e::nft::Counter;
 use portcullis_e2e::setup::{OnRamp, Setup, write_json};
 use portcullis_e2e::stream::MIB;
 use portcullis_e2e::target::UdpTarget;
-use portcullis_e2e::transfer::upload;
+use portcullis_e2e::transfer::{Endless, upload};
 use portcullis_e2e::wait;
 use portcullis_e2e::world::{World, scenario};
+use tempfile::TempDir;
 
 /// How often a [`Stream`] sends.
 const PACE: Duration = Duration::from_millis(5);
@@ -317,5 +319,167 @@ fn not_one_packet_gets_around_a_dead_gateway_or_one_that_starts() {
         // The counter counts: with nothing in force, they do.
         world.gateway.stop(wait::PATIENCE);
         wait::until("packets to be routed by", || (!packets(&around).contains(&0)).then_some(()));
+    });
+}
+
+/// A gateway's files made over into those of another one, in a directory of their own.
+struct Second {
+    dir: TempDir,
+}
+
+impl Second {
+    /// Copies the files of the first; `change` gets `gateway.toml`, in which nothing is the first one's but what it keeps.
+    fn of(world: &World<'_>, change: impl FnOnce(&str) -> String) -> Self {
+        let (first, dir) = (world.gateway.dir(), TempDir::with_prefix("portcullis-e2e-second-").expect("a directory"));
+        for file in ["directory.json", "policy.json"] {
+            std::fs::copy(first.join(file), dir.path().join(file)).expect("a copy");
+        }
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).expect("a state directory");
+        std::fs::copy(first.join("state/wireguard.key"), state.join("wireguard.key")).expect("a key with its mode");
+        let text = std::fs::read_to_string(first.join("gateway.toml")).expect("gateway.toml");
+        // Each gateway has one on-ramp in these tests; what it is about is put back by `change`.
+        let text = text
+            .replace("127.0.0.1:9464", "127.0.0.1:9465")
+            .replace("[::]:51820", "[::]:51821")
+            .replace("\"portcullis0\"", "\"portcullis1\"\ntable = 51881");
+        std::fs::write(dir.path().join("gateway.toml"), change(&text)).expect("gateway.toml");
+        Self { dir }
+    }
+
+    /// Runs it to its end, which must come at once, and gives what it said.
+    fn is_refused(&self, world: &World<'_>) -> String {
+        let mut command = std::process::Command::new(portcullis_e2e::gateway::binary());
+        command.arg("run").arg("--config").arg(self.dir.path().join("gateway.toml"));
+        let log = self.dir.path().join("gateway.log");
+        let mut second = Process::start(&world.lab.gateway, &mut command, &log);
+        let status = second.wait(wait::PATIENCE);
+        assert_eq!(status.code(), Some(1), "refused in order: {status}\n{}", second.log());
+        assert!(!second.log().contains("panicked"), "{}", second.log());
+        second.log()
+    }
+}
+
+/// Starts a second gateway beside a first one with traffic; it is refused, says who runs, and the first does not notice.
+fn second_instance(ramp: OnRamp, change: fn(&World<'_>, &str) -> String, says: &[&str]) {
+    scenario(Setup::new(ramp), |world| {
+        let running = Endless::start(world.client(), world.private(), Host::Open.address(Family::V4));
+        let around = around(world);
+        let before = world.lab.gateway.routing();
+        let links = world.lab.gateway.ip("-br link show");
+        let second = Second::of(world, |text| change(world, text));
+        let log = second.is_refused(world);
+        let pid = format!("process {}", world.gateway.process().pid());
+        let config = world.gateway.dir().join("gateway.toml").display().to_string();
+        for word in says.iter().copied().chain([pid.as_str(), config.as_str()]) {
+            assert!(log.contains(word), "{word:?} is not in what it says:\n{log}");
+        }
+        assert_eq!(world.lab.gateway.routing(), before, "the routes of the first stay");
+        assert_eq!(world.lab.gateway.ip("-br link show"), links);
+        let received = running.received();
+        wait::until("the first one's flow to go on", || (running.received() > received + 4 * MIB).then_some(()));
+        assert_eq!(packets(&around), [0, 0], "packets that got around");
+        let to = running.address();
+        running.finish();
+        expect::record(world, world.client(), to, "target_closed");
+        world.gateway.verb(&["status"]);
+    });
+}
+
+/// Another device, another directory, the same routing table: it would take over the first one's routes.
+#[test]
+fn t_second_instance_with_the_same_table_is_refused() {
+    second_instance(OnRamp::Tun, |_, text| text.replace("table = 51881", "table = 51880"), &["routing table 51880"]);
+}
+
+#[test]
+fn t_second_instance_with_the_same_device_is_refused() {
+    second_instance(OnRamp::Tun, |_, text| text.replace("portcullis1", "portcullis0"), &["portcullis0"]);
+}
+
+#[test]
+fn t_second_instance_with_the_same_port_is_refused() {
+    second_instance(OnRamp::Wireguard, |_, text| text.replace("[::]:51821", "[::]:51820"), &["51820"]);
+}
+
+#[test]
+fn t_second_instance_with_the_same_control_socket_is_refused() {
+    second_instance(
+        OnRamp::Wireguard,
+        |world, text| text.replace("\"control.sock\"", &format!("{:?}", world.gateway.control())),
+        &["control.sock"],
+    );
+}
+
+#[test]
+fn t_second_instance_with_the_same_state_directory_is_refused() {
+    second_instance(
+        OnRamp::Wireguard,
+        |world, text| text.replace("\"state\"", &format!("{:?}", world.gateway.dir().join("state"))),
+        &["state directory"],
+    );
+}
+
+/// A lock can be lost, or taken by anybody: routes that lead to a device that a process has open say enough.
+#[test]
+fn t_second_instance_is_refused_without_the_lock() {
+    scenario(Setup::new(OnRamp::Tun), |world| {
+        // As if an unprivileged user had been faster: the first goes on without the lock.
+        world.gateway.stop(wait::PATIENCE);
+        let taken = world.lab.gateway.run(|| {
+            let mut stranger = std::process::Command::new("setpriv");
+            stranger.args(["--reuid", "65534", "--clear-groups", "perl", "-MSocket", "-e"]).arg(
+                "socket(S, AF_UNIX, SOCK_DGRAM, 0) or die $!; $| = 1;\
+                 bind(S, pack('Sxa*', AF_UNIX, 'portcullis/table/51880')) or die $!; print 'taken'; sleep 600",
+            );
+            let log = world.gateway.dir().join("stranger.log");
+            Process::start(&world.lab.gateway, &mut stranger, &log)
+        });
+        wait::until("a stranger to have the lock", || taken.log().contains("taken").then_some(()));
+        world.gateway.start();
+        assert!(world.gateway.process().log().contains("a process that is no gateway"));
+        let before = world.lab.gateway.routing();
+        let second = Second::of(world, |text| text.replace("table = 51881", "table = 51880"));
+        let log = second.is_refused(world);
+        assert!(log.contains("routing table 51880, whose routes lead to portcullis0"), "{log}");
+        assert!(log.contains(&format!("process {}", world.gateway.process().pid())), "{log}");
+        assert_eq!(world.lab.gateway.routing(), before, "the routes of the first stay");
+    });
+}
+
+/// Somebody empties our table, or deletes our rules: they are back within seconds, and the log says so.
+#[test]
+fn routes_that_somebody_takes_away_are_put_back() {
+    scenario(Setup::new(OnRamp::Tun), |world| {
+        let before = world.lab.gateway.routing();
+        let around = around(world);
+        let target = echo(world, Family::V4);
+        let stream = Stream::start(world.client().udp(target.address()));
+        stream.passes(wait::PATIENCE, "at first");
+        for theft in [
+            "-4 route flush table 51880",
+            "-6 route flush table 51880",
+            "-4 rule del pref 5188",
+            "-6 rule del pref 5188",
+            "-4 rule del pref 5187",
+            "-6 rule del pref 5187",
+            "-4 route del unreachable 10.20.0.0/24 table 51880 metric 1000000",
+        ] {
+            let warnings = |log: String| log.matches("somebody took away routes or rules").count();
+            let warned = warnings(world.gateway.process().log());
+            world.lab.gateway.ip(theft);
+            wait::until(&format!("routes to be back after `ip {theft}`"), || {
+                (world.lab.gateway.routing() == before).then_some(())
+            });
+            wait::until("a warning", || (warnings(world.gateway.process().log()) > warned).then_some(()));
+            stream.passes(wait::PATIENCE, "through the gateway again");
+        }
+        // From then on nothing gets around any more.
+        let passed = packets(&around);
+        stream.passes(wait::PATIENCE, "for a while");
+        assert_eq!(packets(&around), passed);
+        drop(stream);
+        assert_eq!(world.gateway.stop(wait::PATIENCE).code(), Some(0));
+        assert_eq!(world.lab.gateway.routing(), world.pristine, "what the gateway takes away itself stays away");
     });
 }

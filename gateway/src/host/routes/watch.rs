@@ -1,0 +1,140 @@
+//! Routes and rules that somebody else takes away are put back.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use super::kernel::{Kernel, table_of_route};
+use super::{RouteError, SteeredRoutes};
+use crate::config::resolved::OnStop;
+use crate::host::netlink::{Netlink, Unsolicited};
+
+/// What the kernel tells of as it happens.
+const GROUPS: [MulticastGroup; 4] =
+    [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route, MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule];
+/// How often everything is looked at all the same: a full buffer loses what the kernel tells.
+const EVERY: Duration = Duration::from_secs(10);
+/// How long after a look the next one waits, so that whoever takes them away in a loop does not keep us busy.
+const REST: Duration = Duration::from_millis(100);
+
+/// Routes in force that are looked after.
+#[derive(Debug)]
+pub struct WatchedRoutes {
+    routes: SteeredRoutes,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl WatchedRoutes {
+    /// Looks after `routes` from now on. Call on a tokio runtime.
+    pub fn start(routes: SteeredRoutes) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(watch(routes.clone(), stopped));
+        Self { routes, stop, task }
+    }
+
+    /// Looks after them no longer, and [removes](SteeredRoutes::remove) them.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub async fn remove(self, on_stop: OnStop) -> Result<(), RouteError> {
+        let _ = self.stop.send(());
+        // Nothing may be put back any more. A panic of the task is no reason to leave them.
+        let _ = self.task.await;
+        self.routes.remove(on_stop).await
+    }
+}
+
+async fn watch(routes: SteeredRoutes, mut stop: oneshot::Receiver<()>) {
+    let told = Netlink::listen(&GROUPS);
+    let (_connection, mut news) = match told {
+        Ok((connection, news)) => (Some(connection), Some(news)),
+        Err(error) => {
+            tracing::warn!(%error, "routes are only looked at every {} s", EVERY.as_secs());
+            (None, None)
+        }
+    };
+    let mut every = tokio::time::interval(EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            _ = &mut stop => return,
+            () = lost(&mut news, routes.table) => {}
+            _ = every.tick() => {}
+        }
+        match routes.restore().await {
+            Ok(missing) => {
+                failing = false;
+                if !missing.is_empty() {
+                    tracing::warn!(
+                        missing = missing.join(", "),
+                        "somebody took away routes or rules of this gateway, and what they steer may have got around it meanwhile: put back"
+                    );
+                }
+            }
+            Err(error) if !failing => {
+                failing = true;
+                tracing::warn!(%error, "routes or rules of this gateway are missing and cannot be put back: restart it");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            _ = &mut stop => return,
+            () = tokio::time::sleep(REST) => {}
+        }
+    }
+}
+
+/// Waits until the kernel tells that something of ours may be gone.
+async fn lost(news: &mut Option<Unsolicited>, table: u32) {
+    while let Some(messages) = news {
+        match messages.next().await {
+            Some((message, _)) if concerns(&message, table) => return,
+            Some(_) => {}
+            None => *news = None,
+        }
+    }
+    std::future::pending().await
+}
+
+fn concerns(message: &NetlinkMessage<RouteNetlinkMessage>, table: u32) -> bool {
+    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) = &message.payload {
+        return table_of_route(route) == table;
+    }
+    matches!(
+        message.payload,
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRule(_)) | NetlinkPayload::Overrun(_)
+    )
+}
+
+impl SteeredRoutes {
+    /// Puts back what is missing, backstops first, and names it.
+    async fn restore(&self) -> Result<Vec<String>, RouteError> {
+        let kernel = Kernel::connect()?;
+        let there = kernel.routes(self.table).await?;
+        let mut missing = Vec::new();
+        let mut failed = Ok(());
+        for route in self.wanted.iter().filter(|wanted| !there.iter().any(|found| wanted.is(found))) {
+            missing.push(format!("the route {} of table {}", route.net, self.table));
+            // Without the device, the refusal must still be put back.
+            failed = failed.and(kernel.put_route(self.table, route).await);
+        }
+        for family in [AddressFamily::Inet, AddressFamily::Inet6].into_iter().filter(|family| self.steers(*family)) {
+            for rule in self.rules() {
+                if !kernel.rules(family, rule.priority).await?.iter().any(|found| rule.is(found)) {
+                    missing.push(format!("the {family:?} rule with preference {}", rule.priority));
+                    kernel.add_rule(rule.message(family)).await?;
+                }
+            }
+        }
+        failed.map(|()| missing)
+    }
+}
