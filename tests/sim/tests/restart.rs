@@ -55,7 +55,8 @@ impl Sleeper {
             match self.tunnel.decapsulate(None, &datagram[..len], &mut buffer) {
                 TunnResult::WriteToNetwork(answer) => drop(self.socket.send_to(answer, from).unwrap()),
                 TunnResult::Done => confirmed = true,
-                other => panic!("{other:?}"),
+                TunnResult::Err(error) => panic!("{error:?}"),
+                TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => panic!("a packet from nowhere"),
             }
         }
         confirmed
