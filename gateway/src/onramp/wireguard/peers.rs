@@ -2,7 +2,7 @@
 
 mod opening;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use portcullis_netstack::DropReason;
 use slab::Slab;
 
+use self::opening::Waiting;
 use super::owners::{PeerIndex, PeerOwners, ShardIndex};
 use super::socket::{Endpoint, Outbox};
 use crate::directory::{Device, Directory};
@@ -142,6 +143,8 @@ pub struct Peers {
     shards: usize,
     slots: Slab<Peer>,
     by_key: HashMap<[u8; 32], usize>,
+    /// Peers to send an initiation to once more.
+    again: VecDeque<[u8; 32]>,
     scratch: Box<[u8]>,
 }
 
@@ -149,7 +152,7 @@ impl Peers {
     /// An empty table of shard `shard` of `shards`.
     pub fn new(identity: Arc<WireguardIdentity>, shard: ShardIndex, shards: usize) -> Self {
         let scratch = vec![0; SCRATCH].into_boxed_slice();
-        Self { identity, shard, shards, slots: Slab::new(), by_key: HashMap::new(), scratch }
+        Self { identity, shard, shards, slots: Slab::new(), by_key: HashMap::new(), again: VecDeque::new(), scratch }
     }
 
     /// The peer in a slot.
@@ -373,12 +376,16 @@ impl Peers {
     /// Lets every tunnel look at its timers; wants to be called about four times a second. Peers whose session is
     /// long over and who have no flow (`in_use`) are forgotten.
     pub fn tick(&mut self, outbox: &mut Outbox, in_use: impl Fn(&Device) -> bool) {
-        let Self { slots, by_key, scratch, identity, shard, .. } = self;
+        let Self { slots, by_key, again, scratch, identity, shard, .. } = self;
         slots.retain(|_, peer| {
-            if !peer.wait_for_answer(scratch, outbox) {
-                by_key.remove(&peer.key);
-                identity.owners.release(&peer.key, *shard);
-                return false;
+            match peer.wait_for_answer() {
+                Waiting::On => {}
+                Waiting::Again => again.push_back(peer.key),
+                Waiting::Over => {
+                    by_key.remove(&peer.key);
+                    identity.owners.release(&peer.key, *shard);
+                    return false;
+                }
             }
             let result = peer.tunnel.update_timers(scratch);
             if let TunnResult::WriteToNetwork(message) = result {

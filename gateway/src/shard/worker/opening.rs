@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use super::Shard;
+use super::{Shard, Wireguard};
 use crate::onramp::wireguard::peers::Surroundings;
 use crate::onramp::wireguard::socket::Endpoint;
 use crate::state::Remembered;
@@ -24,7 +24,8 @@ impl Shard {
     /// Opens some of the handshakes that wait. Returns whether there are more.
     pub(super) fn open_handshakes(&mut self) -> bool {
         let Self { wireguard: Some(wireguard), snapshot, counters, .. } = self else { return false };
-        if wireguard.opening.is_empty() || wireguard.outbox.is_full() {
+        let left = |wireguard: &Wireguard| !wireguard.opening.is_empty() || wireguard.peers.is_to_ask();
+        if !left(wireguard) || wireguard.outbox.is_full() {
             // The flush has the loop woken when there is room.
             return false;
         }
@@ -35,12 +36,16 @@ impl Shard {
             outbox: &mut wireguard.outbox,
         };
         for _ in 0..OPENED_A_TURN {
-            let Some(peer) = wireguard.opening.pop_front() else { break };
+            // Those not asked at all come first.
+            let Some(peer) = wireguard.opening.pop_front() else {
+                wireguard.peers.ask_again(around.outbox);
+                continue;
+            };
             if let Some(to) = endpoint(&peer, wireguard.ipv6, &snapshot.own_addresses) {
                 wireguard.peers.open(&mut around, &peer.key, to);
             }
         }
-        !wireguard.opening.is_empty()
+        left(wireguard)
     }
 
     /// Tells which peers moved. Nobody there to hear it: then the next time.

@@ -6,14 +6,26 @@ use super::{Peer, Peers, Surroundings, TICK};
 use crate::onramp::wireguard::owners::PeerIndex;
 use crate::onramp::wireguard::socket::{Endpoint, Outbox};
 
-/// Looks at the timers after which an initiation without an answer is sent again: a second. A datagram may be lost, and
-/// `boringtun` itself waits five.
-const AGAIN: u32 = 4;
-/// Looks at the timers after which a peer that never answered is forgotten: it is not there, or elsewhere.
-const GIVE_UP: u32 = 32;
+/// Looks at the timers after which an initiation without an answer is sent again: one and three seconds. A datagram may
+/// be lost, and `boringtun` itself waits five.
+const AGAIN: [u32; 2] = [4, 12];
+/// Looks at the timers after which a peer that never answered is forgotten: it is not there, or elsewhere. Sooner than
+/// `boringtun` would send once more, which would be to thousands at the same moment.
+const GIVE_UP: u32 = 28;
 
-// Both are counted in ticks.
-const _: () = assert!(TICK.as_millis() * (AGAIN as u128) == 1_000);
+// They are counted in ticks.
+const _: () = assert!(TICK.as_millis() == 250);
+
+/// What becomes of a peer that is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// Nothing yet, or it is not waited for.
+    On,
+    /// It is to be asked again.
+    Again,
+    /// It is to be forgotten.
+    Over,
+}
 
 impl Peers {
     /// Opens a handshake with the peer that was last heard of at `to`, unless it is known here or elsewhere already, or
@@ -29,6 +41,21 @@ impl Peers {
         peer.endpoint = Some(to);
         peer.opening = Some(0);
         peer.initiate(&mut self.scratch, around.outbox);
+    }
+
+    /// Sends one more initiation to a peer that is due for it. Returns whether there was one.
+    pub fn ask_again(&mut self, outbox: &mut Outbox) -> bool {
+        let Some(key) = self.again.pop_front() else { return false };
+        let peer = self.by_key.get(&key).and_then(|slot| self.slots.get_mut(*slot));
+        if let Some(peer) = peer.filter(|peer| peer.opening.is_some()) {
+            peer.initiate(&mut self.scratch, outbox);
+        }
+        true
+    }
+
+    /// Whether a peer is due to be asked again.
+    pub fn is_to_ask(&self) -> bool {
+        !self.again.is_empty()
     }
 
     /// Whether the peer that a receiver index names is of this shard.
@@ -69,17 +96,21 @@ impl Peer {
         }
     }
 
-    /// One look more at a peer that was asked for a handshake. `false`: it is time to forget it.
-    pub(super) fn wait_for_answer(&mut self, scratch: &mut [u8], outbox: &mut Outbox) -> bool {
-        let Some(ticks) = &mut self.opening else { return true };
+    /// One look more at a peer that was asked for a handshake.
+    pub(super) fn wait_for_answer(&mut self) -> Waiting {
+        let Some(ticks) = &mut self.opening else { return Waiting::On };
         *ticks += 1;
-        match *ticks {
-            AGAIN => self.initiate(scratch, outbox),
-            // It may have begun a handshake itself.
-            GIVE_UP.. if self.last_handshake.is_none() => return false,
-            GIVE_UP.. => self.opening = None,
-            _ => {}
+        if AGAIN.contains(ticks) {
+            return Waiting::Again;
         }
-        true
+        if *ticks < GIVE_UP {
+            return Waiting::On;
+        }
+        // It may have begun a handshake itself.
+        if self.last_handshake.is_none() {
+            return Waiting::Over;
+        }
+        self.opening = None;
+        Waiting::On
     }
 }
