@@ -102,7 +102,9 @@ impl Keeping {
             let Some(device) = directory.device_by_key(&peer.key).filter(|device| device.usable_at(now)) else {
                 continue;
             };
-            if self.usable.get(&peer.key).is_none_or(|before| !same_tunnel(before, device)) {
+            // What was usable then may have expired since.
+            let goes_on = |before: &Arc<Device>| before.usable_at(now) && same_tunnel(before, device);
+            if !self.usable.get(&peer.key).is_some_and(goes_on) {
                 back.push(*peer);
             }
             usable.insert(peer.key, Arc::clone(device));
