@@ -474,6 +474,16 @@ fn routes_that_somebody_takes_away_are_put_back() {
             wait::until("a warning", || (warnings(world.gateway.process().log()) > warned).then_some(()));
             stream.passes(wait::PATIENCE, "through the gateway again");
         }
+        // A device that is down for a while takes its routes with it; meanwhile the backstops refuse.
+        let passed = packets(&around);
+        world.lab.gateway.ip("link set portcullis0 down");
+        stream.ceases("while the device is down");
+        wait::until("the log to say so", || {
+            world.gateway.process().log().contains("cannot be put back now").then_some(())
+        });
+        world.lab.gateway.ip("link set portcullis0 up");
+        stream.passes(wait::PATIENCE, "through the device again");
+        assert_eq!(packets(&around), passed);
         // From then on nothing gets around any more.
         let passed = packets(&around);
         stream.passes(wait::PATIENCE, "for a while");

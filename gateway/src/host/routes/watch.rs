@@ -11,13 +11,18 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::kernel::{Kernel, table_of_route};
-use super::{RouteError, SteeredRoutes};
+use super::{RouteError, SteeredRoutes, Target};
 use crate::config::resolved::OnStop;
 use crate::host::netlink::{Netlink, Unsolicited};
 
 /// What the kernel tells of as it happens.
-const GROUPS: [MulticastGroup; 4] =
-    [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route, MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule];
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+    MulticastGroup::Link,
+];
 /// How often everything is looked at all the same: a full buffer loses what the kernel tells.
 const EVERY: Duration = Duration::from_secs(10);
 /// How long after a look the next one waits, so that whoever takes them away in a loop does not keep us busy.
@@ -67,7 +72,7 @@ async fn watch(routes: SteeredRoutes, mut stop: oneshot::Receiver<()>) {
     loop {
         tokio::select! {
             _ = &mut stop => return,
-            () = lost(&mut news, routes.table) => {}
+            () = lost(&mut news, &routes) => {}
             _ = every.tick() => {}
         }
         match routes.restore().await {
@@ -82,7 +87,7 @@ async fn watch(routes: SteeredRoutes, mut stop: oneshot::Receiver<()>) {
             }
             Err(error) if !failing => {
                 failing = true;
-                tracing::warn!(%error, "routes or rules of this gateway are missing and cannot be put back: restart it");
+                tracing::warn!(%error, "routes or rules of this gateway are missing and cannot be put back now; it is tried again. Is the TUN device up?");
             }
             Err(_) => {}
         }
@@ -94,10 +99,10 @@ async fn watch(routes: SteeredRoutes, mut stop: oneshot::Receiver<()>) {
 }
 
 /// Waits until the kernel tells that something of ours may be gone.
-async fn lost(news: &mut Option<Unsolicited>, table: u32) {
+async fn lost(news: &mut Option<Unsolicited>, routes: &SteeredRoutes) {
     while let Some(messages) = news {
         match messages.next().await {
-            Some((message, _)) if concerns(&message, table) => return,
+            Some((message, _)) if routes.are_concerned(&message) => return,
             Some(_) => {}
             None => *news = None,
         }
@@ -105,17 +110,22 @@ async fn lost(news: &mut Option<Unsolicited>, table: u32) {
     std::future::pending().await
 }
 
-fn concerns(message: &NetlinkMessage<RouteNetlinkMessage>, table: u32) -> bool {
-    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) = &message.payload {
-        return table_of_route(route) == table;
-    }
-    matches!(
-        message.payload,
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRule(_)) | NetlinkPayload::Overrun(_)
-    )
-}
-
 impl SteeredRoutes {
+    /// Whether something of ours may be missing after what the kernel tells.
+    fn are_concerned(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+        let NetlinkPayload::InnerMessage(message) = &message.payload else {
+            return matches!(message.payload, NetlinkPayload::Overrun(_));
+        };
+        if let RouteNetlinkMessage::DelRoute(route) = message {
+            return table_of_route(route) == self.table;
+        }
+        // A device that goes down takes its routes with it, often without a word about them.
+        if let RouteNetlinkMessage::NewLink(link) = message {
+            return self.wanted.iter().any(|route| route.target == Target::Device(link.header.index));
+        }
+        matches!(message, RouteNetlinkMessage::DelRule(_))
+    }
+
     /// Puts back what is missing, backstops first, and names it.
     async fn restore(&self) -> Result<Vec<String>, RouteError> {
         let kernel = Kernel::connect()?;
