@@ -9,10 +9,11 @@ measure_restarts() {
     lab_up restart
     lab_services
     (
-        cd -- "$LAB_DIR"
-        in_ns "$NS_GATEWAY" "$PORTCULLIS_BIN" init --dir gateway --endpoint "$OUTER_GATEWAY:51820" >init.log 2>&1
+        cd -- "$LAB_DIR" || exit 1
+        in_ns "$NS_GATEWAY" "$PORTCULLIS_BIN" init --dir gateway --endpoint "$OUTER_GATEWAY:51820" >init.log 2>&1 ||
+            { cat init.log >&2; exit 1; }
         in_ns "$NS_GATEWAY" "$PORTCULLIS_BIN" device add laptop --user ann@example.com \
-            --config gateway/gateway.toml >wgrestart.conf 2>>init.log
+            --config gateway/gateway.toml >wgrestart.conf 2>>init.log || { cat init.log >&2; exit 1; }
         chmod 600 wgrestart.conf
         printf '{ "version": 1, "rules": [ { "id": "all", "action": "allow", "from": ["*"], "to": ["10.0.8.0/24"] } ] }' \
             >gateway/policy.json
