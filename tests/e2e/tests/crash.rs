@@ -20,7 +20,7 @@ use tempfile::TempDir;
 /// How often a [`Stream`] sends.
 const PACE: Duration = Duration::from_millis(5);
 /// More than a restart may take before clients pass traffic. The promise is two seconds; without the gateway's help a
-/// client begins a handshake after fifteen. `scripts/lib/crash.py` measures.
+/// client begins a handshake after fifteen. `scripts/lib/restart.sh` measures.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A client's traffic without a pause: datagrams to an echo, answers counted.
