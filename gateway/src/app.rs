@@ -27,13 +27,14 @@ use crate::flow_record::FlowRecord;
 use crate::host::checks::{self, HostFacts};
 use crate::host::routes::RouteError;
 use crate::host::tun::TunError;
-use crate::host::{SteeredRoutes, TunDevice};
+use crate::host::{SteeredRoutes, TableClaim, TunDevice, WatchedRoutes};
 use crate::keys::{KeyFileError, PrivateKey};
 use crate::metrics::exporter::Exporter;
 use crate::metrics::server::{self as metrics_server, Phase};
 use crate::rulesets::Rulesets;
 use crate::shard::{self, BindError, BoundShards, ShardHandle};
 use crate::signals::SignalEvent;
+use crate::state::{self, Keeper, Memory, StateInUse, StateLock};
 
 /// How often the host's own addresses are looked at.
 const OWN_ADDRESSES_EVERY: Duration = Duration::from_secs(5);
@@ -50,6 +51,9 @@ pub enum StartError {
     /// The control socket cannot be had.
     #[error(transparent)]
     Control(#[from] SocketError),
+    /// Another gateway has the state directory.
+    #[error(transparent)]
+    State(#[from] StateInUse),
     /// The metrics address cannot be had.
     #[error("cannot listen for metrics on {address}")]
     Metrics {
@@ -107,6 +111,15 @@ pub struct Gateway {
     records: mpsc::Receiver<FlowRecord>,
     shards: BoundShards,
     routes: Option<SteeredRoutes>,
+    memory: Option<Memory>,
+    claims: Claims,
+}
+
+/// What no other gateway may have while this one lives.
+#[derive(Debug, Default)]
+struct Claims {
+    _state: Option<StateLock>,
+    _table: Option<TableClaim>,
 }
 
 impl Gateway {
@@ -123,6 +136,13 @@ impl Gateway {
         let rulesets = Rulesets::load(Arc::clone(&config), public_key, own).map_err(StartError::Files)?;
         // First of all sockets: a second gateway must find out before it touches anything of the first one's.
         let control = ControlSocket::bind(&config.control)?;
+        let claims = Claims {
+            _state: config.wireguard.as_ref().map(|_| StateLock::take(&config.state_dir)).transpose()?,
+            _table: match &config.tun {
+                Some(tun) => Some(TableClaim::take(tun.table).await?),
+                None => None,
+            },
+        };
         let metrics = match config.metrics {
             Some(address) => {
                 let listener = TcpListener::bind(address).await;
@@ -132,6 +152,7 @@ impl Gateway {
         };
         let flow_log = FlowLog::open(&config.flow_log)
             .map_err(|source| StartError::FlowLog { path: config.flow_log.clone(), source })?;
+        let memory = config.wireguard.as_ref().map(|_| Memory::open(&config.state_dir.join(state::FILE)));
         look_at_host(&config);
         let (tun, index) = match &config.tun {
             Some(tun) => {
@@ -149,7 +170,18 @@ impl Gateway {
             Some((tun, index)) => Some(SteeredRoutes::install(tun, index).await?),
             None => None,
         };
-        Ok(Self { config, rulesets: Arc::new(rulesets), control, metrics, flow_log, records, shards, routes })
+        Ok(Self {
+            config,
+            rulesets: Arc::new(rulesets),
+            control,
+            metrics,
+            flow_log,
+            records,
+            shards,
+            routes,
+            memory,
+            claims,
+        })
     }
 
     /// Serves until `signals` says stop, or a shard is gone.
@@ -158,11 +190,12 @@ impl Gateway {
     ///
     /// A thread cannot be started.
     pub async fn serve(self, signals: mpsc::Receiver<SignalEvent>) -> Result<Outcome, StartError> {
-        let Self { config, rulesets, control, metrics, flow_log, records, shards, routes } = self;
+        let Self { config, rulesets, control, metrics, flow_log, records, shards, routes, memory, claims } = self;
         let flow_log = flow_log.start(records).map_err(StartError::Thread)?;
         let handles = shards.start().map_err(StartError::Thread)?;
         let shards = Shards::new(&handles);
         rulesets.attach(shards.clone());
+        let keeper = memory.map(|memory| Keeper::start(memory, shards.clone(), rulesets.subscribe()));
         let (phase, phases) = watch::channel(Phase::Starting);
         let (listener, socket) = control.into_parts();
         let context = Context {
@@ -179,7 +212,20 @@ impl Gateway {
                 Exporter::new(shards.clone(), Arc::clone(flow_log.counters()), Arc::clone(rulesets.failures()));
             serve_metrics(listener, metrics_server::router(exporter, shards.clone(), phases));
         }
-        let running = Running { config, rulesets, shards, handles, flow_log, phase, signals, socket, routes };
+        let routes = routes.map(WatchedRoutes::start);
+        let running = Running {
+            config,
+            rulesets,
+            shards,
+            handles,
+            flow_log,
+            phase,
+            signals,
+            socket,
+            routes,
+            keeper,
+            _claims: claims,
+        };
         Ok(running.run().await)
     }
 }
@@ -194,7 +240,9 @@ struct Running {
     phase: watch::Sender<Phase>,
     signals: mpsc::Receiver<SignalEvent>,
     socket: SocketFile,
-    routes: Option<SteeredRoutes>,
+    routes: Option<WatchedRoutes>,
+    keeper: Option<Keeper>,
+    _claims: Claims,
 }
 
 impl Running {
@@ -257,6 +305,9 @@ impl Running {
         }
         if cut {
             tracing::warn!("asked to stop twice: ending at once");
+        } else if let Some(keeper) = self.keeper.take() {
+            // The shards must still answer.
+            keeper.stop().await;
         }
         // Resets and records of what is open take no longer than a turn of each shard: even a hurried end has them.
         let stopped = tokio::select! {

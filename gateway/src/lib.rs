@@ -27,6 +27,7 @@
 //! - [`rulesets`] publishes immutable [snapshots](shard::link::Snapshot). A shard takes over a new one between two
 //!   packets and judges its live flows again, in slices.
 //! - [`control`], [`metrics`] and [`flow_log`] run beside the shards: a slow reader of theirs costs no packet.
+//! - [`state`] remembers where WireGuard clients are, so that a restarted gateway opens the handshakes itself.
 //! - [`host`] is what the kernel is asked for besides sockets: the TUN device, routes and rules, addresses, settings.
 //!   `sys` is the one module with unsafe code.
 
@@ -50,5 +51,6 @@ pub mod prefix;
 pub mod rulesets;
 pub mod shard;
 pub mod signals;
+pub mod state;
 mod sys;
 pub mod telemetry;

@@ -129,6 +129,8 @@ fn running(files: &Files, shard: FakeShard) -> (Running, mpsc::Sender<SignalEven
         signals: receiver,
         socket: ControlSocket::bind(&files.config.control).unwrap().into_parts().1,
         routes: None,
+        keeper: None,
+        _claims: Claims::default(),
     };
     (running, signals, phases)
 }

@@ -80,6 +80,7 @@ fn refused(error: &StartError) -> ExitStatus {
         | StartError::Tun(_)
         | StartError::Routes(_)
         | StartError::Thread(_)
+        | StartError::State(_)
         | StartError::Metrics { .. }
         | StartError::FlowLog { .. }
         | StartError::OwnAddresses(_)

@@ -11,6 +11,7 @@ use crate::flow_record::FlowRecord;
 use crate::metrics::counters::ShardCounters;
 use crate::shard::ShardHandle;
 use crate::shard::link::{Command, FlowFilter, PeerStatus};
+use crate::state::Remembered;
 
 /// How long a shard has to answer before it counts as stuck.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,6 +106,25 @@ impl Shards {
         Ok(peers)
     }
 
+    /// Where the peers are that moved since the last call. A shard that does not answer tells the next time.
+    pub async fn moved(&self) -> Vec<Remembered> {
+        self.ask(ANSWER_TIMEOUT, Command::Moved).await.0.into_iter().flatten().collect()
+    }
+
+    /// Has each shard open handshakes with the peers that are its own, in this order.
+    pub async fn open(&self, peers: Vec<Remembered>) {
+        let mut of_shard = vec![Vec::new(); self.0.len()];
+        for peer in peers {
+            if let Some(list) = of_shard.get_mut(peer.owner(self.0.len())) {
+                list.push(peer);
+            }
+        }
+        for (shard, list) in self.0.iter().zip(of_shard).filter(|(_, list)| !list.is_empty()) {
+            // A shard that is stuck or gone is for others to notice.
+            let _ = timeout(ANSWER_TIMEOUT, shard.commands.send(Command::Open(list))).await;
+        }
+    }
+
     /// Has every shard judge its live flows again.
     pub async fn rejudge(&self) -> Result<(), Unanswered> {
         self.ask(ANSWER_TIMEOUT, Command::Rejudge).await.1
@@ -128,6 +148,10 @@ pub(crate) mod tests {
     pub(crate) struct FakeShard {
         pub(crate) flows: Vec<FlowRecord>,
         pub(crate) peers: Vec<PeerStatus>,
+        /// What moved before the first question.
+        pub(crate) moved: Vec<Remembered>,
+        /// Peers it was told to open handshakes with.
+        pub(crate) opened: Arc<Mutex<Vec<Remembered>>>,
         pub(crate) told: Arc<Mutex<Vec<&'static str>>>,
         /// Keep the question and never answer.
         pub(crate) stuck: bool,
@@ -137,7 +161,7 @@ pub(crate) mod tests {
 
     impl FakeShard {
         /// Starts it on the current runtime.
-        pub(crate) fn start(self) -> (mpsc::Sender<Command>, Arc<ShardCounters>) {
+        pub(crate) fn start(mut self) -> (mpsc::Sender<Command>, Arc<ShardCounters>) {
             let (commands, mut inbox) = mpsc::channel(8);
             tokio::spawn(async move {
                 let mut kept = Vec::new();
@@ -157,6 +181,8 @@ pub(crate) mod tests {
                             _ = answer.send(matching(filter).len());
                         }
                         Command::Peers(answer) => _ = answer.send(self.peers.clone()),
+                        Command::Moved(answer) => _ = answer.send(std::mem::take(&mut self.moved)),
+                        Command::Open(peers) => self.opened.lock().unwrap().extend(peers),
                         Command::Ping(answer) => _ = answer.send(()),
                         Command::Rejudge(answer) => {
                             tell("rejudge");

@@ -10,6 +10,8 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use tokio::net::UnixListener;
 
+use crate::host::holder::{self, Holder};
+
 /// Why the control socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -36,7 +38,8 @@ pub enum SocketError {
 }
 
 fn process(pid: Option<i32>) -> String {
-    pid.map_or_else(|| "process unknown".to_owned(), |pid| format!("process {pid}"))
+    let holder = pid.and_then(|pid| Holder::of_process(u32::try_from(pid).ok()?));
+    holder::in_words(holder.as_ref())
 }
 
 /// The control socket, listening. Its file goes when it is dropped.
@@ -140,7 +143,7 @@ mod tests {
         let first = ControlSocket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         let error = ControlSocket::bind(&path).unwrap_err();
-        assert!(error.to_string().ends_with(&format!("(process {})", std::process::id())), "{error}");
+        assert!(error.to_string().contains(&format!("(process {}, `", std::process::id())), "{error}");
         assert!(UnixStream::connect(&path).is_ok(), "the first is unharmed");
 
         let (listener, file) = first.into_parts();

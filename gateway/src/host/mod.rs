@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod checks;
+pub mod holder;
 mod netlink;
 pub mod routes;
 #[cfg(test)]
@@ -9,5 +10,5 @@ pub(crate) mod testing;
 pub mod tun;
 
 pub use addresses::own_addresses;
-pub use routes::SteeredRoutes;
+pub use routes::{SteeredRoutes, TableClaim, WatchedRoutes};
 pub use tun::{TunDevice, TunError};

@@ -18,7 +18,9 @@
 //! Everything we add carries [`PROTOCOL`], so that a later start recognises what an earlier process left. It is replaced
 //! in place, backstops first: there is no moment in which routed traffic passes by.
 
+mod claim;
 mod kernel;
+mod watch;
 
 use std::io;
 
@@ -27,8 +29,11 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
+use super::holder::{self, Holder};
 use crate::config::resolved::{OnStop, TunConfig};
+pub use claim::TableClaim;
 use kernel::{Kernel, destination, device, family_of, metric, table_of_rule};
+pub use watch::WatchedRoutes;
 
 /// The number our routes and rules carry in the kernel's protocol field (`ip route show proto 81`).
 pub const PROTOCOL: u8 = 81;
@@ -55,6 +60,20 @@ pub enum RouteError {
     /// The table is one of the system's.
     #[error("[tun] table {0} belongs to the system: choose one of your own, such as 51880")]
     ReservedTable(u32),
+    /// Another gateway uses the table.
+    #[error(
+        "another gateway has routing table {table}{}: {}; stop it, or set another [tun] table and name",
+        .device.as_ref().map(|device| format!(", whose routes lead to {device}")).unwrap_or_default(),
+        holder::in_words(.holder.as_ref())
+    )]
+    InUse {
+        /// The table.
+        table: u32,
+        /// The device that its routes lead to.
+        device: Option<String>,
+        /// Whose they are, where it can be seen.
+        holder: Option<Holder>,
+    },
     /// Somebody else uses the table.
     #[error(
         "routing table {table} holds routes that are not ours ({routes}): remove them with `ip route flush table {table}`, or set another [tun] table"
@@ -82,12 +101,14 @@ pub enum RouteError {
 }
 
 /// Routes and rules in force. Dropping this changes nothing: [`remove`](Self::remove) does.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[must_use = "routes stay in force until `remove`"]
 pub struct SteeredRoutes {
     table: u32,
     /// Name of the device.
     device: String,
+    /// Every route, backstops first.
+    wanted: Vec<Route>,
 }
 
 impl SteeredRoutes {
@@ -108,8 +129,9 @@ impl SteeredRoutes {
         if !named.is_empty() {
             return Err(RouteError::ForeignRoutes { table, routes: named.join(", ") });
         }
-        let installed = Self { table, device: config.name.clone() };
-        match installed.put_in_force(&kernel, config, device, &left).await {
+        let wanted = wanted_routes(config, device);
+        let installed = Self { table, device: config.name.clone(), wanted };
+        match installed.put_in_force(&kernel, &left).await {
             Ok(()) => Ok(installed),
             Err(error) => {
                 if left.is_empty()
@@ -122,24 +144,17 @@ impl SteeredRoutes {
         }
     }
 
-    async fn put_in_force(
-        &self,
-        kernel: &Kernel,
-        config: &TunConfig,
-        device: u32,
-        left: &[RouteMessage],
-    ) -> Result<(), RouteError> {
+    async fn put_in_force(&self, kernel: &Kernel, left: &[RouteMessage]) -> Result<(), RouteError> {
         let table = self.table;
-        let wanted = wanted_routes(config, device);
-        for route in &wanted {
+        for route in &self.wanted {
             kernel.put_route(table, route).await?;
         }
-        for route in left.iter().filter(|route| !wanted.iter().any(|wanted| wanted.is(route))) {
+        for route in left.iter().filter(|route| !self.wanted.iter().any(|wanted| wanted.is(route))) {
             kernel.delete_route(route).await?;
         }
         let [answers, steer] = self.rules();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let needed = config.routes.iter().any(|net| family_of(net) == family);
+            let needed = self.steers(family);
             if needed {
                 // First: there is no moment in which answers come back in.
                 kernel.add_rule(answers.message(family)).await?;
@@ -163,6 +178,11 @@ impl SteeredRoutes {
             }
         }
         Ok(())
+    }
+
+    /// Whether a network of this family is steered.
+    fn steers(&self, family: AddressFamily) -> bool {
+        self.wanted.iter().any(|route| route.target == Target::Backstop && family_of(&route.net) == family)
     }
 
     /// The rule for what comes out of the device, and the one that steers into it.

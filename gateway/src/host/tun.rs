@@ -13,6 +13,7 @@ use nix::net::if_::if_nametoindex;
 use rtnetlink::LinkUnspec;
 use tokio::io::unix::AsyncFd;
 
+use super::holder::Holder;
 use super::netlink::{Netlink, system_error};
 use crate::config::resolved::TunConfig;
 use crate::sys::{self, is_errno};
@@ -48,11 +49,14 @@ pub enum TunError {
     },
     /// There is such a device: another process has it open, or it was made to last.
     #[error(
-        "{name} is a TUN device already, of another process or made to last: stop the process, or remove the device with `ip link del {name}`, or set another [tun] name"
+        "{name} is a TUN device already, {}: stop the process, or remove the device with `ip link del {name}`, or set another [tun] name",
+        .holder.as_ref().map_or_else(|| "of another process or made to last".to_owned(), |holder| format!("of {holder}"))
     )]
     Busy {
         /// The interface.
         name: String,
+        /// Who has it open, where that can be seen.
+        holder: Option<Holder>,
     },
     /// An interface of another kind has the name.
     #[error(
@@ -120,7 +124,7 @@ impl TunDevice {
         };
         let flags = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
         let file = match open(&name, flags | libc::IFF_TUN_EXCL) {
-            Err(TunError::Busy { name }) if !is_tun(&name).await => return Err(TunError::NameTaken { name }),
+            Err(TunError::Busy { name, .. }) if !is_tun(&name).await => return Err(TunError::NameTaken { name }),
             opened => opened?,
         };
         let index = if_nametoindex(name.as_str()).map_err(io::Error::from).map_err(fail("look up"))?;
@@ -216,7 +220,7 @@ fn open(wanted: &str, flags: libc::c_int) -> Result<File, TunError> {
     let file = attach().map_err(|source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoDriver,
         Some(Errno::EPERM | Errno::EACCES) => TunError::NotPermitted { name: name() },
-        Some(Errno::EBUSY) => TunError::Busy { name: name() },
+        Some(Errno::EBUSY) => TunError::Busy { name: name(), holder: Holder::of_tun(wanted) },
         _ => setup(source),
     })?;
     // The crate has no flag for queues, so it adopts what was attached.
@@ -361,7 +365,7 @@ mod tests {
             add_link("pcl1");
             let busy = TunDevice::create(&config("pcl0", &[]), 1).await.unwrap_err();
             assert!(matches!(busy, TunError::Busy { .. }), "{busy:?}");
-            assert!(busy.to_string().contains("another process"));
+            assert!(busy.to_string().contains(&format!("process {}", std::process::id())), "{busy}");
             let taken = TunDevice::create(&config("pcl1", &[]), 1).await.unwrap_err();
             assert!(taken.to_string().contains("ip link del pcl1"), "{taken}");
             for name in ["", "a-name-that-is-too-long", "a/b", "tun%d"] {

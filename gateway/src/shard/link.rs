@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::directory::Directory;
 use crate::flow_record::FlowRecord;
+use crate::state::Remembered;
 
 /// Everything a verdict depends on, of one moment. A decision reads exactly one of these.
 #[derive(Debug)]
@@ -56,6 +57,10 @@ pub enum Command {
     Kill(FlowFilter, oneshot::Sender<usize>),
     /// List the WireGuard peers this shard owns.
     Peers(oneshot::Sender<Vec<PeerStatus>>),
+    /// Where the peers are that moved, or have a new session, since this was last answered.
+    Moved(oneshot::Sender<Vec<Remembered>>),
+    /// Open handshakes with these peers, as fast as packets allow, where the directory lets them in.
+    Open(Vec<Remembered>),
     /// Answer, to show that the loop turns.
     Ping(oneshot::Sender<()>),
     /// Judge every live flow again (the snapshot changed); answers when the pass is done.

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
 use crate::flow_record::FlowRecord;
+use crate::host::holder::Holder;
 use crate::host::{TunDevice, TunError};
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::Offramps;
@@ -38,10 +39,15 @@ const COMMANDS: usize = 64;
 #[derive(Debug, Error)]
 pub enum BindError {
     /// The WireGuard socket.
-    #[error("wireguard.listen: cannot bind UDP {address}")]
+    #[error(
+        "wireguard.listen: cannot bind UDP {address}{}",
+        .holder.as_ref().map(|holder| format!(", which {holder} has")).unwrap_or_default()
+    )]
     Wireguard {
         /// What was to be bound.
         address: SocketAddr,
+        /// Who has it, where that can be seen.
+        holder: Option<Holder>,
         /// What the kernel said.
         source: io::Error,
     },
@@ -86,8 +92,14 @@ pub fn bind(
     let wireguard = match (&config.wireguard, private_key) {
         (Some(wireguard), Some(key)) => {
             let mark = config.tun.as_ref().map(|tun| tun.fwmark);
-            let sockets = socket::bind(wireguard.listen, config.shards, mark)
-                .map_err(|source| BindError::Wireguard { address: wireguard.listen, source })?;
+            let sockets =
+                socket::bind(wireguard.listen, config.shards, mark).map_err(|source| BindError::Wireguard {
+                    address: wireguard.listen,
+                    holder: (source.kind() == io::ErrorKind::AddrInUse)
+                        .then(|| Holder::of_udp_port(wireguard.listen.port()))
+                        .flatten(),
+                    source,
+                })?;
             Some((Arc::new(WireguardIdentity::new(key)), sockets))
         }
         _ => None,

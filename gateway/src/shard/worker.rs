@@ -2,9 +2,10 @@
 
 mod egress;
 mod ingress;
+mod opening;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::offramp::{DialError, Offramps};
 use crate::onramp::tun::{TunReader, TunWriter};
 use crate::onramp::wireguard::peers::{Peers, TICK, WireguardIdentity};
 use crate::onramp::wireguard::socket::{Outbox, ReceiveBuffers, WireguardSocket};
+use crate::state::Remembered;
 
 /// The TUN device as an ingress; WireGuard peers follow.
 const TUN: IngressId = IngressId(0);
@@ -94,6 +96,10 @@ struct Wireguard {
     coalescer: Coalescer<Arc<Device>>,
     mtu: u16,
     identity: Arc<WireguardIdentity>,
+    /// Peers to open handshakes with.
+    opening: VecDeque<Remembered>,
+    /// Whether the socket is of IPv6, and carries IPv4 in mapped addresses.
+    ipv6: bool,
 }
 
 /// What a dial came to.
@@ -202,6 +208,8 @@ impl Shard {
                 coalescer: Coalescer::default(),
                 mtu: settings.mtu,
                 identity,
+                opening: VecDeque::new(),
+                ipv6: settings.listen.is_ipv6(),
             }),
             _ => None,
         };
@@ -262,6 +270,7 @@ impl Shard {
             self.send_gathered();
             busy |= self.poll_dials(cx, now);
             busy |= self.handle_timers(now);
+            busy |= self.open_handshakes();
             busy |= self.pump(now);
             busy |= self.continue_pass(now);
             self.count_bytes();
@@ -303,6 +312,8 @@ impl Shard {
                 Command::Peers(answer) => {
                     let _ = answer.send(self.peers());
                 }
+                Command::Moved(answer) => self.tell_moved(answer),
+                Command::Open(peers) => self.look_for(peers),
                 Command::Ping(answer) => {
                     let _ = answer.send(());
                 }

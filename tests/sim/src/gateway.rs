@@ -16,6 +16,7 @@ use portcullis::keys::encode_key;
 use portcullis::metrics::counters::{Counter, ShardCounters};
 use portcullis::shard::link::{Command, PeerStatus, Snapshot};
 use portcullis::shard::{self, ShardHandle};
+use portcullis::state::Remembered;
 use portcullis_netstack::DropReason;
 use portcullis_policy::{Context, Revision, Ruleset};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -62,7 +63,8 @@ pub fn public_key() -> PublicKey {
 }
 
 fn directory(devices: &[Device]) -> Directory {
-    let users: Vec<String> = [ANN, BOB].iter().map(|device| format!(r#""{}-user": {{}}"#, device.name)).collect();
+    let names: BTreeSet<&str> = [ANN, BOB].iter().chain(devices).map(|device| device.name).collect();
+    let users: Vec<String> = names.iter().map(|name| format!(r#""{name}-user": {{}}"#)).collect();
     let devices: Vec<String> = devices
         .iter()
         .map(|device| {
@@ -180,6 +182,14 @@ impl Gateway {
             receiver
         };
         self.shards.iter().map(send).collect()
+    }
+
+    /// Has the shards open handshakes, as the control side does at the start.
+    pub fn open(&self, peers: &[Remembered]) {
+        for (index, shard) in self.shards.iter().enumerate() {
+            let own = peers.iter().filter(|peer| peer.owner(self.shards.len()) == index).copied().collect();
+            shard.commands.blocking_send(Command::Open(own)).expect("the shard runs");
+        }
     }
 
     /// Live flows.

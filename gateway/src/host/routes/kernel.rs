@@ -36,7 +36,7 @@ pub(super) fn table_of_rule(rule: &RuleMessage) -> u32 {
 }
 
 /// The table a route is in.
-fn table_of_route(route: &RouteMessage) -> u32 {
+pub(super) fn table_of_route(route: &RouteMessage) -> u32 {
     attribute!(route, RouteAttribute::Table(table) => *table).unwrap_or_else(|| u32::from(route.header.table))
 }
 
@@ -67,6 +67,11 @@ pub(super) fn destination(route: &RouteMessage) -> IpNet {
 pub(super) struct Kernel(Netlink);
 
 impl Kernel {
+    /// For other requests.
+    pub(super) fn handle(&self) -> &rtnetlink::Handle {
+        &self.0.handle
+    }
+
     pub(super) fn connect() -> Result<Self, RouteError> {
         Netlink::connect().map(Self).map_err(failed("open a netlink socket"))
     }

@@ -1,6 +1,8 @@
 //! The WireGuard peers of one shard: who they are, their tunnels, where they are.
 
-use std::collections::HashMap;
+mod opening;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use jiff::Timestamp;
 use portcullis_netstack::DropReason;
 use slab::Slab;
 
+use self::opening::Waiting;
 use super::owners::{PeerIndex, PeerOwners, ShardIndex};
 use super::socket::{Endpoint, Outbox};
 use crate::directory::{Device, Directory};
@@ -82,6 +85,12 @@ pub struct Peer {
     last_handshake: Option<Timestamp>,
     bytes_received: u64,
     bytes_sent: u64,
+    /// Looks at the timers since a handshake was opened with it that nothing came of yet.
+    opening: Option<u32>,
+    /// It has had a handshake, and no authentic datagram since.
+    renewed: bool,
+    /// It is not remembered where, or when, it was heard of last.
+    moved: bool,
 }
 
 impl Peer {
@@ -134,6 +143,8 @@ pub struct Peers {
     shards: usize,
     slots: Slab<Peer>,
     by_key: HashMap<[u8; 32], usize>,
+    /// Peers to send an initiation to once more.
+    again: VecDeque<[u8; 32]>,
     scratch: Box<[u8]>,
 }
 
@@ -141,7 +152,7 @@ impl Peers {
     /// An empty table of shard `shard` of `shards`.
     pub fn new(identity: Arc<WireguardIdentity>, shard: ShardIndex, shards: usize) -> Self {
         let scratch = vec![0; SCRATCH].into_boxed_slice();
-        Self { identity, shard, shards, slots: Slab::new(), by_key: HashMap::new(), scratch }
+        Self { identity, shard, shards, slots: Slab::new(), by_key: HashMap::new(), again: VecDeque::new(), scratch }
     }
 
     /// The peer in a slot.
@@ -182,7 +193,8 @@ impl Peers {
                 self.handle_initiation(around, from, datagram)
             }
             Some(MESSAGE_RESPONSE) => {
-                if !verified {
+                // Never verified elsewhere: only the owner knows whether it asked.
+                if self.is_mine(word(datagram, 8)) && !self.has_asked(from, word(datagram, 8)) {
                     self.verify(around, from, datagram)?;
                 }
                 self.handle_for_index(around, from, datagram, word(datagram, 8), deliver)
@@ -249,6 +261,7 @@ impl Peers {
         peer.bytes_received += datagram.len() as u64;
         peer.bytes_sent += response.len() as u64;
         peer.last_handshake = Some(around.now);
+        peer.renewed = true;
         around.outbox.queue(from, response);
         around.counters.handshakes.add(1);
         Ok(Route::Here)
@@ -281,6 +294,9 @@ impl Peers {
             last_handshake: None,
             bytes_received: 0,
             bytes_sent: 0,
+            opening: None,
+            renewed: false,
+            moved: false,
         });
         self.by_key.insert(*key, slot);
         Some(slot)
@@ -314,6 +330,7 @@ impl Peers {
                 Ok(Route::Here)
             }
             TunnResult::WriteToNetwork(answer) => {
+                peer.renewed |= word(datagram, 0) == Some(MESSAGE_RESPONSE);
                 peer.heard(from, datagram);
                 if word(datagram, 0) == Some(MESSAGE_RESPONSE) {
                     peer.last_handshake = Some(around.now);
@@ -359,8 +376,17 @@ impl Peers {
     /// Lets every tunnel look at its timers; wants to be called about four times a second. Peers whose session is
     /// long over and who have no flow (`in_use`) are forgotten.
     pub fn tick(&mut self, outbox: &mut Outbox, in_use: impl Fn(&Device) -> bool) {
-        let Self { slots, by_key, scratch, identity, shard, .. } = self;
+        let Self { slots, by_key, again, scratch, identity, shard, .. } = self;
         slots.retain(|_, peer| {
+            match peer.wait_for_answer() {
+                Waiting::On => {}
+                Waiting::Again => again.push_back(peer.key),
+                Waiting::Over => {
+                    by_key.remove(&peer.key);
+                    identity.owners.release(&peer.key, *shard);
+                    return false;
+                }
+            }
             let result = peer.tunnel.update_timers(scratch);
             if let TunnResult::WriteToNetwork(message) = result {
                 if let Some(endpoint) = peer.endpoint {
@@ -408,6 +434,9 @@ impl Peers {
 impl Peer {
     /// Notes an authentic datagram: the peer is where it came from.
     fn heard(&mut self, from: Endpoint, datagram: &[u8]) {
+        self.moved |= self.renewed || self.endpoint != Some(from);
+        self.renewed = false;
+        self.opening = None;
         self.endpoint = Some(from);
         self.bytes_received += datagram.len() as u64;
     }

@@ -1,0 +1,150 @@
+//! Routes and rules that somebody else takes away are put back.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use super::kernel::{Kernel, table_of_route};
+use super::{RouteError, SteeredRoutes, Target};
+use crate::config::resolved::OnStop;
+use crate::host::netlink::{Netlink, Unsolicited};
+
+/// What the kernel tells of as it happens.
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+    MulticastGroup::Link,
+];
+/// How often everything is looked at all the same: a full buffer loses what the kernel tells.
+const EVERY: Duration = Duration::from_secs(10);
+/// How long after a look the next one waits, so that whoever takes them away in a loop does not keep us busy.
+const REST: Duration = Duration::from_millis(100);
+
+/// Routes in force that are looked after.
+#[derive(Debug)]
+pub struct WatchedRoutes {
+    routes: SteeredRoutes,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl WatchedRoutes {
+    /// Looks after `routes` from now on. Call on a tokio runtime.
+    pub fn start(routes: SteeredRoutes) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(watch(routes.clone(), stopped));
+        Self { routes, stop, task }
+    }
+
+    /// Looks after them no longer, and [removes](SteeredRoutes::remove) them.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub async fn remove(self, on_stop: OnStop) -> Result<(), RouteError> {
+        let _ = self.stop.send(());
+        // Nothing may be put back any more. A panic of the task is no reason to leave them.
+        let _ = self.task.await;
+        self.routes.remove(on_stop).await
+    }
+}
+
+async fn watch(routes: SteeredRoutes, mut stop: oneshot::Receiver<()>) {
+    let told = Netlink::listen(&GROUPS);
+    let (_connection, mut news) = match told {
+        Ok((connection, news)) => (Some(connection), Some(news)),
+        Err(error) => {
+            tracing::warn!(%error, "routes are only looked at every {} s", EVERY.as_secs());
+            (None, None)
+        }
+    };
+    let mut every = tokio::time::interval(EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            _ = &mut stop => return,
+            () = lost(&mut news, &routes) => {}
+            _ = every.tick() => {}
+        }
+        match routes.restore().await {
+            Ok(missing) => {
+                failing = false;
+                if !missing.is_empty() {
+                    tracing::warn!(
+                        missing = missing.join(", "),
+                        "somebody took away routes or rules of this gateway, and what they steer may have got around it meanwhile: put back"
+                    );
+                }
+            }
+            Err(error) if !failing => {
+                failing = true;
+                tracing::warn!(%error, "routes or rules of this gateway are missing and cannot be put back now; it is tried again. Is the TUN device up?");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            _ = &mut stop => return,
+            () = tokio::time::sleep(REST) => {}
+        }
+    }
+}
+
+/// Waits until the kernel tells that something of ours may be gone.
+async fn lost(news: &mut Option<Unsolicited>, routes: &SteeredRoutes) {
+    while let Some(messages) = news {
+        match messages.next().await {
+            Some((message, _)) if routes.are_concerned(&message) => return,
+            Some(_) => {}
+            None => *news = None,
+        }
+    }
+    std::future::pending().await
+}
+
+impl SteeredRoutes {
+    /// Whether something of ours may be missing after what the kernel tells.
+    fn are_concerned(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+        let NetlinkPayload::InnerMessage(message) = &message.payload else {
+            return matches!(message.payload, NetlinkPayload::Overrun(_));
+        };
+        if let RouteNetlinkMessage::DelRoute(route) = message {
+            return table_of_route(route) == self.table;
+        }
+        // A device that goes down takes its routes with it, often without a word about them.
+        if let RouteNetlinkMessage::NewLink(link) = message {
+            return self.wanted.iter().any(|route| route.target == Target::Device(link.header.index));
+        }
+        matches!(message, RouteNetlinkMessage::DelRule(_))
+    }
+
+    /// Puts back what is missing, backstops first, and names it.
+    async fn restore(&self) -> Result<Vec<String>, RouteError> {
+        let kernel = Kernel::connect()?;
+        let there = kernel.routes(self.table).await?;
+        let mut missing = Vec::new();
+        let mut failed = Ok(());
+        for route in self.wanted.iter().filter(|wanted| !there.iter().any(|found| wanted.is(found))) {
+            missing.push(format!("the route {} of table {}", route.net, self.table));
+            // Without the device, the refusal must still be put back.
+            failed = failed.and(kernel.put_route(self.table, route).await);
+        }
+        for family in [AddressFamily::Inet, AddressFamily::Inet6].into_iter().filter(|family| self.steers(*family)) {
+            for rule in self.rules() {
+                if !kernel.rules(family, rule.priority).await?.iter().any(|found| rule.is(found)) {
+                    missing.push(format!("the {family:?} rule with preference {}", rule.priority));
+                    kernel.add_rule(rule.message(family)).await?;
+                }
+            }
+        }
+        failed.map(|()| missing)
+    }
+}
