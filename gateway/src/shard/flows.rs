@@ -262,7 +262,7 @@ impl Shard {
                 flow.target = Target::Tcp(TcpTarget { stream, shut: false, finished: false });
                 self.enter(*flow);
                 self.counters.flows_opened.add(1);
-                if !self.stack.accept(now, id, seed()) {
+                if !self.stack.accept(now, id, seed(), Box::new(())) {
                     self.end(now, id, FlowEnd::Error);
                 }
             }

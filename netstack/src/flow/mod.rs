@@ -1,6 +1,7 @@
 //! One flow, whatever its transport.
 
 pub(crate) mod datagram;
+pub(crate) mod memory;
 mod recovery;
 pub(crate) mod tcp;
 

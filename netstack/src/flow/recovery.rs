@@ -216,6 +216,11 @@ impl Recovery {
         Some((self.window_field, self.client_next, self.una?))
     }
 
+    /// The first unacknowledged sequence number.
+    pub(crate) fn acknowledged_up_to(&self) -> Option<u32> {
+        self.una
+    }
+
     fn timeout(&self) -> Duration {
         let once = self.round_trip.map_or(Duration::from_secs(1), |rtt| rtt.smoothed + 4 * rtt.variation);
         let factor = 1u32 << self.backoff.min(8);

@@ -1,5 +1,7 @@
 //! One TCP connection: first a held SYN, then a smoltcp socket on an interface of its own.
 
+mod rings;
+
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
@@ -8,8 +10,10 @@ use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
+use super::memory::Allowance;
 use super::recovery::{Advice, Recovery, wrap};
 use crate::device::{FlowLink, Segmentation};
+use crate::drop_reason::DropReason;
 use crate::limits::StackLimits;
 use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport, build};
 use crate::segment::{self, Layout};
@@ -21,6 +25,9 @@ const PACKETS_A_TURN: u32 = 64;
 const TIME_WAIT: StackDuration = StackDuration::from_secs(10);
 /// How often a client is asked that owes an acknowledgment while smoltcp has no timer running.
 const WATCHDOG: StackDuration = StackDuration::from_secs(1);
+
+/// How long a flow may be silent before memory of its empty ring towards the client goes back.
+const REST: Duration = Duration::from_secs(10);
 
 /// smoltcp takes no smaller maximum segment size seriously.
 const LEAST_SEGMENT: usize = 48;
@@ -47,6 +54,11 @@ pub(crate) struct TcpSocket {
     segmentation: Segmentation,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    allowance: Allowance,
+    /// Where the next byte towards the client is written in its ring, unless that is empty: then at the beginning.
+    position: usize,
+    /// Bytes of the client at the front of its ring that the target has already, but whose page is not complete.
+    written: usize,
     /// How far from the beginning the client wrote, in order or not: no farther into its ring.
     reach: u64,
     /// The client's last bare acknowledgment, and whether one was the same as the one before.
@@ -141,7 +153,7 @@ pub(crate) fn std_time(epoch: Instant, at: StackInstant) -> Instant {
 impl TcpSocket {
     /// Listens on the target's address and port for exactly this client.
     pub(crate) fn listen(
-        rings: Rings,
+        (Rings { mut sockets, handle }, allowance): (Rings, Allowance),
         tuple: &FiveTuple,
         seed: u64,
         now: Instant,
@@ -159,7 +171,6 @@ impl TcpSocket {
             // Prefix length 0: every client is on-link, so no route is needed.
             let _ = addresses.push(IpCidr::new(local, 0));
         });
-        let Rings { mut sockets, handle } = rings;
         sockets
             .get_mut::<Socket<'_>>(handle)
             .listen(IpListenEndpoint { addr: Some(local), port: tuple.destination_port })
@@ -171,6 +182,9 @@ impl TcpSocket {
             segmentation: Segmentation { headers: headers(tuple), size: u16::try_from(size).unwrap_or(u16::MAX) },
             sockets,
             handle,
+            allowance,
+            position: 0,
+            written: 0,
             reach: 0,
             acknowledged: None,
             repeated: false,
@@ -202,20 +216,30 @@ impl TcpSocket {
         time: StackInstant,
         segment: &TcpSegment<'_>,
         link: &mut FlowLink<'_>,
-    ) {
+    ) -> Result<(), DropReason> {
         self.last_heard = now;
-        self.last_active = now;
         self.note(segment);
         link.segmentation = Some(self.segmentation);
         if self.is_to_be_challenged(segment) {
             link.received = None;
-            return self.challenge(time, link);
+            self.challenge(time, link);
+            return Ok(());
         }
+        let fits = self.admit(segment);
+        let cut = (fits < segment.payload.len()).then(|| link.received.map(|packet| rings::cut(packet, segment, fits)));
         let queued = self.socket().send_queue();
+        let acknowledged = self.recovery.acknowledged_up_to();
         let Advice { swallow, retransmit } = self.recovery.handle_segment(now, segment, queued);
+        // A client that keeps its window shut says so whenever it is asked. That is not using the flow.
+        if queued == 0 || !segment.payload.is_empty() || acknowledged != self.recovery.acknowledged_up_to() {
+            self.last_active = now;
+        }
         let before = self.state();
         if swallow {
             link.received = None;
+        } else if let Some(Some(cut)) = &cut {
+            link.received = None;
+            self.feed(time, cut, link);
         } else {
             let result = self.interface.poll_ingress_single(time, link, &mut self.sockets);
             debug_assert_ne!(result, PollIngressSingleResult::None, "the link had a packet");
@@ -234,10 +258,7 @@ impl TcpSocket {
             self.close();
         }
         self.note_debt(now);
-        if self.cause.is_some() {
-            return;
-        }
-        self.cause = match after {
+        let cause = match after {
             State::Closed if segment.rst => Some(CloseCause::ClientReset),
             // smoltcp goes back to LISTEN when a reset answers its SYN-ACK.
             State::Listen if before == State::SynReceived => Some(CloseCause::ClientReset),
@@ -252,14 +273,13 @@ impl TcpSocket {
             | State::Closing
             | State::LastAck => None,
         };
+        self.cause = self.cause.or(cause);
+        if cut.is_some() { Err(DropReason::QueueFull) } else { Ok(()) }
     }
 
     /// Notes what decides whether the rings can be used again.
     fn note(&mut self, segment: &TcpSegment<'_>) {
-        if !segment.payload.is_empty() {
-            let end = segment.sequence.wrapping_sub(self.first_sequence).wrapping_add(segment.sequence_len());
-            self.reach = self.reach.max(u64::from(end));
-        } else if segment.ack && !segment.syn && !segment.fin {
+        if segment.payload.is_empty() && segment.ack && !segment.syn && !segment.fin {
             self.repeated |= self.acknowledged == Some(segment.acknowledgment);
             self.acknowledged = Some(segment.acknowledgment);
         }
@@ -285,19 +305,14 @@ impl TcpSocket {
     fn challenge(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
         let Some((window, sequence, acknowledgment)) = self.recovery.echo() else { return };
         // What a keep-alive of the client looks like: smoltcp answers where it is, once a second at most.
-        let probe = build::client_acknowledgment(&self.tuple, sequence.wrapping_sub(1), acknowledgment, window);
-        self.feed(time, &probe, link);
+        let (probe, len) = build::client_acknowledgment(&self.tuple, sequence.wrapping_sub(1), acknowledgment, window);
+        self.feed(time, probe.get(..len).unwrap_or_default(), link);
     }
 
     /// Feeds smoltcp a packet of our own as one of the client.
-    fn feed(
-        &mut self,
-        time: StackInstant,
-        (packet, len): &([u8; build::CLIENT_ACKNOWLEDGMENT], usize),
-        link: &mut FlowLink<'_>,
-    ) {
+    fn feed(&mut self, time: StackInstant, packet: &[u8], link: &mut FlowLink<'_>) {
         let mut inner = FlowLink::new(link.batch, link.to, link.mtu);
-        inner.received = packet.get(..*len);
+        inner.received = Some(packet);
         inner.segmentation = link.segmentation;
         self.interface.poll_ingress_single(time, &mut inner, &mut self.sockets);
         link.sent += inner.sent;
@@ -311,8 +326,8 @@ impl TcpSocket {
         let Some(other_window) = window.checked_sub(1) else { return };
         self.repeated = true;
         for window in [other_window, window, window, window, window] {
-            let echo = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, window);
-            self.feed(time, &echo, link);
+            let (echo, len) = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, window);
+            self.feed(time, echo.get(..len).unwrap_or_default(), link);
         }
     }
 
@@ -383,7 +398,10 @@ impl TcpSocket {
     ) -> Option<(usize, R)> {
         let socket: &mut Socket<'_> = self.sockets.get_mut(self.handle);
         let queued = socket.send_queue();
-        let room = self.recovery.room(queued);
+        if queued == 0 {
+            self.position = 0;
+        }
+        let room = self.recovery.room(queued).min(self.allowance.room_down(self.position));
         if room == 0 || !socket.can_send() {
             return None;
         }
@@ -395,34 +413,12 @@ impl TcpSocket {
             })
             .ok()?;
         if sent.0 > 0 {
+            self.position = (self.position + sent.0) % self.allowance.capacity();
             self.recovery.handle_queued(now, queued, queued + sent.0);
             self.last_active = now;
             self.note_debt(now);
         }
         Some(sent)
-    }
-
-    /// Lets `write` take bytes of the client from the ring; it returns how many it took. `None`: there is nothing.
-    pub(crate) fn recv_with<R>(
-        &mut self,
-        now: Instant,
-        write: impl FnOnce(&mut [u8]) -> (usize, R),
-    ) -> Option<(usize, R)> {
-        let socket = self.socket();
-        if !socket.can_recv() {
-            return None;
-        }
-        let taken = socket
-            .recv(|ring| {
-                let (len, result) = write(ring);
-                (len, (len, result))
-            })
-            .ok()?;
-        if taken.0 > 0 {
-            self.taken = self.taken.wrapping_add(wrap(taken.0));
-            self.last_active = now;
-        }
-        Some(taken)
     }
 
     /// The rings, for another connection: when the client wrote to no more than the first `touched` bytes of its ring,
@@ -441,6 +437,13 @@ impl TcpSocket {
 
     /// Whether the client closed its half and every byte before that has been taken.
     pub(crate) fn client_finished(&mut self) -> bool {
+        let heard_fin = matches!(
+            self.state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait | State::Closed
+        );
+        if heard_fin && self.socket().recv_queue() <= self.written {
+            self.complete();
+        }
         // At the end of TIME-WAIT smoltcp forgets that there was a FIN.
         let closed = self.cause == Some(CloseCause::Orderly) && self.socket().recv_queue() == 0;
         closed || self.socket().recv(|_| (0, ())) == Err(RecvError::Finished)
@@ -499,6 +502,9 @@ impl TcpSocket {
         if let Some(at) = self.recovery.deadline(queued) {
             deadline = deadline.min(at);
         }
+        if self.may_shrink() {
+            deadline = deadline.min(self.last_active + REST);
+        }
         deadline.min(self.patience(limits))
     }
 
@@ -524,6 +530,9 @@ impl TcpSocket {
     /// Notes what the passing of time did to the connection.
     pub(crate) fn handle_timeout(&mut self, now: Instant, limits: &StackLimits) {
         self.note_debt(now);
+        if self.may_shrink() && now >= self.last_active + REST {
+            self.shrink();
+        }
         let ended = matches!(self.cause, Some(CloseCause::ClientReset | CloseCause::Timeout));
         if !ended && now >= self.patience(limits) {
             self.cause = Some(CloseCause::Timeout);

@@ -16,6 +16,7 @@ mod giving_up;
 mod handshake;
 mod lab;
 mod link;
+mod memory;
 mod pressure;
 mod properties;
 mod raw;
