@@ -1,6 +1,6 @@
 //! What a device, its user and all devices together may hold at once, and what they do hold.
 //!
-//! A flow takes its [`Share`] of every resource it needs when it opens and gives it back when it is dropped, so nothing
+//! A flow takes its share of every resource it needs when it opens and gives it back when it is dropped, so nothing
 //! can be forgotten. The counts are shared between the shards: a device behind the TUN and the devices of one user may
 //! have flows in several. They are touched when a flow opens, changes its state or ends, never for a packet.
 
