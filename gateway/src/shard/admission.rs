@@ -80,8 +80,8 @@ impl Shard {
         self.refuse(flow, FlowEnd::Limit, refusal);
     }
 
-    /// Drops the first packet of a flow that comes too soon after others. Each is counted; one a second, device and shard is to
-    /// be written down (`true`), because a line for each would be what the flood is after.
+    /// Drops the first packet of a flow that comes too soon after others. Each is counted; one a second, device and shard
+    /// is to be written down (`true`), because a line for each would be what the flood is after.
     pub(super) fn refuse_pace(&mut self, now: Instant, id: FlowId, owner: &Owner, limit: LimitName) -> bool {
         self.drop_packet(DropReason::Limit);
         self.counters.limit_reached(limit);
