@@ -7,6 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+use crate::limits::LimitName;
+
 /// Why the gateway says a flow ended. Field of the flow log and label of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FlowEnd {
@@ -182,6 +184,8 @@ pub struct FlowRecord {
     pub duration: Duration,
     /// Why it ended; `None` while it lives.
     pub ended: Option<FlowEnd>,
+    /// Which limit was reached, of a flow that ended by one.
+    pub limit: Option<LimitName>,
 }
 
 impl FlowRecord {
@@ -226,6 +230,8 @@ impl Serialize for FlowLine<'_> {
             dial_ms: Option<f64>,
             duration_ms: f64,
             ended: Option<&'static str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            limit: Option<&'static str>,
         }
         let Self(r) = self;
         Line {
@@ -251,6 +257,7 @@ impl Serialize for FlowLine<'_> {
             dial_ms: r.dial.map(milliseconds),
             duration_ms: milliseconds(r.duration),
             ended: r.ended.map(FlowEnd::as_str),
+            limit: r.limit.map(LimitName::as_str),
         }
         .serialize(serializer)
     }
@@ -269,6 +276,7 @@ fn milliseconds(duration: Duration) -> f64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::limits::{Resource, Scope};
 
     /// A flow that ended, with nothing left out.
     pub(crate) fn record(id: u64) -> FlowRecord {
@@ -291,6 +299,7 @@ pub(crate) mod tests {
             dial: Some(Duration::from_micros(1_250)),
             duration: Duration::from_micros(1_500_001),
             ended: Some(FlowEnd::ClientClosed),
+            limit: None,
         }
     }
 
@@ -338,6 +347,13 @@ pub(crate) mod tests {
                 r#""packets_up":0,"packets_down":0,"dial_ms":null,"duration_ms":0.0,"ended":"denied"}"#
             )
         );
+    }
+
+    #[test]
+    fn a_flow_over_a_limit_says_which() {
+        let mut r = record(1);
+        (r.ended, r.limit) = (Some(FlowEnd::Limit), Some(LimitName::Share(Resource::HalfOpen, Scope::Device)));
+        assert!(line(&r).ends_with(r#","ended":"limit","limit":"half_open_per_device"}"#), "{}", line(&r));
     }
 
     #[test]

@@ -26,6 +26,8 @@
 //!   the policy makes. [`destination`] holds what no policy can open.
 //! - [`rulesets`] publishes immutable [snapshots](shard::link::Snapshot). A shard takes over a new one between two
 //!   packets and judges its live flows again, in slices.
+//! - [`limits`]: a flow holds its share of what a device, its user and all may have; a flow over a limit is refused by
+//!   that limit's name. The counts are shared between shards and touched once a flow, not once a packet.
 //! - [`control`], [`metrics`] and [`flow_log`] run beside the shards: a slow reader of theirs costs no packet.
 //! - [`state`] remembers where WireGuard clients are, so that a restarted gateway opens the handshakes itself.
 //! - [`host`] is what the kernel is asked for besides sockets: the TUN device, routes and rules, addresses, settings.
@@ -44,6 +46,7 @@ pub mod flow_log;
 pub mod flow_record;
 pub mod host;
 pub mod keys;
+pub mod limits;
 pub mod metrics;
 pub mod offramp;
 pub mod onramp;

@@ -1,14 +1,14 @@
 //! The only module with unsafe code: kernel interfaces that no safe wrapper we depend on covers.
 #![expect(
     unsafe_code,
-    reason = "an ioctl, a few socket options, one of the allocator and the adoption of descriptors have no safe wrapper"
+    reason = "an ioctl, a few socket options, two calls about memory and the adoption of descriptors have no safe wrapper"
 )]
 
 use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use socket2::Socket;
 use tokio::io::Interest;
@@ -141,7 +141,56 @@ pub(crate) fn keep_large_buffers_mapped() {
     }
 }
 
+/// Bytes of a page at most: 64 KiB on some arm64 and powerpc kernels. A multiple of the page size is as good.
+fn page_size() -> usize {
+    static PAGE: OnceLock<usize> = OnceLock::new();
+    *PAGE.get_or_init(|| {
+        // SAFETY: the call takes an integer and touches no memory of ours.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(1 << 16)
+    })
+}
+
+/// `MADV_DONTNEED` on the whole pages in `bytes`, which must be memory of the allocator (private and anonymous): they read
+/// as zero afterwards, and cost nothing until they are written to.
+pub(crate) fn discard(bytes: &mut [u8]) {
+    let page = page_size();
+    let before = bytes.as_ptr().addr().wrapping_neg() % page;
+    let Some(inside) = bytes.get_mut(before..) else { return };
+    let len = inside.len() - inside.len() % page;
+    if len == 0 {
+        return;
+    }
+    // SAFETY: the pages lie within `bytes`, which is borrowed for writing: nobody else reads or writes them meanwhile, and
+    // every value the kernel leaves in them is one of a `u8`.
+    let result = unsafe { libc::madvise(inside.as_mut_ptr().cast(), len, libc::MADV_DONTNEED) };
+    if result < 0 {
+        // Locked memory, for one. The bytes stay, and so does what they cost.
+        tracing::debug!(error = %io::Error::last_os_error(), "madvise");
+    }
+}
+
 /// Whether the kernel answered with this error number.
 pub(crate) fn is_errno(error: &io::Error, errno: nix::errno::Errno) -> bool {
     error.raw_os_error() == Some(errno as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_pages_within_are_given_back() {
+        let page = page_size();
+        let mut memory = vec![7; 16 * page];
+        let offset = memory.as_ptr().addr().wrapping_neg() % page;
+        discard(&mut memory[offset + 1..offset + 4 * page + 5]);
+        // The page of the first byte and that of the last are not whole.
+        assert!(memory[..offset + page].iter().all(|byte| *byte == 7));
+        assert!(memory[offset + page..offset + 4 * page].iter().all(|byte| *byte == 0));
+        assert!(memory[offset + 4 * page..].iter().all(|byte| *byte == 7));
+        discard(&mut memory[offset + 5 * page + 1..offset + 6 * page]);
+        discard(&mut []);
+        assert!(memory[offset + 4 * page..].iter().all(|byte| *byte == 7));
+    }
 }

@@ -18,6 +18,8 @@
 //! - A SYN is *held*: there is no socket and no buffer before [`Stack::accept`]. Then the flow gets a smoltcp interface
 //!   with one socket of its own, and the SYN is played into it.
 //! - Bytes move between the caller's sockets and smoltcp's rings without a buffer in between.
+//! - What rings touch of their memory is bounded by who accepted the flow ([`RingMemory`]); a flow that gets no more goes
+//!   on in a smaller ring.
 //! - UDP datagrams may come and go many in one packet ([`packet::IpPacket::into_datagrams`], [`Stack::send_datagrams`]):
 //!   parsed, looked up and built once, counted one by one.
 //! - What smoltcp lacks stands in front of it: congestion control and recovery from loss (`flow::recovery`), timeouts
@@ -45,8 +47,9 @@ mod tuple;
 pub use batch::PacketBatch;
 pub use coalesce::Coalescer;
 pub use drop_reason::DropReason;
+pub use flow::memory::RingMemory;
 pub use flow::{CloseCause, Traffic};
-pub use limits::StackLimits;
+pub use limits::{RING_FLOOR, StackLimits};
 pub use reassembly::Reassembler;
 pub use stack::{Handled, Ingress, Refusal, Stack};
 pub use tuple::{FiveTuple, FlowId, FlowKey, IngressId, Protocol};

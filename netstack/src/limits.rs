@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Bytes of each of its two rings that a TCP flow may touch without asking for more, see [`RingMemory`](crate::RingMemory).
+pub const RING_FLOOR: usize = 16 * 1024;
+
 /// Timeouts and sizes of a stack. Every one is finite.
 #[derive(Debug, Clone)]
 pub struct StackLimits {
@@ -11,7 +14,8 @@ pub struct StackLimits {
     pub syn_received: Duration,
     /// A client with something to acknowledge that is silent for this long is given up, RFC 5482.
     pub tcp_user_timeout: Duration,
-    /// A TCP flow without a packet from the client or a byte to it ends after this.
+    /// A TCP flow without a packet from the client or a byte to it ends after this. Packets with which a client only says
+    /// that its window is still shut do not count.
     pub tcp_idle: Duration,
     /// A UDP association where only the client spoke, or to port 53, ends after this.
     pub udp_idle_one_way: Duration,

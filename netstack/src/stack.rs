@@ -14,6 +14,7 @@ use crate::deadlines::Deadlines;
 use crate::device::FlowLink;
 use crate::drop_reason::DropReason;
 use crate::flow::datagram::DatagramFlow;
+use crate::flow::memory::{Allowance, RingMemory};
 use crate::flow::tcp::{self, HeldSyn, Rings, TcpFlow, TcpSocket, stack_time};
 use crate::flow::{CloseCause, Flow, FlowKind, Traffic};
 use crate::limits::StackLimits;
@@ -156,10 +157,10 @@ impl Stack {
                 let time = stack_time(self.epoch, now);
                 let mut link = FlowLink::new(&mut self.batch, from.id, from.mtu);
                 link.received = Some(packet.bytes());
-                socket.handle_segment(now, time, segment, &mut link);
+                let taken = socket.handle_segment(now, time, segment, &mut link);
                 flow.traffic.packets_down += u64::from(link.sent);
                 self.mark_changed(id);
-                Ok(Handled::Known(id))
+                taken.map(|()| Handled::Known(id))
             }
             (FlowKind::Tcp(_), Transport::Udp(_) | Transport::Echo(_)) => Err(DropReason::Malformed),
         }
@@ -242,8 +243,9 @@ impl Stack {
     }
 
     /// Answers the held SYN of a flow whose target answered. `seed` must be fresh from the system's random source:
-    /// the initial sequence number is made of it. `false`: there is no SYN to answer, and the flow must be ended.
-    pub fn accept(&mut self, now: Instant, id: FlowId, seed: u64) -> bool {
+    /// the initial sequence number is made of it. `memory` is asked whenever the flow's rings want to grow. `false`:
+    /// there is no SYN to answer, and the flow must be ended.
+    pub fn accept(&mut self, now: Instant, id: FlowId, seed: u64, memory: Box<dyn RingMemory + Send>) -> bool {
         let time = stack_time(self.epoch, now);
         let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
             return false;
@@ -255,8 +257,10 @@ impl Stack {
         let mut link = FlowLink::new(&mut self.batch, flow.key.ingress, flow.mtu);
         link.received = Some(&held.packet);
         let rings = self.spare.pop().unwrap_or_else(|| Rings::new(self.limits.tcp_buffer));
-        let mut socket = TcpSocket::listen(rings, &flow.key.tuple, seed, now, time, segment, &mut link);
-        socket.handle_segment(now, time, segment, &mut link);
+        let allowance = Allowance::new(memory, self.limits.tcp_buffer);
+        let mut socket = TcpSocket::listen((rings, allowance), &flow.key.tuple, seed, now, time, segment, &mut link);
+        // Data on a SYN that is beyond what the rings may hold comes again.
+        let _ = socket.handle_segment(now, time, segment, &mut link);
         flow.traffic.packets_down += u64::from(link.sent);
         flow.kind = FlowKind::Tcp(TcpFlow::Open(Box::new(socket)));
         self.mark_changed(id);
@@ -357,6 +361,19 @@ impl Stack {
     /// Whether a TCP client closed its half before the target did.
     pub fn client_closed_first(&mut self, id: FlowId) -> bool {
         self.socket(id).is_some_and(|socket| socket.client_closed_first())
+    }
+
+    /// Whether the handshake with a TCP client is over. `false` for a SYN that is held, too.
+    pub fn is_established(&mut self, id: FlowId) -> bool {
+        self.socket(id).is_some_and(|socket| socket.is_established())
+    }
+
+    /// When the last packet of an association or exchange came, from either side.
+    pub fn last_active(&self, id: FlowId) -> Option<Instant> {
+        match &self.flow(id)?.kind {
+            FlowKind::Datagram(datagram) => Some(datagram.last_active()),
+            FlowKind::Tcp(_) => None,
+        }
     }
 
     /// Closes the half of a TCP flow towards the client, after everything sent.

@@ -390,7 +390,8 @@ mod tests {
         let text = format!("[tun]\n{}", defaults(false));
         assert!(Config::resolve(&text, Path::new("/x/gateway.toml"), 1).is_ok(), "{text}");
         let json: serde_json::Value = serde_json::from_str(&defaults(true)).unwrap();
-        assert_eq!(json["flows"], 65_536);
+        assert_eq!(json["flows"], 131_072);
+        assert_eq!(json["half_open_per_device"], 64);
         assert_eq!(json["dial_timeout"], "10s");
     }
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use super::duration::format_duration;
 pub(super) use super::resolved::Limits;
+use super::resolved::ShareLimit;
+use crate::limits::{LimitName, Resource, Scope};
 
 /// One limit.
 pub(super) struct Limit<'l> {
     pub(super) name: &'static str,
-    pub(super) about: &'static str,
+    pub(super) about: String,
     pub(super) value: LimitValue<'l>,
 }
 
@@ -27,29 +29,64 @@ pub struct LimitDefault {
     /// Its value, as `gateway.toml` would have it.
     pub value: String,
     /// What it bounds.
-    pub about: &'static str,
+    pub about: String,
 }
 
 const COUNT: RangeInclusive<usize> = 1..=16_777_216;
 /// A TCP window has no more (RFC 7323, section 2.2).
 const BUFFER: RangeInclusive<usize> = 4_096..=1 << 30;
+const MEMORY: RangeInclusive<usize> = 0..=1 << 40;
 const TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
 
-fn count<'l>(name: &'static str, about: &'static str, value: &'l mut usize) -> Limit<'l> {
-    Limit { name, about, value: LimitValue::Count { value, range: COUNT } }
+/// The three limits on one resource: in all, of a user, of a device. `note`: what else there is to say about the last.
+fn shares<'l>(
+    resource: Resource,
+    range: &RangeInclusive<usize>,
+    about: &str,
+    note: &str,
+    value: &'l mut ShareLimit,
+) -> [Limit<'l>; 3] {
+    let ShareLimit { device, user, all } = value;
+    let limit = |scope, of: &str, value: &'l mut usize| Limit {
+        name: LimitName::Share(resource, scope).as_str(),
+        about: format!("{about}, {of}"),
+        value: LimitValue::Count { value, range: range.clone() },
+    };
+    [
+        limit(Scope::All, "in all", all),
+        limit(Scope::User, "of one user's devices", user),
+        limit(Scope::Device, &format!("of one device{note}"), device),
+    ]
 }
 
 fn time<'l>(name: &'static str, about: &'static str, value: &'l mut Duration) -> Limit<'l> {
-    Limit { name, about, value: LimitValue::Time { value, range: TIME } }
+    Limit { name, about: about.to_owned(), value: LimitValue::Time { value, range: TIME } }
 }
 
 impl Limits {
     /// The keys of `[limits]`.
-    pub(super) const NAMES: [&'static str; 11] = [
+    pub(super) const NAMES: [&'static str; 28] = [
         "flows",
+        "flows_per_user",
         "flows_per_device",
-        "half_open_per_device",
         "half_open",
+        "half_open_per_user",
+        "half_open_per_device",
+        "dials",
+        "dials_per_user",
+        "dials_per_device",
+        "flow_rate",
+        "flow_rate_per_user",
+        "flow_rate_per_device",
+        "associations",
+        "associations_per_user",
+        "associations_per_device",
+        "refusals",
+        "refusals_per_user",
+        "refusals_per_device",
+        "buffered",
+        "buffered_per_user",
+        "buffered_per_device",
         "tcp_buffer",
         "dial_timeout",
         "tcp_idle",
@@ -63,9 +100,12 @@ impl Limits {
     pub(super) fn entries(&mut self) -> Vec<Limit<'_>> {
         let Self {
             flows,
-            flows_per_device,
-            half_open_per_device,
             half_open,
+            dials,
+            flow_rate,
+            associations,
+            refusals,
+            buffered,
             tcp_buffer,
             dial_timeout,
             tcp_idle,
@@ -74,18 +114,41 @@ impl Limits {
             udp_idle,
             icmp_idle,
         } = self;
-        vec![
-            count("flows", "open flows of any kind", flows),
-            count("flows_per_device", "open flows of one device", flows_per_device),
-            count("half_open_per_device", "TCP flows held or dialling, of one device", half_open_per_device),
-            count("half_open", "TCP flows held or dialling", half_open),
+        let shared = [
+            shares(Resource::Flows, &COUNT, "open flows of any kind", "", flows),
+            shares(Resource::HalfOpen, &COUNT, "TCP flows whose client has not completed the handshake", "", half_open),
+            shares(
+                Resource::Dials,
+                &COUNT,
+                "TCP flows whose target has not answered",
+                "; never more than 2/3 of all",
+                dials,
+            ),
+            shares(Resource::FlowRate, &COUNT, "new flows a second, in bursts of twice as many", "", flow_rate),
+            shares(
+                Resource::Associations,
+                &COUNT,
+                "UDP associations and echo exchanges",
+                "; the one not used for longest makes way",
+                associations,
+            ),
+            shares(Resource::Refusals, &COUNT, "refused flows remembered, to know their next packet", "", refusals),
+            shares(
+                Resource::Buffered,
+                &MEMORY,
+                "bytes of TCP buffers beyond 32 KiB a flow",
+                "; over it flows go on in what they have",
+                buffered,
+            ),
+        ];
+        let others = vec![
             Limit {
                 name: "tcp_buffer",
-                about: "bytes of each of a TCP flow's two buffers",
+                about: "most bytes of each of a TCP flow's two buffers".to_owned(),
                 value: LimitValue::Count { value: tcp_buffer, range: BUFFER },
             },
             time("dial_timeout", "how long a dial may take", dial_timeout),
-            time("tcp_idle", "a TCP flow without a byte either way ends after this", tcp_idle),
+            time("tcp_idle", "a TCP flow without a byte either way, or a keep-alive, ends after this", tcp_idle),
             time(
                 "tcp_user_timeout",
                 "a TCP client that acknowledges nothing for this long is given up",
@@ -98,7 +161,8 @@ impl Limits {
             ),
             time("udp_idle", "end of a UDP association where both sides spoke", udp_idle),
             time("icmp_idle", "end of an echo exchange without a packet", icmp_idle),
-        ]
+        ];
+        shared.into_iter().flatten().chain(others).collect()
     }
 
     /// Every limit with its default.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::limits::{Resource, Scope};
+
 /// The most shards a gateway runs.
 pub const MAX_SHARDS: usize = 64;
 
@@ -117,17 +119,52 @@ pub struct RouteConfig {
     pub offramp: Vec<Arc<str>>,
 }
 
-/// `[limits]`. Counts are for the whole gateway unless they say otherwise.
+/// A limit for one device, for the devices of one user, and for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareLimit {
+    /// Of one device.
+    pub device: usize,
+    /// Of all devices of one user.
+    pub user: usize,
+    /// Of every device.
+    pub all: usize,
+}
+
+impl ShareLimit {
+    /// The limit of one scope.
+    pub fn of(&self, scope: Scope) -> usize {
+        match scope {
+            Scope::Device => self.device,
+            Scope::User => self.user,
+            Scope::All => self.all,
+        }
+    }
+}
+
+/// `[limits]`.
+///
+/// The worst case in memory of buffers: `flows.all` flows with [`RING_FLOOR`] bytes in each of their two, `buffered.all`
+/// bytes beyond that, and for each shard 4,096 flows that linger and 128 pairs of spare buffers of 64 KiB. With the
+/// defaults and two shards 131,072 × 32 KiB + 2 GiB + 2 × (128 MiB + 16 MiB) = 6.3 GiB; of one device 4,096 × 32 KiB +
+/// 64 MiB = 192 MiB. The kernel bounds what its sockets hold by itself (`tcp_mem`, `udp_mem`).
+///
+/// [`RING_FLOOR`]: portcullis_netstack::RING_FLOOR
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Open flows of any kind.
-    pub flows: usize,
-    /// Open flows of one device.
-    pub flows_per_device: usize,
-    /// TCP flows held or dialling, of one device.
-    pub half_open_per_device: usize,
-    /// TCP flows held or dialling.
-    pub half_open: usize,
+    pub flows: ShareLimit,
+    /// TCP flows whose client has not completed the handshake.
+    pub half_open: ShareLimit,
+    /// TCP flows whose target has not answered. A device never has more than two thirds of them all.
+    pub dials: ShareLimit,
+    /// New flows a second, in bursts of twice as many.
+    pub flow_rate: ShareLimit,
+    /// UDP associations and echo exchanges. Over a device's own the one not used for longest makes way.
+    pub associations: ShareLimit,
+    /// Refused flows that are remembered.
+    pub refusals: ShareLimit,
+    /// Bytes of memory of TCP flows' buffers beyond what every flow may use.
+    pub buffered: ShareLimit,
     /// Bytes of each of a TCP flow's two ring buffers.
     pub tcp_buffer: usize,
     /// How long a dial may take.
@@ -144,13 +181,31 @@ pub struct Limits {
     pub icmp_idle: Duration,
 }
 
+impl Limits {
+    /// The limits of one resource.
+    pub fn share(&self, resource: Resource) -> ShareLimit {
+        match resource {
+            Resource::Flows => self.flows,
+            Resource::HalfOpen => self.half_open,
+            Resource::Dials => self.dials,
+            Resource::Associations => self.associations,
+            Resource::Refusals => self.refusals,
+            Resource::Buffered => self.buffered,
+            Resource::FlowRate => self.flow_rate,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            flows: 65_536,
-            flows_per_device: 16_384,
-            half_open_per_device: 1_024,
-            half_open: 8_192,
+            flows: ShareLimit { device: 4_096, user: 8_192, all: 131_072 },
+            half_open: ShareLimit { device: 64, user: 128, all: 4_096 },
+            dials: ShareLimit { device: 64, user: 128, all: 4_096 },
+            flow_rate: ShareLimit { device: 1_000, user: 2_000, all: 20_000 },
+            associations: ShareLimit { device: 1_024, user: 2_048, all: 32_768 },
+            refusals: ShareLimit { device: 256, user: 512, all: 16_384 },
+            buffered: ShareLimit { device: 64 << 20, user: 128 << 20, all: 2 << 30 },
             tcp_buffer: 1 << 20,
             dial_timeout: Duration::from_secs(10),
             tcp_idle: Duration::from_secs(2 * 3600 + 4 * 60),

@@ -95,7 +95,7 @@ listen = "127.0.0.1:9464"
     assert_eq!(config.flow_log, Path::new("/etc/portcullis/flows.jsonl"));
     assert_eq!(config.drain, Duration::from_secs(5));
     assert_eq!(config.shards, 2);
-    assert_eq!(config.limits.flows, 1_000);
+    assert_eq!(config.limits.flows.all, 1_000);
     assert_eq!(config.limits.dial_timeout, Duration::from_secs(3));
     assert_eq!(config.limits.tcp_buffer, 1 << 20);
     let wireguard = config.wireguard.unwrap();

@@ -127,7 +127,7 @@ pub fn check(facts: &HostFacts, config: &Config) -> Vec<HostWarning> {
             warnings.push(HostWarning::NoForwardingV6);
         }
     }
-    let needed = u64::try_from(config.limits.flows).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
+    let needed = u64::try_from(config.limits.flows.all).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
     if facts.nofile < needed {
         warnings.push(HostWarning::FewDescriptors { allowed: facts.nofile, needed });
     }
@@ -167,7 +167,7 @@ mod tests {
             (HostFacts { ping_group_range: None, ..good() }, "ping_group_range=\"0 2147483647\""),
             (HostFacts { forwarding_v4: Some(false), ..good() }, "net.ipv4.ip_forward=1"),
             (HostFacts { forwarding_v6: Some(false), ..good() }, "net.ipv6.conf.all.forwarding=1"),
-            (HostFacts { nofile: 1024, ..good() }, "LimitNOFILE=65792"),
+            (HostFacts { nofile: 1024, ..good() }, "LimitNOFILE=131328"),
         ];
         for (facts, mend) in faults {
             let warnings = check(&facts, &with_tun);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use portcullis_netstack::DropReason;
 
 use crate::flow_record::FlowEnd;
+use crate::limits::LimitName;
 
 /// A number with one writer. An addition is a plain load and store, never an atomic read-modify-write.
 #[derive(Debug, Default)]
@@ -71,6 +72,8 @@ pub struct ShardCounters {
     pub flows_opened: Counter,
     /// Flows ended, by position in [`FlowEnd::ALL`].
     pub flows_ended: [Counter; FlowEnd::ALL.len()],
+    /// Flows refused or ended by a limit, and flows whose buffers were not let grow, by [`LimitName::index`].
+    pub limits_reached: [Counter; LimitName::ALL.len()],
     /// Gauge: open flows.
     pub flows_open: Counter,
     /// Verdicts that allowed.
@@ -100,6 +103,14 @@ impl ShardCounters {
     #[inline]
     pub fn drop_packet(&self, reason: DropReason) {
         if let Some(counter) = self.dropped.get(reason.index()) {
+            counter.add(1);
+        }
+    }
+
+    /// Counts something that a limit did not allow.
+    #[inline]
+    pub fn limit_reached(&self, limit: LimitName) {
+        if let Some(counter) = self.limits_reached.get(limit.index()) {
             counter.add(1);
         }
     }

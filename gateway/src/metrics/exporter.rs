@@ -18,6 +18,7 @@ use super::counters::{Counter, DialHistogram, ShardCounters};
 use crate::control::shards::Shards;
 use crate::flow_log::FlowLogCounters;
 use crate::flow_record::FlowEnd;
+use crate::limits::LimitName;
 
 /// Every metric of the process.
 #[derive(Debug)]
@@ -88,6 +89,14 @@ impl Collector for Gateway {
             FlowEnd::ALL.iter().enumerate().map(|(i, end)| {
                 let ended = self.shards.counters().filter_map(|s| s.flows_ended.get(i));
                 ([("end", end.as_str())], ended.map(Counter::value).sum())
+            }),
+        )?;
+        out.family(
+            "limits_reached",
+            "New flows, and growth of flows' buffers, that a limit did not allow",
+            LimitName::ALL.iter().map(|limit| {
+                let reached = self.shards.counters().filter_map(|s| s.limits_reached.get(limit.index()));
+                ([("limit", limit.as_str())], reached.map(Counter::value).sum())
             }),
         )?;
         out.gauge("flows_open", "Flows open now", self.sum(|s| &s.flows_open))?;
@@ -170,6 +179,7 @@ mod tests {
                 "portcullis_packets_dropped counter",
                 "portcullis_flows_opened counter",
                 "portcullis_flows_ended counter",
+                "portcullis_limits_reached counter",
                 "portcullis_flows_open gauge",
                 "portcullis_verdicts counter",
                 "portcullis_bytes counter",
@@ -186,6 +196,8 @@ mod tests {
             concat!("portcullis_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "portcullis_packets_dropped_total{reason=\"spoofed_source\"} 0",
             "portcullis_flows_ended_total{end=\"revoked\"} 0",
+            "portcullis_limits_reached_total{limit=\"flows_per_device\"} 0",
+            "portcullis_limits_reached_total{limit=\"ports\"} 0",
             "portcullis_verdicts_total{verdict=\"deny\"} 0",
             "portcullis_bytes_total{direction=\"up\"} 0",
             "portcullis_reload_failures_total 3",

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 
 use crate::flow_record::FlowEnd;
+use crate::limits::LimitName;
 
 /// Why no socket towards a target could be had.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,23 @@ impl DialError {
             Self::PingNotPermitted | Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Io(_) => {
                 FlowEnd::Error
             }
+        }
+    }
+}
+
+impl DialError {
+    /// Which limit was reached, when it was one.
+    pub fn limit(&self) -> Option<LimitName> {
+        match self {
+            Self::PortsExhausted => Some(LimitName::Ports),
+            Self::Descriptors => Some(LimitName::Descriptors),
+            Self::Refused
+            | Self::Unreachable(_)
+            | Self::Timeout
+            | Self::PingNotPermitted
+            | Self::SourceUnavailable(_)
+            | Self::InterfaceUnavailable(_)
+            | Self::Io(_) => None,
         }
     }
 }

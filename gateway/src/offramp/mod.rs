@@ -5,6 +5,7 @@
 
 pub mod datagram;
 mod error;
+mod ports;
 mod socket;
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use portcullis_policy::Permit;
@@ -23,10 +24,13 @@ use tokio::net::TcpStream;
 
 pub use datagram::DatagramSocket;
 pub use error::DialError;
-use socket::{Ports, Transport};
+pub(crate) use ports::PortShare;
+use ports::Ports;
+use socket::Transport;
 
 use crate::config::Config;
 use crate::config::resolved::OfframpConfig;
+use crate::flow_record::FlowProtocol;
 
 /// The off-ramp that always exists.
 pub const DIRECT: &str = "direct";
@@ -91,7 +95,7 @@ pub struct Offramp {
     mark: Option<u32>,
     source_v4: Option<Ipv4Addr>,
     source_v6: Option<Ipv6Addr>,
-    ports: Option<Ports>,
+    ports: Option<Arc<Ports>>,
     interface: Option<String>,
     dial_timeout: Duration,
 }
@@ -114,7 +118,7 @@ impl Offramp {
             mark,
             source_v4: config.source.iter().find_map(v4),
             source_v6: config.source.iter().find_map(v6),
-            ports: config.ports.clone().map(|ports| Ports::new(ports, kernel_ports)),
+            ports: config.ports.clone().map(|ports| Arc::new(Ports::new(ports, kernel_ports))),
             interface: config.interface.clone(),
             dial_timeout,
         }
@@ -147,6 +151,28 @@ impl Offramp {
     pub fn open_ping(&self, permit: &Permit, to: IpAddr) -> Result<DatagramSocket, DialError> {
         let _ = permit;
         self.connect_ping(to)
+    }
+
+    /// Takes the place of a new flow of `device` among the local ports, where the off-ramp has a range of them.
+    ///
+    /// # Errors
+    /// [`DialError::PortsExhausted`]: the device has its share.
+    pub(crate) fn port_share(
+        &self,
+        now: Instant,
+        device: &Arc<str>,
+        protocol: FlowProtocol,
+        to: SocketAddr,
+    ) -> Result<Option<PortShare>, DialError> {
+        let Some(ports) = &self.ports else { return Ok(None) };
+        let towards = match protocol {
+            FlowProtocol::Tcp => Some(to),
+            // The kernel gives a port to one UDP socket, whatever its target.
+            FlowProtocol::Udp => None,
+            // Echo has no ports.
+            FlowProtocol::Icmp => return Ok(None),
+        };
+        ports.shares.take(now, device, towards, ports.len()).map(Some).ok_or(DialError::PortsExhausted)
     }
 
     fn connect_tcp(&self, to: SocketAddr) -> impl Future<Output = Result<TcpStream, DialError>> + Send + use<> {

@@ -2,19 +2,16 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::ports::Ports;
 use super::{DialError, Offramp};
 use crate::sys::{self, is_errno};
 
-/// How many ports of a range one dial tries by hand.
-const MAX_PORT_TRIES: usize = 256;
 /// Receive buffer asked for a UDP socket, in bytes; the kernel caps it at `net.core.rmem_max`.
 const UDP_RECEIVE_BUFFER: usize = 1 << 20;
 
@@ -24,36 +21,6 @@ pub(super) enum Transport {
     Tcp,
     Udp,
     Ping,
-}
-
-/// The local ports an off-ramp may use.
-#[derive(Debug)]
-pub(super) struct Ports {
-    range: RangeInclusive<u16>,
-    /// The kernel chooses within the range. It can only within its own range; outside of that it would ignore ours.
-    pub(super) by_kernel: bool,
-    next: AtomicU16,
-}
-
-impl Ports {
-    pub(super) fn new(range: RangeInclusive<u16>, kernel: Option<&RangeInclusive<u16>>) -> Self {
-        let by_kernel = kernel.is_some_and(|kernel| kernel.contains(range.start()) && kernel.contains(range.end()));
-        Self { next: AtomicU16::new(*range.start()), range, by_kernel }
-    }
-
-    /// The next port in turn.
-    fn next(&self) -> u16 {
-        let after = |port| {
-            if port >= *self.range.end() { *self.range.start() } else { port + 1 }
-        };
-        let taken = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |port| Some(after(port)));
-        taken.unwrap_or_else(|port| port)
-    }
-
-    /// How many ports a dial may try.
-    fn tries(&self) -> usize {
-        self.range.len().min(MAX_PORT_TRIES)
-    }
 }
 
 impl Offramp {

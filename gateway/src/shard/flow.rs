@@ -14,7 +14,8 @@ use tokio::task::AbortHandle;
 use super::ready::FlowWaker;
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowProtocol, FlowRecord, OnrampKind, Traffic};
-use crate::offramp::DatagramSocket;
+use crate::limits::{LimitName, Share};
+use crate::offramp::{DatagramSocket, PortShare};
 
 /// One flow.
 #[derive(Debug)]
@@ -35,6 +36,14 @@ pub(crate) struct Flow {
     pub(crate) watched: Option<Instant>,
     pub(crate) dial: Option<Duration>,
     pub(crate) target: Target,
+    /// What it holds of what its device may have.
+    pub(crate) share: Option<Share>,
+    /// Its place among the local ports of an off-ramp that has few.
+    pub(crate) port: Option<PortShare>,
+    /// Its entry among the associations of its device.
+    pub(crate) listed: Option<Instant>,
+    /// The limit it ran into.
+    pub(crate) limit: Option<LimitName>,
     pub(crate) flow_waker: Arc<FlowWaker>,
     /// The same as `flow_waker`, in the form sockets take.
     pub(crate) waker: Waker,
@@ -136,11 +145,7 @@ impl Flow {
             onramp: self.onramp,
             source: self.key.tuple.source(),
             destination: self.destination(),
-            protocol: match self.key.tuple.protocol {
-                Protocol::Tcp => FlowProtocol::Tcp,
-                Protocol::Udp => FlowProtocol::Udp,
-                Protocol::Echo => FlowProtocol::Icmp,
-            },
+            protocol: self.protocol(),
             allowed: matches!(self.decision, Decision::Permitted(_)),
             rule: self.decision.rule().cloned(),
             revision: self.decision.revision().0,
@@ -154,6 +159,16 @@ impl Flow {
             dial: self.dial,
             duration,
             ended,
+            limit: self.limit,
+        }
+    }
+
+    /// The transport.
+    pub(crate) fn protocol(&self) -> FlowProtocol {
+        match self.key.tuple.protocol {
+            Protocol::Tcp => FlowProtocol::Tcp,
+            Protocol::Udp => FlowProtocol::Udp,
+            Protocol::Echo => FlowProtocol::Icmp,
         }
     }
 
@@ -172,6 +187,7 @@ impl Flow {
 #[derive(Debug, Default)]
 pub(crate) struct Flows {
     places: Vec<Option<Box<Flow>>>,
+    len: usize,
     permitted: usize,
 }
 
@@ -182,6 +198,7 @@ impl Flows {
         if self.places.len() <= index {
             self.places.resize_with(index + 1, || None);
         }
+        self.len += 1;
         self.permitted += usize::from(flow.is_permitted());
         if let Some(place) = self.places.get_mut(index) {
             *place = Some(Box::new(flow));
@@ -196,8 +213,14 @@ impl Flows {
     /// Takes a flow out.
     pub(crate) fn remove(&mut self, id: FlowId) -> Option<Box<Flow>> {
         let flow = self.places.get_mut(id.index())?.take_if(|flow| flow.id == id)?;
+        self.len -= 1;
         self.permitted -= usize::from(flow.is_permitted());
         Some(flow)
+    }
+
+    /// How many flows there are, remembered refusals included.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// How many permitted flows there are.

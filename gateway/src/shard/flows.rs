@@ -14,6 +14,7 @@ use portcullis_policy::Permit;
 
 use super::datagrams;
 use super::flow::{Decision, Flow, Target, TcpTarget};
+use super::flow_memory::FlowMemory;
 use super::judge::{self, Occasion, Refused};
 use super::link::FlowFilter;
 use super::ready::FlowWaker;
@@ -21,6 +22,7 @@ use super::splice::{self, Progress};
 use super::worker::{Dialled, Shard, clock};
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
+use crate::limits::{Owner, Resource};
 use crate::offramp::{DialError, Offramp};
 
 /// A permit that ends by time is looked at at least this often, so that a step of the wall clock is noticed.
@@ -30,6 +32,10 @@ const LONGEST_TRUST: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long they are not after an unreachable: Linux repeats one on the ICMP error itself (RFC 6069).
 const REPEATED_SYN: Duration = Duration::from_secs(1);
+
+/// Closed TCP flows of a shard that may linger to answer the client's retransmissions. Of those beyond it a client that
+/// missed the last acknowledgment gets a reset after it has everything.
+const LINGERING: usize = 4_096;
 
 impl Shard {
     /// A packet opened a flow, which is in the table: judge it, then dial.
@@ -51,17 +57,29 @@ impl Shard {
             return self.drop_packet(DropReason::DeviceDisabled);
         }
         let Some(key) = self.stack.key(id) else { return };
+        let owner = self.loads.owner(device);
+        if let Err(limit) = owner.admit(now) {
+            // Not even judged: it must cost less than what it is refused for.
+            if !self.refuse_pace(now, id, &owner, limit) {
+                return;
+            }
+            let revision = self.snapshot.ruleset.revision();
+            let mut flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Denied { rule: None, revision });
+            flow.limit = Some(limit);
+            return self.refuse(flow, FlowEnd::Limit, Refusal::Silent);
+        }
         let verdict =
             judge::judge(&self.snapshot, &self.config.local_services, device, &tuple, wall, Occasion::Opening);
-        let within_limits = self.within_limits(onramp, device, tuple.protocol);
         match verdict {
             Ok(permit) => {
                 self.counters.allowed.add(1);
-                let flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Permitted(permit));
-                if within_limits {
-                    self.dial(now, flow)
-                } else {
-                    self.refuse(flow, FlowEnd::Limit, Refusal::Prohibited)
+                let mut flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Permitted(permit));
+                match self.share_of_new_flow(now, onramp, device, &owner, tuple.protocol) {
+                    Ok(share) => {
+                        flow.share = Some(share);
+                        self.dial(now, flow)
+                    }
+                    Err(limit) => self.refuse_over(flow, limit, Refusal::Prohibited),
                 }
             }
             Err(refused) => {
@@ -70,14 +88,16 @@ impl Shard {
                 let decision = Decision::Denied { rule, revision };
                 let mut flow = self.new_flow(now, wall, id, key, onramp, device, decision);
                 flow.target = Target::Nobody { silent };
-                self.deny(now, flow, silent, forbidden, within_limits);
+                self.deny(now, flow, &owner, silent, forbidden);
             }
         }
     }
 
-    /// Answers and writes down a denied flow. `keep`: there is room to remember it, so that its next packet is no new one.
-    fn deny(&mut self, now: Instant, flow: Flow, silent: bool, forbidden: bool, keep: bool) {
+    /// Answers and writes down a denied flow. Where there is room it is remembered, so that its next packet is no new
+    /// one: a reset needs no memory, the client knows.
+    fn deny(&mut self, now: Instant, mut flow: Flow, owner: &Arc<Owner>, silent: bool, forbidden: bool) {
         let protocol = flow.key.tuple.protocol;
+        let keep = (protocol != Protocol::Tcp || silent) && self.remember(&mut flow, owner);
         if forbidden {
             self.drop_packet(DropReason::ForbiddenDestination);
         } else if silent && (protocol == Protocol::Tcp || !keep) {
@@ -126,57 +146,36 @@ impl Shard {
             watched: None,
             dial: None,
             target: Target::Nobody { silent: true },
+            share: None,
+            port: None,
+            listed: None,
+            limit: None,
             waker: Waker::from(Arc::clone(&flow_waker)),
             flow_waker,
         }
     }
 
-    fn within_limits(&self, onramp: OnrampKind, device: &Device, protocol: Protocol) -> bool {
-        let limits = &self.config.limits;
-        let shards = self.config.shards.max(1);
-        // A WireGuard device has all its flows in one shard; those of one behind the TUN are spread over all.
-        let device_shards = match onramp {
-            OnrampKind::Wireguard => 1,
-            OnrampKind::Tun => shards,
-        };
-        let load = self.loads.get(&device.identity.device).copied().unwrap_or_default();
-        let half_open = protocol != Protocol::Tcp
-            || (load.half_open < limits.half_open_per_device.div_ceil(device_shards)
-                && self.half_open < limits.half_open.div_ceil(shards));
-        half_open
-            && load.flows < limits.flows_per_device.div_ceil(device_shards)
-            && self.stack.len() <= limits.flows.div_ceil(shards)
-    }
-
-    /// Puts a flow among those of its device.
-    fn enter(&mut self, flow: Flow) {
+    /// Puts a flow among the open and the remembered ones.
+    fn enter(&mut self, mut flow: Flow) {
         let id = flow.id;
-        self.count_load(&flow, 1);
+        if flow.is_permitted() && flow.key.tuple.protocol != Protocol::Tcp {
+            let at = self.stack.last_active(id).unwrap_or(flow.opened);
+            flow.listed = Some(at);
+            self.associations.enter(&flow.device.identity.device, at, id);
+        }
         self.flows.insert(flow);
         self.watch_expiry(id);
         self.counters.flows_open.set(self.flows.permitted() as u64);
     }
 
-    /// Takes a flow out of those of its device.
+    /// Takes a flow out of them.
     fn take(&mut self, id: FlowId) -> Option<Box<Flow>> {
-        let flow = self.flows.remove(id)?;
-        self.count_load(&flow, -1);
+        let mut flow = self.flows.remove(id)?;
+        if let Some(at) = flow.listed.take() {
+            self.associations.forget(&flow.device.identity.device, at, id);
+        }
         self.counters.flows_open.set(self.flows.permitted() as u64);
         Some(flow)
-    }
-
-    fn count_load(&mut self, flow: &Flow, by: isize) {
-        let dialling = matches!(flow.target, Target::Dialling(_));
-        let device = &flow.device.identity.device;
-        let load = self.loads.entry(Arc::clone(device)).or_default();
-        load.flows = load.flows.saturating_add_signed(by);
-        if dialling {
-            load.half_open = load.half_open.saturating_add_signed(by);
-            self.half_open = self.half_open.saturating_add_signed(by);
-        }
-        if load.flows == 0 {
-            self.loads.remove(device);
-        }
     }
 
     /// Takes a permitted flow to its off-ramp.
@@ -187,6 +186,10 @@ impl Shard {
             return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
         };
         flow.offramp = Some(Arc::clone(offramp.name()));
+        match offramp.port_share(now, &flow.device.identity.device, flow.protocol(), destination) {
+            Ok(port) => flow.port = port,
+            Err(error) => return self.dial_failed(now, flow, &error),
+        }
         flow.expiry = expiry(now, permit, &flow.device);
         let opened = match flow.key.tuple.protocol {
             Protocol::Tcp => Ok(self.spawn_dial(now, &offramp, permit, &flow)),
@@ -218,6 +221,9 @@ impl Shard {
 
     fn dial_failed(&mut self, now: Instant, flow: Flow, error: &DialError) {
         tracing::debug!(destination = %flow.destination(), %error, "dial failed");
+        if let Some(limit) = error.limit() {
+            return self.refuse_over(flow, limit, Refusal::Reset);
+        }
         let end = error.flow_end();
         if matches!(end, FlowEnd::TargetUnreachable | FlowEnd::DialTimeout) {
             self.linger(now, flow, end, Refusal::Unreachable(Unreachable::Host), REPEATED_SYN);
@@ -231,6 +237,12 @@ impl Shard {
         self.stack.answer_refused(flow.id, refusal);
         let record = flow.record(now, self.stack.traffic(flow.id), Some(end));
         self.write_down(record, end);
+        if let Some(owner) = flow.share.as_ref().map(|share| Arc::clone(share.owner()))
+            && !self.remember(&mut flow, &owner)
+        {
+            return self.stack.remove(flow.id);
+        }
+        flow.port = None;
         flow.decision = Decision::Denied { rule: flow.decision.rule().cloned(), revision: flow.decision.revision() };
         flow.target = Target::Nobody { silent: true };
         flow.expiry = Some(now + time);
@@ -238,7 +250,7 @@ impl Shard {
     }
 
     /// Answers and writes down a flow that was not entered among the open ones.
-    fn refuse(&mut self, flow: Flow, end: FlowEnd, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, flow: Flow, end: FlowEnd, refusal: Refusal) {
         self.stack.answer_refused(flow.id, refusal);
         let record = flow.record(clock(), self.stack.traffic(flow.id), Some(end));
         self.stack.remove(flow.id);
@@ -257,12 +269,15 @@ impl Shard {
             return;
         }
         let Some(mut flow) = self.take(id) else { return };
+        let Some(share) = &mut flow.share else { return self.stack.remove(id) };
+        share.release(Resource::Dials);
+        let memory = FlowMemory::new(Arc::clone(share.owner()), Arc::clone(&self.counters));
         match result {
             Ok(stream) => {
                 flow.target = Target::Tcp(TcpTarget { stream, shut: false, finished: false });
                 self.enter(*flow);
                 self.counters.flows_opened.add(1);
-                if !self.stack.accept(now, id, seed()) {
+                if !self.stack.accept(now, id, seed(), Box::new(memory)) {
                     self.end(now, id, FlowEnd::Error);
                 }
             }
@@ -283,12 +298,20 @@ impl Shard {
         flow.flow_waker.clear();
         let mut cx = Context::from_waker(&flow.waker);
         let more = match &mut flow.target {
-            Target::Tcp(target) => match splice::tcp(&mut self.stack, id, target, now, &mut cx) {
-                Progress::Waiting => false,
-                Progress::More => true,
-                Progress::Finished(end) => return self.finish(now, id, end),
-                Progress::Broken(end) => return self.end(now, id, end),
-            },
+            Target::Tcp(target) => {
+                if let Some(share) = &mut flow.share
+                    && share.holds(Resource::HalfOpen)
+                    && self.stack.is_established(id)
+                {
+                    share.release(Resource::HalfOpen);
+                }
+                match splice::tcp(&mut self.stack, id, target, now, &mut cx) {
+                    Progress::Waiting => false,
+                    Progress::More => true,
+                    Progress::Finished(end) => return self.finish(now, id, end),
+                    Progress::Broken(end) => return self.end(now, id, end),
+                }
+            }
             Target::Udp(socket) => {
                 // A tunnel takes its packets one by one anyway.
                 let together = flow.onramp == OnrampKind::Tun;
@@ -414,9 +437,19 @@ impl Shard {
 
     /// Both ends closed in order: write it down, and let the stack answer the client's retransmissions.
     fn finish(&mut self, now: Instant, id: FlowId, end: FlowEnd) {
-        let Some(flow) = self.take(id) else { return };
+        let Some(mut flow) = self.take(id) else { return };
+        if end == FlowEnd::ClientClosed
+            && let Some(port) = &mut flow.port
+        {
+            // Our side closed first towards the target, so the kernel keeps the port in TIME-WAIT.
+            port.rest(now);
+        }
         let traffic = self.stack.traffic(id);
-        self.stack.release(id);
+        if self.stack.len().saturating_sub(self.flows.len()) < LINGERING {
+            self.stack.release(id);
+        } else {
+            self.stack.remove(id);
+        }
         self.close(now, &flow, traffic, end, None);
     }
 

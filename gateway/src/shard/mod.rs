@@ -1,8 +1,11 @@
 //! The data-plane threads. Each shard owns its socket, its peers, its flows and their off-ramp sockets, and shares
 //! nothing with the others but the mail of packets that arrived at the wrong one.
 
+mod admission;
+mod associations;
 mod datagrams;
 mod flow;
+mod flow_memory;
 mod flows;
 mod judge;
 pub mod link;
@@ -16,6 +19,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -24,6 +28,7 @@ use crate::config::Config;
 use crate::flow_record::FlowRecord;
 use crate::host::holder::Holder;
 use crate::host::{TunDevice, TunError};
+use crate::limits::SharedLoads;
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::Offramps;
 use crate::onramp::wireguard::peers::WireguardIdentity;
@@ -133,6 +138,7 @@ impl BoundShards {
             tracing::debug!(%error, "cannot do without transparent huge pages");
         }
         let offramps = Arc::new(Offramps::new(&config));
+        let loads = Arc::new(SharedLoads::new(&config.limits, Instant::now()));
         let (identity, sockets) = match wireguard {
             Some((identity, sockets)) => (Some(identity), sockets),
             None => (None, Vec::new()),
@@ -156,6 +162,7 @@ impl BoundShards {
                 commands: requests,
                 records: records.clone(),
                 counters: Arc::clone(&counters),
+                loads: Arc::clone(&loads),
                 mailbox,
                 neighbours: mailboxes.clone(),
             };

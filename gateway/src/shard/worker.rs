@@ -5,7 +5,7 @@ mod ingress;
 mod opening;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Sleep;
 
+use super::associations::Associations;
 use super::datagrams::Gathered;
 use super::flow::Flows;
 use super::link::{Command, PeerStatus, Snapshot};
@@ -29,6 +30,7 @@ use crate::config::Config;
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord};
 use crate::host::TunDevice;
+use crate::limits::{Loads, SharedLoads};
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::{DialError, Offramps};
 use crate::onramp::tun::{TunReader, TunWriter};
@@ -63,6 +65,7 @@ pub(super) struct Parts {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) records: mpsc::Sender<FlowRecord>,
     pub(super) counters: Arc<ShardCounters>,
+    pub(super) loads: Arc<SharedLoads>,
     pub(super) mailbox: mpsc::Receiver<Vec<Mail>>,
     pub(super) neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
 }
@@ -117,13 +120,6 @@ pub(super) struct Pass {
     waiting: Vec<oneshot::Sender<()>>,
 }
 
-/// Open flows of a device in this shard.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Load {
-    pub(super) flows: usize,
-    pub(super) half_open: usize,
-}
-
 /// A data-plane thread's state. One owner, no lock.
 pub(super) struct Shard {
     pub(super) index: usize,
@@ -149,8 +145,8 @@ pub(super) struct Shard {
     pub(super) pass: Pass,
     /// When permits end by themselves.
     pub(super) expiries: BinaryHeap<Reverse<(Instant, FlowId)>>,
-    pub(super) loads: HashMap<Arc<str>, Load>,
-    pub(super) half_open: usize,
+    pub(super) loads: Loads,
+    pub(super) associations: Associations<FlowId>,
     pub(super) next_record: u64,
     pub(super) draining: bool,
     drained: Vec<oneshot::Sender<()>>,
@@ -181,6 +177,7 @@ impl Shard {
             commands,
             records,
             counters,
+            loads,
             mailbox,
             neighbours,
         } = parts;
@@ -240,8 +237,8 @@ impl Shard {
             neighbours,
             pass: Pass::default(),
             expiries: BinaryHeap::new(),
-            loads: HashMap::new(),
-            half_open: 0,
+            loads: Loads::new(loads),
+            associations: Associations::default(),
             next_record: 1,
             draining: false,
             drained: Vec::new(),
@@ -350,7 +347,7 @@ impl Shard {
             let (bytes_received, bytes_sent) = peer.bytes();
             let device = Arc::clone(&peer.device().identity.device);
             PeerStatus {
-                flows: self.loads.get(&device).map_or(0, |load| load.flows),
+                flows: self.loads.flows(&device),
                 device,
                 endpoint: peer.endpoint().map(|endpoint| endpoint.canonical()),
                 last_handshake: peer.last_handshake(),
@@ -368,6 +365,8 @@ impl Shard {
         }
         self.snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         self.pass.next = Some(0);
+        let directory = Arc::clone(&self.snapshot.directory);
+        self.loads.keep(|device| directory.device(device).is_some());
         if let Some(wireguard) = &mut self.wireguard {
             let gone = wireguard.peers.apply(&self.snapshot.directory, Timestamp::now());
             self.dismiss(now, gone, FlowEnd::DeviceGone);
@@ -471,9 +470,7 @@ impl Shard {
         if *index == 0 && ticks.is_multiple_of(TICKS_A_SECOND) {
             wireguard.identity.tick();
         }
-        wireguard.peers.tick(&mut wireguard.outbox, |device| {
-            loads.get(&device.identity.device).is_some_and(|load| load.flows > 0)
-        });
+        wireguard.peers.tick(&mut wireguard.outbox, |device| loads.flows(&device.identity.device) > 0);
         let wall = Timestamp::now();
         let expired: Vec<usize> =
             wireguard.peers.iter().filter(|(_, peer)| !peer.device().usable_at(wall)).map(|(slot, _)| slot).collect();

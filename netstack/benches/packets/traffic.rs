@@ -124,7 +124,7 @@ impl Connection {
         let ip = || PacketBuilder::ipv4(CLIENT, TARGET, 64);
         let syn = ip().tcp(PORT, SERVICE, 0, u16::MAX).syn().options(&options).expect("they fit");
         let id = handle(&mut stack, now, &written(|bytes| syn.write(bytes, &[])));
-        stack.accept(now, id, 1);
+        stack.accept(now, id, 1, Box::new(()));
         let of = |payload: usize| {
             written(|bytes| ip().tcp(PORT, SERVICE, 0, u16::MAX).ack(0).write(bytes, &vec![0x5a; payload]))
         };

@@ -46,6 +46,11 @@ impl DatagramFlow {
         }
     }
 
+    /// When somebody last spoke.
+    pub(crate) fn last_active(&self) -> Instant {
+        self.last_down.map_or(self.last_up, |down| down.max(self.last_up))
+    }
+
     /// Notes a packet from the target.
     pub(crate) fn heard_target(&mut self, now: Instant) {
         self.last_down = Some(now);

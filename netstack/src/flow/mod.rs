@@ -2,6 +2,7 @@
 
 mod congestion;
 pub(crate) mod datagram;
+pub(crate) mod memory;
 pub(crate) mod recovery;
 mod scoreboard;
 pub(crate) mod tcp;

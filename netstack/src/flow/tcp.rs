@@ -1,5 +1,7 @@
 //! One TCP connection: first a held SYN, then a smoltcp socket on an interface of its own.
 
+mod rings;
+
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
@@ -8,8 +10,10 @@ use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
+use super::memory::Allowance;
 use super::recovery::{Outstanding, Recovery, wrap};
 use crate::device::{FlowLink, Segmentation};
+use crate::drop_reason::DropReason;
 use crate::gate::Gate;
 use crate::limits::StackLimits;
 use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport, build};
@@ -25,6 +29,9 @@ const TIME_WAIT: StackDuration = StackDuration::from_secs(10);
 const WATCHDOG: StackDuration = StackDuration::from_secs(1);
 /// How often smoltcp is asked to go back: what it wants to do before comes first.
 const LOOKS: usize = 4;
+
+/// How long a flow may be silent before memory of its empty ring towards the client goes back.
+const REST: Duration = Duration::from_secs(10);
 
 /// smoltcp takes no smaller maximum segment size seriously.
 const LEAST_SEGMENT: usize = 48;
@@ -51,6 +58,11 @@ pub(crate) struct TcpSocket {
     segmentation: Segmentation,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    allowance: Allowance,
+    /// Where the next byte towards the client is written in its ring, unless that is empty: then at the beginning.
+    position: usize,
+    /// Bytes of the client at the front of its ring that the target has already, but whose page is not complete.
+    written: usize,
     /// How far from the beginning the client wrote, in order or not: no farther into its ring.
     reach: u64,
     /// The client's last bare acknowledgment, and whether one was the same as the one before.
@@ -148,7 +160,7 @@ pub(crate) fn std_time(epoch: Instant, at: StackInstant) -> Instant {
 impl TcpSocket {
     /// Listens on the target's address and port for exactly this client.
     pub(crate) fn listen(
-        rings: Rings,
+        (Rings { mut sockets, handle }, allowance): (Rings, Allowance),
         tuple: &FiveTuple,
         seed: u64,
         now: Instant,
@@ -166,7 +178,6 @@ impl TcpSocket {
             // Prefix length 0: every client is on-link, so no route is needed.
             let _ = addresses.push(IpCidr::new(local, 0));
         });
-        let Rings { mut sockets, handle } = rings;
         sockets
             .get_mut::<Socket<'_>>(handle)
             .listen(IpListenEndpoint { addr: Some(local), port: tuple.destination_port })
@@ -178,6 +189,9 @@ impl TcpSocket {
             segmentation: Segmentation { headers: headers(tuple), size: u16::try_from(size).unwrap_or(u16::MAX) },
             sockets,
             handle,
+            allowance,
+            position: 0,
+            written: 0,
             reach: 0,
             acknowledged: None,
             repeated: false,
@@ -211,27 +225,40 @@ impl TcpSocket {
         time: StackInstant,
         segment: &TcpSegment<'_>,
         link: &mut FlowLink<'_>,
-    ) {
+    ) -> Result<(), DropReason> {
         let time = time + self.ahead;
         self.last_heard = now;
-        self.last_active = now;
         self.note(segment);
         link.segmentation = Some(self.segmentation);
         if self.is_to_be_challenged(segment) {
             link.received = None;
-            return self.challenge(time, link);
+            self.challenge(time, link);
+            return Ok(());
         }
+        let fits = self.admit(segment);
+        let cut = (fits < segment.payload.len()).then(|| link.received.map(|packet| rings::cut(packet, segment, fits)));
         let outstanding = self.outstanding();
+        let una = self.recovery.una();
         let swallow = self.recovery.handle_segment(now, segment, outstanding);
+        // A client that keeps its window shut says so whenever it is asked. That is not using the flow.
+        if outstanding.queued == 0 || !segment.payload.is_empty() || una != self.recovery.una() {
+            self.last_active = now;
+        }
         let before = self.state();
         if swallow {
             link.received = None;
+        } else if let Some(Some(cut)) = &cut {
+            link.received = None;
+            self.feed(time, cut, link);
         } else {
             self.poll_ingress(time, link);
         }
         let after = self.state();
         if after == State::CloseWait && before != after {
             self.client_closed_first = true;
+        }
+        if after == State::FinWait2 && before != after && self.recovery.is_shut() {
+            self.forget_probes(time, link);
         }
         if after == State::TimeWait && before != after {
             self.lingers_until = Some(time + TIME_WAIT);
@@ -240,10 +267,7 @@ impl TcpSocket {
             self.close();
         }
         self.note_debt(now);
-        if self.cause.is_some() {
-            return;
-        }
-        self.cause = match after {
+        let cause = match after {
             State::Closed if segment.rst => Some(CloseCause::ClientReset),
             // smoltcp goes back to LISTEN when a reset answers its SYN-ACK.
             State::Listen if before == State::SynReceived => Some(CloseCause::ClientReset),
@@ -258,14 +282,13 @@ impl TcpSocket {
             | State::Closing
             | State::LastAck => None,
         };
+        self.cause = self.cause.or(cause);
+        if cut.is_some() { Err(DropReason::QueueFull) } else { Ok(()) }
     }
 
     /// Notes what decides whether the rings can be used again.
     fn note(&mut self, segment: &TcpSegment<'_>) {
-        if !segment.payload.is_empty() {
-            let end = segment.sequence.wrapping_sub(self.first_sequence).wrapping_add(segment.sequence_len());
-            self.reach = self.reach.max(u64::from(end));
-        } else if segment.ack && !segment.syn && !segment.fin {
+        if segment.payload.is_empty() && segment.ack && !segment.syn && !segment.fin {
             self.repeated |= self.acknowledged == Some(segment.acknowledgment);
             self.acknowledged = Some(segment.acknowledgment);
         }
@@ -291,19 +314,22 @@ impl TcpSocket {
     fn challenge(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
         let Some((window, sequence, acknowledgment)) = self.recovery.echo() else { return };
         // What a keep-alive of the client looks like: smoltcp answers where it is, once a second at most.
-        let probe = build::client_acknowledgment(&self.tuple, sequence.wrapping_sub(1), acknowledgment, window);
-        self.feed(time, &probe, link);
+        let (probe, len) = build::client_acknowledgment(&self.tuple, sequence.wrapping_sub(1), acknowledgment, window);
+        self.feed(time, probe.get(..len).unwrap_or_default(), link);
+    }
+
+    /// smoltcp's timer for probes of a closed window runs on when nothing is left to be sent, and then it acknowledges
+    /// without an end. It hears that the window is open, for nothing will use it.
+    fn forget_probes(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
+        let Some((_, sequence, acknowledgment)) = self.recovery.echo() else { return };
+        let (opened, len) = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, 1);
+        self.feed(time, opened.get(..len).unwrap_or_default(), link);
     }
 
     /// Feeds smoltcp a packet of our own as one of the client.
-    fn feed(
-        &mut self,
-        time: StackInstant,
-        (packet, len): &([u8; build::CLIENT_ACKNOWLEDGMENT], usize),
-        link: &mut FlowLink<'_>,
-    ) {
+    fn feed(&mut self, time: StackInstant, packet: &[u8], link: &mut FlowLink<'_>) {
         let mut inner = FlowLink::new(link.batch, link.to, link.mtu);
-        inner.received = packet.get(..*len);
+        inner.received = Some(packet);
         inner.segmentation = link.segmentation;
         self.poll_ingress(time, &mut inner);
         link.sent += inner.sent;
@@ -437,7 +463,10 @@ impl TcpSocket {
     ) -> Option<(usize, R)> {
         let socket: &mut Socket<'_> = self.sockets.get_mut(self.handle);
         let queued = socket.send_queue();
-        let room = self.recovery.room(queued);
+        if queued == 0 {
+            self.position = 0;
+        }
+        let room = self.recovery.room(queued).min(self.allowance.room_down(self.position));
         if room == 0 || !socket.can_send() {
             return None;
         }
@@ -449,34 +478,12 @@ impl TcpSocket {
             })
             .ok()?;
         if sent.0 > 0 {
+            self.position = (self.position + sent.0) % self.allowance.capacity();
             self.recovery.handle_queued(now, queued, queued + sent.0);
             self.last_active = now;
             self.note_debt(now);
         }
         Some(sent)
-    }
-
-    /// Lets `write` take bytes of the client from the ring; it returns how many it took. `None`: there is nothing.
-    pub(crate) fn recv_with<R>(
-        &mut self,
-        now: Instant,
-        write: impl FnOnce(&mut [u8]) -> (usize, R),
-    ) -> Option<(usize, R)> {
-        let socket = self.socket();
-        if !socket.can_recv() {
-            return None;
-        }
-        let taken = socket
-            .recv(|ring| {
-                let (len, result) = write(ring);
-                (len, (len, result))
-            })
-            .ok()?;
-        if taken.0 > 0 {
-            self.taken = self.taken.wrapping_add(wrap(taken.0));
-            self.last_active = now;
-        }
-        Some(taken)
     }
 
     /// The rings, for another connection: when the client wrote to no more than the first `touched` bytes of its ring,
@@ -495,6 +502,13 @@ impl TcpSocket {
 
     /// Whether the client closed its half and every byte before that has been taken.
     pub(crate) fn client_finished(&mut self) -> bool {
+        let heard_fin = matches!(
+            self.state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait | State::Closed
+        );
+        if heard_fin && self.socket().recv_queue() <= self.written {
+            self.complete();
+        }
         // At the end of TIME-WAIT smoltcp forgets that there was a FIN.
         let closed = self.cause == Some(CloseCause::Orderly) && self.socket().recv_queue() == 0;
         closed || self.socket().recv(|_| (0, ())) == Err(RecvError::Finished)
@@ -552,6 +566,9 @@ impl TcpSocket {
         if let Some(at) = self.recovery.deadline(self.outstanding()) {
             deadline = deadline.min(at);
         }
+        if self.may_shrink() {
+            deadline = deadline.min(self.last_active + REST);
+        }
         deadline.min(self.patience(limits))
     }
 
@@ -577,6 +594,9 @@ impl TcpSocket {
     /// Notes what the passing of time did to the connection.
     pub(crate) fn handle_timeout(&mut self, now: Instant, limits: &StackLimits) {
         self.note_debt(now);
+        if self.may_shrink() && now >= self.last_active + REST {
+            self.shrink();
+        }
         let ended = matches!(self.cause, Some(CloseCause::ClientReset | CloseCause::Timeout));
         if !ended && now >= self.patience(limits) {
             self.cause = Some(CloseCause::Timeout);

@@ -321,3 +321,22 @@ fn a_lost_fin_comes_again_when_both_close_at_once() {
     lab.settle();
     assert_eq!(lab.ended[0].cause, CloseCause::Orderly);
 }
+
+/// smoltcp asked for more room with the same acknowledgment for ever, at one instant, once it had nothing to send.
+#[test]
+fn a_client_that_takes_everything_with_a_closed_window_is_not_asked_for_ever() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::sends(3_000), 2_000);
+    let got = lab.take_out().iter().map(|packet| answer(packet).payload.len()).sum::<usize>() as u32;
+    // The window closes with data left, which a probe moves, and stays closed when all of it is acknowledged.
+    lab.inject(&segment(ACK, ISN + 1, first.wrapping_add(got), 0)).unwrap();
+    lab.settle();
+    lab.inject(&segment(ACK, ISN + 1, first.wrapping_add(got), 2_000)).unwrap();
+    lab.settle();
+    lab.inject(&segment(ACK, ISN + 1, first.wrapping_add(got + 1), 0)).unwrap();
+    lab.settle();
+    lab.inject(&segment(ACK, ISN + 1, first.wrapping_add(3_001), 0)).unwrap();
+    lab.take_out();
+    lab.pass(SECOND * 60);
+    assert!(lab.take_out().len() < 100);
+}

@@ -117,6 +117,18 @@ fn a_client_with_a_shut_window_that_answers_probes_is_kept() {
 }
 
 #[test]
+fn t24_a_client_that_never_opens_its_window_ends_as_idle() {
+    let mut lab = Lab::new(StackLimits { tcp_idle: SECOND * 300, ..limits() });
+    let first = establish(&mut lab, Target::stays_open(50_000), 2_000);
+    let got = lab.take_out().iter().map(|packet| answer(packet).payload.len()).sum::<usize>() as u32;
+    lab.inject(&segment(ACK, ISN + 1, first.wrapping_add(got), 0)).unwrap();
+    let probes = answer_probes(&mut lab, SECOND * 290, first.wrapping_add(got));
+    assert!(probes > 3 && lab.ended.is_empty(), "{probes} probes");
+    lab.pass(SECOND * 15);
+    assert!(given_up(&mut lab), "answers to probes are no use of the flow");
+}
+
+#[test]
 fn a_client_that_took_its_window_back_is_asked_and_goes_on() {
     let mut lab = Lab::new(limits());
     let first = establish(&mut lab, Target::stays_open(50_000), 4_000);

@@ -1,11 +1,13 @@
 //! The stack with what a shard does around it: targets that send and take bytes, and the rules every step must keep.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use portcullis_netstack::packet::{ChecksumPolicy, IpPacket};
 use portcullis_netstack::{
-    CloseCause, DropReason, FlowId, Handled, Ingress, IngressId, Refusal, Stack, StackLimits, Traffic,
+    CloseCause, DropReason, FlowId, Handled, Ingress, IngressId, Refusal, RingMemory, Stack, StackLimits, Traffic,
 };
 
 /// MTU towards the client.
@@ -85,6 +87,53 @@ impl Target {
     }
 }
 
+/// Memory for rings. What is discarded is overwritten, so that nobody reads it unnoticed.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    /// Bytes that nobody has taken.
+    pub(crate) left: Arc<AtomicUsize>,
+    /// Bytes that were taken and not given back.
+    pub(crate) taken: Arc<AtomicUsize>,
+    /// Bytes discarded so far.
+    pub(crate) discarded: Arc<AtomicUsize>,
+}
+
+impl Memory {
+    /// With `bytes`.
+    pub(crate) fn of(bytes: usize) -> Self {
+        Self { left: Arc::new(bytes.into()), taken: Arc::default(), discarded: Arc::default() }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::of(1 << 40)
+    }
+}
+
+impl RingMemory for Memory {
+    fn take(&self, bytes: usize) -> bool {
+        let left = self.left.load(Ordering::Relaxed);
+        let enough = left >= bytes;
+        if enough {
+            self.left.store(left - bytes, Ordering::Relaxed);
+            self.taken.fetch_add(bytes, Ordering::Relaxed);
+        }
+        enough
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.taken.fetch_sub(bytes, Ordering::Relaxed);
+        assert!(before >= bytes, "more is given back than was taken");
+    }
+
+    fn discard(&self, bytes: &mut [u8]) {
+        bytes.fill(0xee);
+        self.discarded.fetch_add(bytes.len(), Ordering::Relaxed);
+    }
+}
+
 /// What happens to a flow that opens.
 #[derive(Clone)]
 pub(crate) enum Reception {
@@ -117,6 +166,8 @@ pub(crate) struct Lab {
     pub(crate) ended: Vec<Ended>,
     /// Whether what clients send is the stream [`UP`].
     pub(crate) compares: bool,
+    /// What rings may have, for flows accepted from now on.
+    pub(crate) memory: Memory,
     alive: HashSet<FlowId>,
     seed: u64,
 }
@@ -136,6 +187,7 @@ impl Lab {
             opened: Vec::new(),
             ended: Vec::new(),
             compares: true,
+            memory: Memory::default(),
             alive: HashSet::new(),
             seed: 7,
         }
@@ -168,7 +220,7 @@ impl Lab {
     /// The dial of a held flow succeeded.
     pub(crate) fn accept(&mut self, id: FlowId, target: Target) {
         self.seed += 1;
-        self.stack.accept(self.instant(), id, self.seed);
+        self.stack.accept(self.instant(), id, self.seed, Box::new(self.memory.clone()));
         self.targets.insert(id, target);
     }
 

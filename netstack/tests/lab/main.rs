@@ -17,6 +17,7 @@ mod giving_up;
 mod handshake;
 mod lab;
 mod link;
+mod memory;
 mod pressure;
 mod properties;
 mod raw;

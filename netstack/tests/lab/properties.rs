@@ -1,11 +1,12 @@
 //! What holds for every sequence of packets.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use portcullis_netstack::Refusal;
 use proptest::prelude::*;
 
-use crate::lab::{Lab, Reception, Target, limits};
+use crate::lab::{Lab, Memory, Reception, Target, limits};
 use crate::raw::{ACK, FIN, RST, SYN, Segment, echo_request, udp};
 
 #[derive(Debug, Clone)]
@@ -52,13 +53,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     /// Whatever a client sends: nothing panics, every answer is valid, the table holds what was opened and not
-    /// removed, no timer spins (all checked in every step), and in the end everything goes away by itself.
+    /// removed, no timer spins (all checked in every step), and in the end everything goes away by itself, whatever the
+    /// rings may have.
     #[test]
     fn any_sequence_of_packets_leaves_a_sound_stack(
-        steps in proptest::collection::vec(step(), 1..60), send in 0u64..5000, reception in 0u8..8,
+        steps in proptest::collection::vec(step(), 1..60), send in 0u64..50_000, reception in 0u8..8, memory in 0usize..100_000,
     ) {
         let mut lab = Lab::new(limits());
         lab.compares = false;
+        lab.memory = Memory::of(memory);
         lab.reception = match reception {
             0 => Reception::Refuse(Refusal::Prohibited),
             1 => Reception::Accept(Target::sends(send)),
@@ -102,5 +105,6 @@ proptest! {
         lab.pass(limits().tcp_idle * 2);
         prop_assert!(lab.stack.is_empty(), "{:?}", lab.stack);
         prop_assert_eq!(lab.next_timeout(), None);
+        prop_assert_eq!(lab.memory.taken.load(Ordering::Relaxed), 0, "rings are gone, and so is what they had");
     }
 }

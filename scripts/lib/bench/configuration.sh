@@ -60,8 +60,22 @@ listen = "127.0.0.1:9464"
 
 # One device stands for the many that would have as many flows.
 [limits]
+flows_per_user = 65536
 flows_per_device = 65536
+half_open = 8192
+half_open_per_user = 8192
 half_open_per_device = 8192
+dials = 16384
+dials_per_user = 8192
+dials_per_device = 8192
+flow_rate = 1000000
+flow_rate_per_user = 1000000
+flow_rate_per_device = 1000000
+associations = 65536
+associations_per_user = 65536
+associations_per_device = 65536
+buffered_per_user = 2147483648
+buffered_per_device = 2147483648
 
 TOML
         cat

@@ -51,6 +51,8 @@ pub struct FlowLine {
     pub duration_ms: f64,
     /// Why it ended.
     pub ended: String,
+    /// Which limit was reached, when one was.
+    pub limit: Option<String>,
 }
 
 /// Every whole line of a flow log.

@@ -3,7 +3,7 @@
 //! [`world::scenario`] makes network namespaces for clients, the gateway and a private network ([`lab`]), writes
 //! the gateway's files ([`setup`]), starts the binary ([`gateway`]) and the clients ([`wg_client`]), and hands a
 //! [`world::World`] to the scenario. Targets and traffic are plain sockets on threads of the test itself
-//! ([`target`], [`stream`], [`burst`]), opened inside a namespace by [`netns::Netns::run`]; packets are counted, lost and
+//! ([`target`], [`stream`], [`burst`], [`flood`]), opened inside a namespace by [`netns::Netns::run`]; packets are counted, lost and
 //! dropped by nftables ([`nft`]).
 //!
 //! The scenarios are in `tests/`, one file a theme. They need root, `/dev/net/tun` and a few packages; what is
@@ -16,6 +16,7 @@
 pub mod burst;
 pub mod child;
 pub mod expect;
+pub mod flood;
 pub mod flow_log;
 pub mod gateway;
 pub mod lab;

@@ -15,6 +15,8 @@ pub const DROPPED: &str = "portcullis_packets_dropped_total";
 pub const OPENED: &str = "portcullis_flows_opened_total";
 /// Flows ended, by `end`.
 pub const ENDED: &str = "portcullis_flows_ended_total";
+/// What limits did not allow, by `limit`.
+pub const LIMITS: &str = "portcullis_limits_reached_total";
 /// Open flows.
 pub const OPEN: &str = "portcullis_flows_open";
 /// Verdicts, by `verdict`.

@@ -41,6 +41,8 @@ pub struct Setup {
     pub outer: Family,
     /// `[limits]` entries as they stand in the file.
     pub limits: Vec<(&'static str, String)>,
+    /// Tables of `gateway.toml` that the test brings itself.
+    pub tables: String,
     /// `[runtime] shards`.
     pub shards: usize,
     /// `drain`.
@@ -59,6 +61,7 @@ impl Setup {
             policy: usual_policy(),
             outer: Family::V4,
             limits: Vec::new(),
+            tables: String::new(),
             shards: 2,
             drain: "10s",
             block_on_stop: false,
@@ -84,6 +87,13 @@ impl Setup {
     #[must_use]
     pub fn limit(mut self, key: &'static str, value: impl Into<String>) -> Self {
         self.limits.push((key, value.into()));
+        self
+    }
+
+    /// With these tables at the end of `gateway.toml`.
+    #[must_use]
+    pub fn tables(mut self, text: &str) -> Self {
+        self.tables.push_str(text);
         self
     }
 
@@ -187,6 +197,8 @@ impl Setup {
                 let _ = writeln!(toml, "{key} = {value}");
             }
         }
+        toml.push('\n');
+        toml.push_str(&self.tables);
         toml
     }
 }

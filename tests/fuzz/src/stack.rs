@@ -139,7 +139,7 @@ impl Bench<'_> {
                 let tcp =
                     self.stack.key(id).is_some_and(|key| key.tuple.protocol == portcullis_netstack::Protocol::Tcp);
                 if tcp && self.accepted.insert(id) {
-                    self.stack.accept(self.now, id, seed);
+                    self.stack.accept(self.now, id, seed, Box::new(()));
                     self.sides.insert(id, side);
                 }
             }

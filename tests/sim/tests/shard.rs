@@ -5,8 +5,9 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
-use portcullis::config::resolved::Limits;
+use portcullis::config::resolved::{Limits, ShareLimit};
 use portcullis::flow_record::{FlowEnd, FlowProtocol, FlowRecord};
+use portcullis::limits::LimitName;
 use portcullis::shard::link::{Command, FlowFilter};
 use portcullis_netstack::DropReason;
 use portcullis_sim::client::PATIENCE;
@@ -408,13 +409,17 @@ fn a_drained_shard_says_so() {
 fn a_device_has_no_more_flows_than_its_share() {
     in_namespace(|| {
         let _targets = Targets::start();
-        let limits = Limits { flows_per_device: 3, ..Limits::default() };
+        let limits = Limits { flows: ShareLimit { device: 3, ..Limits::default().flows }, ..Limits::default() };
         let mut gateway = Gateway::start_with(1, limits);
         let mut client = Client::new(ANN, &gateway);
         let connections = [(); 3].map(|()| client.open(TARGET, ECHO));
         let refused = client.connect(TARGET, ECHO);
         client.until("refused", |client| client.tcp(refused).state() == State::Closed);
-        assert_eq!(record(&mut client, &mut gateway).ended, Some(FlowEnd::Limit));
+        let refused = record(&mut client, &mut gateway);
+        assert_eq!(
+            (refused.ended, refused.limit.map(LimitName::as_str)),
+            (Some(FlowEnd::Limit), Some("flows_per_device"))
+        );
         client.tcp(connections[0]).abort();
         assert_eq!(record(&mut client, &mut gateway).ended, Some(FlowEnd::ClientReset));
         let connection = client.open(TARGET, ECHO);
