@@ -89,6 +89,10 @@ impl<'p> IpPacket<'p> {
             }
             IpNumber::UDP => {
                 let udp = UdpSlice::from_slice(body).map_err(|_| DropReason::Malformed)?;
+                // 0 is for jumbograms (RFC 2675 section 4); etherparse takes all there is for it.
+                if udp.length() == 0 {
+                    return Err(DropReason::Malformed);
+                }
                 if udp.checksum() != 0 {
                     // A UDP length shorter than the IP payload leaves bytes the checksum does not cover.
                     Sums { body: udp.slice(), ..sums }.verify(IpProtocol::Udp)?;

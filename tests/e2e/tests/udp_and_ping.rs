@@ -120,9 +120,8 @@ fn larger_than_a_packet(world: &mut World<'_>) {
 }
 on_both_ramps!(
     what_fits_no_packet_goes_in_fragments,
-    setup = |setup| {
-        setup.limit("udp_idle", "\"2s\"").limit("udp_idle_one_way", "\"2s\"").limit("icmp_idle", "\"2s\"")
-    },
+    setup =
+        |setup| { setup.limit("udp_idle", "\"2s\"").limit("udp_idle_one_way", "\"2s\"").limit("icmp_idle", "\"2s\"") },
     larger_than_a_packet
 );
 
