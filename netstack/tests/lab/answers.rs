@@ -79,7 +79,7 @@ fn t27_icmp_errors_of_ours_are_limited() {
 fn t27_echo_floods_are_limited() {
     const ECHOES: usize = 1_000;
     let mut lab = Lab::new(limits());
-    let mut flood = |lab: &mut Lab| {
+    let flood = |lab: &mut Lab| {
         (0..5_000)
             .filter(|number| match lab.inject(&echo_request(false, 7, *number, b"flood")) {
                 Ok(_) => true,

@@ -1,4 +1,5 @@
 //! Packets that an enrolled device should not send: rows T10 to T15, T27 and T28 of the attacks.
+#![allow(clippy::indexing_slicing, reason = "tests")]
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -85,7 +85,7 @@ fn lies() -> Vec<Vec<u8>> {
 fn t10_bytes_that_are_no_packet_are_dropped_and_counted() {
     in_namespace(|| {
         let _targets = Targets::start();
-        let mut gateway = Gateway::start(2);
+        let gateway = Gateway::start(2);
         let mut client = Client::new(ANN, &gateway);
         let connection = client.open(TARGET, ECHO);
         let lies = lies();
