@@ -2,7 +2,7 @@
 
 use etherparse::{TcpOptionElement, TcpOptionsIterator};
 
-/// What an [`IpPacket`] carries.
+/// What an [`IpPacket`](super::IpPacket) carries.
 #[derive(Debug, Clone, Copy)]
 pub enum Transport<'p> {
     /// A TCP segment.

@@ -8,6 +8,7 @@ use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::lab::{FAMILIES, Family, Host};
+use crate::netns::Netns;
 use crate::world::Client;
 
 /// `IPPROTO_RAW`.
@@ -36,12 +37,21 @@ impl RawSender {
     ///
     /// When the process may not.
     pub fn new(client: &Client<'_>) -> Self {
+        Self::inside(client.netns)
+    }
+
+    /// Opens them in any namespace.
+    ///
+    /// # Panics
+    ///
+    /// When the process may not.
+    pub fn inside(netns: &Netns) -> Self {
         let open = |domain| {
             let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(RAW))).expect("root may open raw sockets");
             socket.set_send_buffer_size(1 << 20).expect("a larger buffer");
             socket
         };
-        Self { sockets: client.netns.run(|| [open(Domain::IPV4), open(Domain::IPV6)]) }
+        Self { sockets: netns.run(|| [open(Domain::IPV4), open(Domain::IPV6)]) }
     }
 
     /// Sends a packet into the way to the private network, wherever it says that it goes to.
@@ -51,7 +61,17 @@ impl RawSender {
     /// When the kernel does not send it.
     pub fn send(&self, packet: &[u8]) {
         let family = if packet[0] >> 4 == 6 { Family::V6 } else { Family::V4 };
-        let way = SocketAddr::new(Host::Open.address(family), 0);
+        self.send_by(Host::Open.address(family), packet);
+    }
+
+    /// Sends a packet by the route to `way`.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not send it.
+    pub fn send_by(&self, way: IpAddr, packet: &[u8]) {
+        let family = if packet[0] >> 4 == 6 { Family::V6 } else { Family::V4 };
+        let way = SocketAddr::new(way, 0);
         let socket = &self.sockets[usize::from(family == Family::V6)];
         let sent = socket.send_to(packet, &way.into()).unwrap_or_else(|error| panic!("{error}: {packet:02x?}"));
         assert_eq!(sent, packet.len());

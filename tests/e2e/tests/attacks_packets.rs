@@ -403,6 +403,70 @@ fn forged_errors(world: &mut World<'_>) {
 }
 on_both_ramps!(t27_forged_errors_change_nothing, forged_errors);
 
+/// A host of the private side lies about the path: the client is told of nothing below the floors, and datagrams go on.
+fn forged_by_a_target(world: &mut World<'_>) {
+    let client = world.client();
+    let raw = RawSender::inside(world.private());
+    for (family, gateway) in FAMILIES.into_iter().zip(["10.20.0.1", "fd00:20::1"]) {
+        let gateway: IpAddr = gateway.parse().expect("the gateway's address");
+        let host = Host::Open.address(family);
+        let (word, below, told) = match family {
+            Family::V4 => ("v4", "icmp mtu < 576", "icmp type destination-unreachable icmp code frag-needed"),
+            Family::V6 => ("v6", "icmpv6 type packet-too-big icmpv6 mtu < 1280", "icmpv6 type packet-too-big"),
+        };
+        let told_at_all = Counter::arriving(client.netns, &format!("told_{word}"), told);
+        let too_small = match family {
+            Family::V4 => Counter::arriving(client.netns, &format!("small_{word}"), &format!("{told} {below}")),
+            Family::V6 => Counter::arriving(client.netns, &format!("small_{word}"), below),
+        };
+        let target = echo(world, family);
+        let socket = client.udp(target.address());
+        socket.send(b"who are you").expect("a way to the target");
+        datagram(&socket).expect("an answer");
+        let offramp = target.sources()[0];
+        // Of errors that come together one is told, so the first comes alone: a path of 68 bytes.
+        let quote = raw::udp(SocketAddr::new(gateway, offramp.port()), target.address(), &[b'x'; 600]);
+        raw.send_by(gateway, &raw::errors(host, gateway, &quote)[2]);
+        if family == Family::V4 {
+            wait::until("the client to hear of its path", || (told_at_all.packets() > 0).then_some(()));
+        }
+        // About a datagram of the association, as its target saw it, and about one that there never was.
+        for port in [offramp.port(), offramp.port() ^ 1] {
+            let quote = raw::udp(SocketAddr::new(gateway, port), target.address(), &[b'x'; 600]);
+            for error in raw::errors(host, gateway, &quote) {
+                raw.send_by(gateway, &error);
+            }
+        }
+        // The association is the same, and carries what it did.
+        let said = Noise::new(3).bytes(1_200);
+        wait::until("a datagram to be answered", || {
+            socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+            // Errors that the client was told of come first.
+            let _ = socket.send(&said);
+            datagram(&socket).ok().filter(|(heard, _)| *heard == said)
+        });
+        assert!(target.sources().iter().all(|source| *source == offramp));
+        assert_eq!(too_small.packets(), 0, "told of a path below the floor, of {} messages", told_at_all.packets());
+        // A connection takes no error whose sequence number is not in its window.
+        let (report, port) = std::sync::mpsc::channel();
+        let tcp = TcpTarget::serve(world.private(), host, move |stream| {
+            report.send(stream.peer_addr().expect("connected")).expect("the test waits");
+            std::io::copy(&mut &stream, &mut &stream).is_ok()
+        });
+        let mut stream = client.connect(tcp.address()).expect("a connection");
+        let offramp = port.recv().expect("a connection at the target");
+        let quote = raw::syn(SocketAddr::new(gateway, offramp.port()), tcp.address());
+        for error in raw::errors(host, gateway, &quote) {
+            raw.send_by(gateway, &error);
+        }
+        let (said, mut heard) = (Noise::new(4).bytes(100_000), vec![0; 100_000]);
+        std::io::Write::write_all(&mut stream, &said).expect("the connection goes on");
+        std::io::Read::read_exact(&mut stream, &mut heard).expect("the connection goes on");
+        assert!(said == heard);
+    }
+}
+on_both_ramps!(t27_a_target_that_lies_about_the_path_harms_nobody, forged_by_a_target);
+
 /// A flood of echo requests is cut to its limit, and nothing else waits for it.
 fn echo_flood(world: &mut World<'_>) {
     let client = world.client();
