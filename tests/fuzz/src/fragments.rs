@@ -22,6 +22,9 @@ pub(crate) fn stream(data: &[u8]) -> usize {
         let (packet, next) = next.split_at(length);
         rest = next;
         now += Duration::from_secs(u64::from(*high >> 4));
+        if reassembler.poll_timeout().is_some_and(|at| at <= now) {
+            reassembler.handle_timeout(now);
+        }
         if let Ok(Arrival::Fragment(fragment)) = Arrival::parse(packet, ChecksumPolicy::Trusted) {
             let whole = reassembler.handle_fragment(now, IngressId(0), &(device % DEVICES), &fragment);
             if let Ok(Some(whole)) = whole {
