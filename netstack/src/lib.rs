@@ -24,7 +24,8 @@
 //!   parsed, looked up and built once, counted one by one.
 //! - What smoltcp lacks stands in front of it: congestion control and recovery from loss (`flow::recovery`), timeouts
 //!   for half-open, silent and idle connections, challenges of RFC 5961, a socket that survives until the target has
-//!   every byte.
+//!   every byte. What holds of RFC 9293, and what does not, is in [`rfc9293`].
+//! - Answers of the stack's own making, and echo requests, have a rate for each address (`answers`).
 //! - Each flow has at most one deadline in force; a heap knows the earliest. Nothing ticks over all flows.
 #![forbid(unsafe_code)]
 
@@ -39,6 +40,8 @@ mod gate;
 mod limits;
 pub mod packet;
 pub mod reassembly;
+#[doc = include_str!("rfc9293.md")]
+pub mod rfc9293 {}
 pub mod segment;
 mod sequence;
 mod stack;

@@ -133,7 +133,7 @@ impl Stack {
                 if segment.is_bare_syn() {
                     if segment.sequence != held.sequence {
                         // The client gave up and tries again from the same port: answer the newer one.
-                        *held = HeldSyn { packet: packet.bytes().into(), sequence: segment.sequence };
+                        *held = HeldSyn { packet: packet.plain().into(), sequence: segment.sequence };
                     }
                     return Ok(Handled::Known(id));
                 }
@@ -155,8 +155,9 @@ impl Stack {
                     return Err(DropReason::UnacceptableSegment);
                 }
                 let time = stack_time(self.epoch, now);
+                let plain = packet.plain();
                 let mut link = FlowLink::new(&mut self.batch, from.id, from.mtu);
-                link.received = Some(packet.bytes());
+                link.received = Some(&plain);
                 let taken = socket.handle_segment(now, time, segment, &mut link);
                 flow.traffic.packets_down += u64::from(link.sent);
                 self.mark_changed(id);
@@ -176,7 +177,7 @@ impl Stack {
     ) -> Result<Handled, DropReason> {
         let kind = match packet.transport() {
             Transport::Tcp(segment) if segment.is_bare_syn() => {
-                let held = HeldSyn { packet: packet.bytes().into(), sequence: segment.sequence };
+                let held = HeldSyn { packet: packet.plain().into(), sequence: segment.sequence };
                 FlowKind::Tcp(TcpFlow::Held(held))
             }
             Transport::Tcp(segment) => {

@@ -1,5 +1,7 @@
-//! WireGuard datagrams that arrived at a shard that does not own their peer.
+//! WireGuard datagrams that arrived at a shard that does not own their peer, and packets of the TUN device at one that
+//! does not have their flow.
 
+use crate::onramp::tun::FrameInfo;
 use crate::onramp::wireguard::socket::Endpoint;
 
 /// Batches that may wait for a shard. A full mailbox loses packets, as a full queue of a network card does.
@@ -13,4 +15,6 @@ pub(crate) const MAILBOX: usize = 256;
 pub(crate) enum Mail {
     /// A WireGuard datagram whose handshake limits, if any, were applied.
     Datagram(Endpoint, Box<[u8]>),
+    /// A whole packet that was read from the TUN device, and what is known of it.
+    Packet(Box<[u8]>, FrameInfo),
 }

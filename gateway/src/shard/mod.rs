@@ -11,6 +11,7 @@ mod judge;
 pub mod link;
 mod mail;
 mod moderation;
+mod places;
 mod ready;
 mod splice;
 mod worker;
@@ -147,6 +148,7 @@ impl BoundShards {
         let mut tun = tun.into_iter();
         let (mailboxes, letters): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| mpsc::channel::<Vec<Mail>>(MAILBOX)).unzip();
+        let places = Arc::new(places::Places::default());
         let mut handles = Vec::with_capacity(config.shards);
         for (index, mailbox) in letters.into_iter().enumerate() {
             let (commands, requests) = mpsc::channel(COMMANDS);
@@ -165,6 +167,7 @@ impl BoundShards {
                 loads: Arc::clone(&loads),
                 mailbox,
                 neighbours: mailboxes.clone(),
+                places: Arc::clone(&places),
             };
             let thread =
                 std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || worker::run(parts))?;

@@ -25,6 +25,7 @@ use super::flow::Flows;
 use super::link::{Command, PeerStatus, Snapshot};
 use super::mail::Mail;
 use super::moderation::Moderation;
+use super::places::Places;
 use super::ready::ReadyList;
 use crate::config::Config;
 use crate::directory::Device;
@@ -68,6 +69,7 @@ pub(super) struct Parts {
     pub(super) loads: Arc<SharedLoads>,
     pub(super) mailbox: mpsc::Receiver<Vec<Mail>>,
     pub(super) neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
+    pub(super) places: Arc<Places>,
 }
 
 /// The body of a shard's thread.
@@ -141,6 +143,8 @@ pub(super) struct Shard {
     tun_mtu: u16,
     mailbox: mpsc::Receiver<Vec<Mail>>,
     neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
+    /// Where the flows of the TUN device live.
+    places: Arc<Places>,
     outgoing_mail: Vec<Vec<Mail>>,
     pub(super) pass: Pass,
     /// When permits end by themselves.
@@ -180,6 +184,7 @@ impl Shard {
             loads,
             mailbox,
             neighbours,
+            places,
         } = parts;
         let now = clock();
         let limits = &config.limits;
@@ -235,6 +240,7 @@ impl Shard {
             mailbox,
             outgoing_mail: neighbours.iter().map(|_| Vec::new()).collect(),
             neighbours,
+            places,
             pass: Pass::default(),
             expiries: BinaryHeap::new(),
             loads: Loads::new(loads),

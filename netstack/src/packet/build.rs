@@ -203,6 +203,21 @@ pub(crate) fn set_udp_lengths(packet: &mut [u8], headers: usize, payload: usize)
     put16(packet, headers.saturating_sub(UDP_HEADER) + 4, length(UDP_HEADER + payload));
 }
 
+/// Makes the IP header say that a TCP header follows it, and how long the packet is.
+pub(crate) fn set_tcp_header(packet: &mut [u8]) {
+    let length = packet.len();
+    if packet.first().is_some_and(|first| first >> 4 == 4) {
+        put8(packet, 0, 0x45);
+        put16(packet, 2, u16::try_from(length).unwrap_or(0));
+        put16(packet, 10, 0);
+        let sum = !checksum::sum(packet.get(..IPV4_HEADER).unwrap_or_default());
+        put16(packet, 10, sum);
+    } else {
+        put16(packet, 4, u16::try_from(length.saturating_sub(IPV6_HEADER)).unwrap_or(0));
+        put8(packet, 6, u8::from(IpProtocol::Tcp));
+    }
+}
+
 fn icmp_datagram(batch: &mut PacketBatch, reply: Reply, header: &mut [u8; ICMP_HEADER], body: &[u8]) -> usize {
     if reply.tuple.destination.is_ipv4() {
         let sum = !checksum::combine(&[checksum::sum(header.as_slice()), checksum::sum(body)]);

@@ -1,5 +1,6 @@
 //! From decrypted bytes to a packet, or to a reason to drop it. Pure, total, never panics.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use etherparse::{
@@ -7,6 +8,7 @@ use etherparse::{
 };
 use smoltcp::wire::IpProtocol;
 
+use super::build::{self, IPV4_HEADER, IPV6_HEADER, TCP_HEADER};
 use super::transport::{Echo, TcpSegment, Transport, UdpDatagram};
 use super::{checksum, extension};
 use crate::DropReason;
@@ -89,6 +91,10 @@ impl<'p> IpPacket<'p> {
             }
             IpNumber::UDP => {
                 let udp = UdpSlice::from_slice(body).map_err(|_| DropReason::Malformed)?;
+                // 0 is for jumbograms (RFC 2675 section 4); etherparse takes all there is for it.
+                if udp.length() == 0 {
+                    return Err(DropReason::Malformed);
+                }
                 if udp.checksum() != 0 {
                     // A UDP length shorter than the IP payload leaves bytes the checksum does not cover.
                     Sums { body: udp.slice(), ..sums }.verify(IpProtocol::Udp)?;
@@ -168,6 +174,18 @@ impl<'p> IpPacket<'p> {
     /// The packet as it came, header included, cut to its own length.
     pub fn bytes(&self) -> &'p [u8] {
         self.bytes
+    }
+
+    /// A TCP packet without IP options and extension headers: smoltcp takes none where they are.
+    pub(crate) fn plain(&self) -> Cow<'p, [u8]> {
+        let Transport::Tcp(segment) = &self.transport else { return Cow::Borrowed(self.bytes) };
+        let fixed = if self.tuple.source.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
+        let tcp = TCP_HEADER + segment.options.len() + segment.payload.len();
+        let (headers, tcp) = self.bytes.split_at(self.bytes.len().saturating_sub(tcp));
+        let Some((ip, [_, ..])) = headers.split_at_checked(fixed) else { return Cow::Borrowed(self.bytes) };
+        let mut plain = [ip, tcp].concat();
+        build::set_tcp_header(&mut plain);
+        Cow::Owned(plain)
     }
 
     /// Its addresses and ports.

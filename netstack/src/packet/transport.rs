@@ -4,7 +4,7 @@ use etherparse::{TcpOptionElement, TcpOptionsIterator};
 
 use crate::sequence::{Range, before};
 
-/// What an [`IpPacket`] carries.
+/// What an [`IpPacket`](super::IpPacket) carries.
 #[derive(Debug, Clone, Copy)]
 pub enum Transport<'p> {
     /// A TCP segment.

@@ -46,6 +46,20 @@ pub fn drop_arriving(netns: &Netns, table: &str, matching: &str) {
     );
 }
 
+/// Drops what leaves the namespace and matches.
+///
+/// # Panics
+///
+/// When `nft` refuses the expression.
+pub fn drop_leaving(netns: &Netns, table: &str, matching: &str) {
+    load(
+        netns,
+        &format!(
+            "table inet {table} {{ chain leaving {{ type filter hook output priority -300; {matching} drop; }}; }}\n"
+        ),
+    );
+}
+
 /// Loses one packet in a hundred of those that arrive in the namespace and match.
 ///
 /// # Panics

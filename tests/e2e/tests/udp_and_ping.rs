@@ -1,5 +1,6 @@
 //! UDP associations and echo exchanges.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -106,13 +107,16 @@ fn larger_than_a_packet(world: &mut World<'_>) {
 
         let echo = UdpTarget::serve(world.private(), SocketAddr::new(host, 0), <[u8]>::to_vec);
         let socket = client.udp(echo.address());
-        let sizes = [1_500, 9_000, 60_000, 65_507];
+        // Small ones between: they are of the same association, whichever way they take.
+        let sizes = [100, 9_000, 200, 1_500, 60_000, 100, 65_507, 300];
         for size in sizes {
             let said = Noise::new(size as u64).bytes(size);
             socket.send(&said).expect("a way to the target");
             let (heard, _) = datagram(&socket).expect("the echo");
             assert!(heard == said, "a datagram of {size} bytes came back as {}", heard.len());
         }
+        let sources: HashSet<_> = echo.sources().into_iter().collect();
+        assert_eq!(sources.len(), 1, "one association has one source towards the target");
         let line = expect::record(world, client, echo.address(), "idle");
         let bytes: u64 = sizes.iter().map(|size| *size as u64).sum();
         assert_eq!((line.bytes_up, line.bytes_down, line.packets_up), (bytes, bytes, sizes.len() as u64));

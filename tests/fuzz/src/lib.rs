@@ -11,6 +11,7 @@
 )]
 
 mod documents;
+mod fragments;
 pub mod mutate;
 mod packets;
 mod stack;

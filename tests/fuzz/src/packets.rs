@@ -1,11 +1,16 @@
 //! Packets.
 
-use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
+use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpPacket, Transport};
 
-/// Parses a packet, with and without checksums.
+use crate::fragments;
+
+/// Parses a packet, with and without checksums, as a fragment, and as a stream of them.
 pub fn packet(data: &[u8]) {
+    fragments::stream(data);
+    let arrival = Arrival::parse(data, ChecksumPolicy::Trusted);
     let trusted = IpPacket::parse(data, ChecksumPolicy::Trusted);
     let verified = IpPacket::parse(data, ChecksumPolicy::Verify);
+    assert_eq!(trusted.is_ok(), matches!(arrival, Ok(Arrival::Packet(_))), "a packet is a packet by every door");
     let Ok(packet) = trusted else {
         assert!(verified.is_err(), "verifying accepts nothing that trusting refuses");
         return;
@@ -25,6 +30,9 @@ pub fn packet(data: &[u8]) {
     assert_eq!(again.bytes(), packet.bytes());
     for size in [0, 1, u16::from_be_bytes([payload.first().map_or(3, |byte| byte & 7), 9]), u16::MAX] {
         datagrams(packet, size);
+    }
+    for size in [56, 64 + usize::from(payload.first().copied().unwrap_or(0)), 1232] {
+        fragments::cut(packet, size);
     }
     if let Ok(verified) = verified {
         assert_eq!(verified.tuple(), packet.tuple());

@@ -45,9 +45,46 @@ fn packets() -> Vec<(&'static str, Vec<u8>)> {
         ("udp6-routing", routing),
         ("tcp4-fragment", fragment),
         ("tcp4-options", options),
+        ("fragments4", stream(&fragments(&built(|to| v4().udp(5000, 53).write(to, &[7; 100]))))),
+        ("fragments6", stream(&fragments(&built(|to| v6().udp(5000, 53).write(to, &[7; 100]))))),
+        ("fragment6-first", fragments(&built(|to| v6().udp(5000, 53).write(to, &[7; 100]))).swap_remove(0)),
+        ("fragment6-last", fragments(&built(|to| v6().udp(5000, 53).write(to, &[7; 100]))).swap_remove(2)),
+        ("udp4-large", built(|to| v4().udp(5000, 53).write(to, &[7; 700]))),
+        ("tcp6-large", built(|to| v6().tcp(50_000, 443, 7, 65_000).ack(9).write(to, &[7; 700]))),
         ("version-0", vec![0; 40]),
         ("header-only", vec![0x45, 0, 0, 20, 0, 0, 0, 0, 64, 6, 0, 0, 100, 96, 0, 2, 10, 20, 0, 80]),
     ]
+}
+
+/// The three fragments of a packet with 108 octets behind its IP header.
+fn fragments(packet: &[u8]) -> Vec<Vec<u8>> {
+    let v4 = packet[0] >> 4 == 4;
+    let (header, body) = packet.split_at(if v4 { 20 } else { 40 });
+    let piece = |(number, data): (usize, &[u8])| {
+        let mut piece = header.to_vec();
+        let more = u8::from(number < 2);
+        if v4 {
+            piece[3] = u8::try_from(20 + data.len()).unwrap();
+            piece[6..8].copy_from_slice(&[more << 5, u8::try_from(number * 6).unwrap()]);
+            piece[10..12].fill(0);
+            let sum: u32 = piece.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+            let sum = u16::try_from((sum >> 16) + (sum & 0xffff)).unwrap();
+            piece[10..12].copy_from_slice(&(!sum).to_be_bytes());
+        } else {
+            piece[5] = u8::try_from(8 + data.len()).unwrap();
+            piece[6] = 44;
+            piece.extend([17, 0, 0, u8::try_from(number * 48).unwrap() | more, 0, 0, 0, 9]);
+        }
+        piece.extend(data);
+        piece
+    };
+    body.chunks(48).enumerate().map(piece).collect()
+}
+
+/// Packets of one device, one after the other.
+fn stream(packets: &[Vec<u8>]) -> Vec<u8> {
+    let record = |packet: &Vec<u8>| [&[0, 0, u8::try_from(packet.len()).unwrap()], packet.as_slice()].concat();
+    packets.iter().map(record).collect::<Vec<_>>().concat()
 }
 
 /// A segment: which tuple, flags, how far from the expected numbers, window, payload in words.

@@ -85,15 +85,28 @@ impl Shard {
     }
 
     fn take_mail(&mut self, now: Instant, mails: Vec<Mail>) {
-        let Some(mut wireguard) = self.wireguard.take() else { return };
         let snapshot = Arc::clone(&self.snapshot);
         let counters = Arc::clone(&self.counters);
-        let (_, _, mut intake) = wireguard.intake(&snapshot, &counters);
-        for Mail::Datagram(from, datagram) in mails {
-            self.take_datagram(now, &mut intake, from, &datagram, true);
+        let mut wireguard = self.wireguard.take();
+        let mut intake = wireguard.as_mut().map(|wireguard| wireguard.intake(&snapshot, &counters).2);
+        for mail in mails {
+            match (mail, &mut intake) {
+                (Mail::Datagram(from, datagram), Some(intake)) => {
+                    self.take_datagram(now, intake, from, &datagram, true);
+                }
+                (Mail::Datagram(..), None) => self.drop_packet(DropReason::UnknownPeer),
+                (Mail::Packet(packet, info), _) => {
+                    if let Ok(Arrival::Packet(packet)) = info.parse(&packet) {
+                        self.places.take(&packet.tuple(), self.index);
+                    }
+                    self.handle_tun_packet(now, &snapshot, &packet, info);
+                }
+            }
         }
-        self.finish_intake(now, intake);
-        self.wireguard = Some(wireguard);
+        if let Some(intake) = intake {
+            self.finish_intake(now, intake);
+        }
+        self.wireguard = wireguard;
     }
 
     fn take_datagram(
@@ -182,7 +195,10 @@ impl Shard {
                 // Whoever cut the packet completed its checksum before.
                 let verify = ChecksumPolicy::Verify;
                 self.handle_fragment(now, TUN, device, &fragment, verify, |shard, packet| {
-                    shard.handle_packet(now, OnrampKind::Tun, ingress, device, packet);
+                    match shard.places.find(&packet.tuple()) {
+                        Some(elsewhere) if elsewhere != shard.index => shard.mail_packet(elsewhere, packet),
+                        _ => shard.handle_packet(now, OnrampKind::Tun, ingress, device, packet),
+                    }
                 });
             }
             Err(reason) => self.drop_packet(reason),
@@ -237,12 +253,28 @@ impl Shard {
     ) {
         match self.stack.handle_packet(now, from, packet) {
             Ok(Handled::Opened(id)) => {
+                if onramp == OnrampKind::Tun {
+                    let shard = self.places.claim(&packet.tuple(), self.index);
+                    if shard != self.index {
+                        self.stack.remove(id);
+                        return self.mail_packet(shard, packet);
+                    }
+                }
                 self.open(now, id, onramp, device, packet.tuple());
                 self.deliver(id, packet);
             }
             Ok(Handled::Known(id)) => self.deliver(id, packet),
             Err(reason) => self.drop_packets(reason, packet.count()),
         }
+    }
+
+    /// Hands a packet of the TUN device to the shard that has its flow.
+    fn mail_packet(&mut self, shard: usize, packet: &IpPacket<'_>) {
+        let datagrams = match packet.transport() {
+            Transport::Udp(udp) if udp.count() > 1 => u16::try_from(udp.size()).ok(),
+            Transport::Udp(_) | Transport::Tcp(_) | Transport::Echo(_) => None,
+        };
+        self.mail(shard, Mail::Packet(packet.bytes().into(), FrameInfo { datagrams, ..FrameInfo::TRUSTED }));
     }
 
     fn deliver(&mut self, id: FlowId, packet: &IpPacket<'_>) {

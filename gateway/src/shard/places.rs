@@ -1,0 +1,98 @@
+//! Which shard a flow of the TUN device lives in.
+//!
+//! The kernel spreads packets over the queues of the device by addresses and ports. Fragments show no ports, so what is put
+//! together of them may come out in another shard than the small datagrams of the same flow: it is moved to where the
+//! flow is.
+//!
+//! A table of fixed size that forgets: a flow whose place is taken by another is looked for in vain and may then live in
+//! two shards, as two associations. It is read and written when a flow opens, and for packets that came in fragments.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use portcullis_netstack::FiveTuple;
+
+/// Flows that are remembered, at the most: 512 KiB.
+const SLOTS: usize = 1 << SLOT_BITS;
+const SLOT_BITS: u32 = 16;
+/// Bits of a slot that say which shard; the others tell flows apart. An empty slot is 0, so shards count from 1.
+const SHARD_BITS: u32 = 16;
+
+/// What all shards know of each other's flows. Plain loads and stores: a lost update costs what a forgotten flow does.
+#[derive(Debug)]
+pub(crate) struct Places {
+    slots: Box<[AtomicU64]>,
+    hasher: RandomState,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(), hasher: RandomState::new() }
+    }
+}
+
+impl Places {
+    /// The shard of a flow that was opened, if it is remembered.
+    pub(super) fn find(&self, tuple: &FiveTuple) -> Option<usize> {
+        let (slot, flow) = self.slot(tuple);
+        let found = slot.load(Ordering::Relaxed);
+        let shard = usize::try_from(found & ((1 << SHARD_BITS) - 1)).ok()?;
+        (found >> SHARD_BITS == flow).then_some(shard)?.checked_sub(1)
+    }
+
+    /// The shard of a flow: `shard` when no other is remembered.
+    pub(super) fn claim(&self, tuple: &FiveTuple, shard: usize) -> usize {
+        self.find(tuple).unwrap_or_else(|| {
+            self.take(tuple, shard);
+            shard
+        })
+    }
+
+    /// Says that a flow lives in `shard`.
+    pub(super) fn take(&self, tuple: &FiveTuple, shard: usize) {
+        let (slot, flow) = self.slot(tuple);
+        slot.store(flow << SHARD_BITS | (shard as u64 + 1), Ordering::Relaxed);
+    }
+
+    fn slot(&self, tuple: &FiveTuple) -> (&AtomicU64, u64) {
+        let hash = self.hasher.hash_one(tuple);
+        let place = usize::try_from(hash % SLOTS as u64).unwrap_or(0);
+        (self.slots.get(place).expect("a remainder is less than its divisor"), hash >> SLOT_BITS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_netstack::Protocol;
+
+    fn tuple(port: u16) -> FiveTuple {
+        FiveTuple {
+            protocol: Protocol::Udp,
+            source: [192, 168, 7, 2].into(),
+            source_port: port,
+            destination: [10, 20, 0, 10].into(),
+            destination_port: 53,
+        }
+    }
+
+    #[test]
+    fn who_claims_first_has_the_flow() {
+        let places = Places::default();
+        assert_eq!(places.find(&tuple(1)), None);
+        assert_eq!(places.claim(&tuple(1), 3), 3);
+        assert_eq!((places.claim(&tuple(1), 0), places.find(&tuple(1))), (3, Some(3)));
+        places.take(&tuple(1), 0);
+        assert_eq!(places.claim(&tuple(1), 3), 0);
+    }
+
+    #[test]
+    fn a_forgotten_flow_is_nobodys_and_never_a_strangers() {
+        let places = Places::default();
+        let (early, late) = (0..30_000, 30_000..u16::MAX);
+        early.clone().for_each(|port| assert_eq!(places.claim(&tuple(port), 1), 1, "another flow's shard"));
+        late.clone().for_each(|port| assert_eq!(places.claim(&tuple(port), 2), 2, "another flow's shard"));
+        assert!(early.filter_map(|port| places.find(&tuple(port))).all(|shard| shard == 1));
+        assert!(late.filter(|port| places.find(&tuple(*port)) == Some(2)).count() > 20_000);
+    }
+}
