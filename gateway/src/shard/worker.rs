@@ -44,8 +44,6 @@ const BATCH: usize = 512 * 1024;
 const REJUDGED_A_TURN: usize = 256;
 /// Turns before the runtime may look for new events.
 const TURNS: usize = 8;
-/// Looks of the tunnels at their timers in a second.
-const TICKS_A_SECOND: u32 = 4;
 /// A client that was answered must complete the handshake within this.
 const SYN_RECEIVED: Duration = Duration::from_secs(10);
 
@@ -157,7 +155,6 @@ pub(super) struct Shard {
     timer: Pin<Box<Sleep>>,
     moderation: Moderation,
     next_tick: Option<Instant>,
-    ticks: u32,
 }
 
 impl Shard {
@@ -241,7 +238,6 @@ impl Shard {
             segment: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             moderation: Moderation::new(now),
-            ticks: 0,
             config,
         })
     }
@@ -450,10 +446,9 @@ impl Shard {
 
     /// Lets the tunnels look at their timers, and forgets those of expired devices.
     fn tick(&mut self, now: Instant) {
-        let Self { wireguard, loads, ticks, index, .. } = self;
+        let Self { wireguard, loads, index, .. } = self;
         let Some(wireguard) = wireguard else { return };
-        *ticks += 1;
-        if *index == 0 && ticks.is_multiple_of(TICKS_A_SECOND) {
+        if *index == 0 {
             wireguard.identity.tick();
         }
         wireguard.peers.tick(&mut wireguard.outbox, |device| {
