@@ -2,14 +2,17 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::StaticSecret;
 use etherparse::PacketBuilder;
 use portcullis::onramp::wireguard::handshake_limits::{HandshakeLimit, PEER, SOURCE};
 use portcullis_netstack::DropReason;
 use portcullis_sim::client::PATIENCE;
-use portcullis_sim::gateway::{ALLOW, ANN, BOB};
+use portcullis_sim::gateway::{ALLOW, ANN, BOB, public_key};
 use portcullis_sim::initiator::{INITIATION, Session, sign};
 use portcullis_sim::namespace::TARGET;
 use portcullis_sim::targets::{CLOSED, ECHO, UDP_ECHO};
@@ -93,10 +96,16 @@ fn t01_a_spoofed_inner_source_passes_nothing() {
             let mut packet = Vec::new();
             match tries % 6 {
                 0 => PacketBuilder::ipv4(v4, TARGET_V4, 64).udp(5353, UDP_ECHO).write(&mut packet, b"spoofed"),
-                1 => PacketBuilder::ipv4(v4, TARGET_V4, 64).tcp(numbers as u16 | 1, ECHO, numbers, 9000).syn().write(&mut packet, &[]),
+                1 => PacketBuilder::ipv4(v4, TARGET_V4, 64)
+                    .tcp(numbers as u16 | 1, ECHO, numbers, 9000)
+                    .syn()
+                    .write(&mut packet, &[]),
                 2 => PacketBuilder::ipv4(v4, TARGET_V4, 64).icmpv4_echo_request(1, 2).write(&mut packet, b"spoofed"),
                 3 => PacketBuilder::ipv6(v6, TARGET_V6, 64).udp(5353, UDP_ECHO).write(&mut packet, b"spoofed"),
-                4 => PacketBuilder::ipv6(v6, TARGET_V6, 64).tcp(numbers as u16 | 1, ECHO, numbers, 9000).syn().write(&mut packet, &[]),
+                4 => PacketBuilder::ipv6(v6, TARGET_V6, 64)
+                    .tcp(numbers as u16 | 1, ECHO, numbers, 9000)
+                    .syn()
+                    .write(&mut packet, &[]),
                 _ => PacketBuilder::ipv6(v6, TARGET_V6, 64).icmpv6_echo_request(1, 2).write(&mut packet, b"spoofed"),
             }
             .unwrap();
@@ -168,7 +177,12 @@ fn t03_strangers_get_silence_and_leave_nothing_behind() {
 }
 
 /// Sends from this many addresses, as often as each may, what `initiation` makes; returns how many answers came.
-fn burst(gateway: &Gateway, addresses: u8, mut initiation: impl FnMut(&mut Initiator) -> Vec<u8>, key: &StaticSecret) -> usize {
+fn burst(
+    gateway: &Gateway,
+    addresses: u8,
+    mut initiation: impl FnMut(&mut Initiator) -> Vec<u8>,
+    key: &StaticSecret,
+) -> usize {
     let before = gateway.dropped_in_all();
     let mut initiators: Vec<_> =
         (1..=addresses).map(|n| Initiator::new(key, &format!("127.0.4.{n}:0"), gateway.address)).collect();
@@ -207,7 +221,8 @@ fn t04_a_source_that_asks_too_often_is_not_answered() {
             ann.send(&initiation);
         }
         until("all are dropped but the first", &gateway, || gateway.dropped_in_all() == 99);
-        let most = u64::from(SOURCE.burst) + 1 + began.elapsed().as_millis() as u64 * u64::from(SOURCE.per_second) / 1000;
+        let most =
+            u64::from(SOURCE.burst) + 1 + began.elapsed().as_millis() as u64 * u64::from(SOURCE.per_second) / 1000;
         let worked_on = 100 - gateway.limited(HandshakeLimit::Source);
         assert!(worked_on >= u64::from(SOURCE.burst) && worked_on <= most, "{worked_on} of at most {most}");
         assert_eq!(gateway.dropped(DropReason::HandshakeLimit), 100 - worked_on);
@@ -519,7 +534,6 @@ fn t10_inner_lengths_that_lie_are_dropped_and_counted() {
     });
 }
 
-
 #[test]
 fn t04_forged_first_macs_of_made_up_messages_are_worth_one_look() {
     in_namespace(|| {
@@ -537,6 +551,114 @@ fn t04_forged_first_macs_of_made_up_messages_are_worth_one_look() {
         stranger.set_read_timeout(Some(SILENCE)).unwrap();
         assert!(stranger.recv(&mut [0; 2048]).is_err());
         assert!(gateway.peers().is_empty());
+        gateway.stop();
+    });
+}
+
+/// What a flood sent and heard.
+#[derive(Debug, Default)]
+struct Flood {
+    sent: u64,
+    bytes_sent: u64,
+    bytes_heard: u64,
+    longest: usize,
+}
+
+/// One address that floods: a key nobody knows, in a client that answers cookies or does not.
+struct Flooder {
+    socket: UdpSocket,
+    tunnel: Tunn,
+    answers: bool,
+    initiation: Vec<u8>,
+    heard: u64,
+    sent: u64,
+}
+
+impl Flooder {
+    fn new(address: [u8; 4], answers: bool) -> Self {
+        let socket = UdpSocket::bind((std::net::Ipv4Addr::from(address), 0)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut key = [0x99; 32];
+        key[..4].copy_from_slice(&address);
+        let mut tunnel = Tunn::new(StaticSecret::from(key), public_key(), None, None, 1, None);
+        let initiation = initiate(&mut tunnel);
+        Self { socket, tunnel, answers, initiation, heard: 0, sent: 0 }
+    }
+
+    fn turn(&mut self, gateway: SocketAddr, flood: &mut Flood) {
+        let mut datagram = [0; 2048];
+        while let Ok(len) = self.socket.recv(&mut datagram) {
+            self.heard += len as u64;
+            flood.longest = flood.longest.max(len);
+            if self.answers {
+                self.tunnel.decapsulate(None, &datagram[..len], &mut [0; 2048]);
+                self.initiation = initiate(&mut self.tunnel);
+            }
+        }
+        if self.socket.send_to(&self.initiation, gateway).is_ok() {
+            self.sent += self.initiation.len() as u64;
+            flood.sent += 1;
+        }
+    }
+}
+
+fn initiate(tunnel: &mut Tunn) -> Vec<u8> {
+    match tunnel.format_handshake_initiation(&mut [0; INITIATION], true) {
+        TunnResult::WriteToNetwork(initiation) => initiation.to_vec(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn t04_an_honest_newcomer_gets_in_during_a_flood() {
+    const IN_WITHIN: Duration = Duration::from_secs(10);
+    // Messages in a burst, and bursts in a second: 10,000 a second, of which half answer cookies.
+    const BURST: usize = 20;
+    const PAUSE: Duration = Duration::from_millis(2);
+    in_namespace(|| {
+        let _targets = Targets::start();
+        let gateway = Gateway::start(2);
+        let mut regular = Client::new(ANN, &gateway);
+        let of_regular = regular.open(TARGET, ECHO);
+        let (address, over) = (gateway.address, Arc::new(AtomicBool::new(false)));
+        let flooding = std::thread::spawn({
+            let over = Arc::clone(&over);
+            move || {
+                let mut flood = Flood::default();
+                let mut flooders: Vec<_> =
+                    (0..200).map(|n| Flooder::new([127, 0, 1 + n % 2, 1 + n], n % 2 == 0)).collect();
+                let mut next = 0;
+                while !over.load(Ordering::Relaxed) {
+                    for _ in 0..BURST {
+                        flooders[next % 200].turn(address, &mut flood);
+                        next += 1;
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+                for flooder in &flooders {
+                    assert!(flooder.heard < flooder.sent, "{} bytes for {}", flooder.heard, flooder.sent);
+                    flood.bytes_heard += flooder.heard;
+                    flood.bytes_sent += flooder.sent;
+                }
+                flood
+            }
+        });
+        // The flood is on when cookies are asked for, and some that answered them have come too often.
+        until("a flood", &gateway, || {
+            gateway.count(|counters| &counters.cookie_replies) > 500 && gateway.limited(HandshakeLimit::Source) > 500
+        });
+        let began = Instant::now();
+        let mut newcomer = Client::new(BOB, &gateway);
+        let connection = newcomer.open(TARGET, ECHO);
+        newcomer.exchange(connection, 1000);
+        let took = began.elapsed();
+        assert!(took < IN_WITHIN, "{took:?}; {}", counted(&gateway));
+        regular.exchange(of_regular, 1000);
+        over.store(true, Ordering::Relaxed);
+        let flood = flooding.join().unwrap();
+        assert!(flood.longest < INITIATION, "an answer of {} bytes", flood.longest);
+        assert!(flood.bytes_heard < flood.bytes_sent, "{flood:?}");
+        assert_eq!(gateway.peers().len(), 2);
         gateway.stop();
     });
 }

@@ -499,3 +499,6 @@ fn word(datagram: &[u8], offset: usize) -> Option<u32> {
 fn counter(datagram: &[u8]) -> Option<u64> {
     datagram.get(8..16)?.try_into().ok().map(u64::from_le_bytes)
 }
+
+#[cfg(test)]
+mod tests;
