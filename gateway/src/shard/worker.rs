@@ -91,7 +91,6 @@ struct Wireguard {
     peers: Peers,
     coalescer: Coalescer<Arc<Device>>,
     mtu: u16,
-    identity: Arc<WireguardIdentity>,
 }
 
 /// What a dial came to.
@@ -193,10 +192,9 @@ impl Shard {
                 socket: WireguardSocket::new(socket)?,
                 memory: ReceiveBuffers::default(),
                 outbox: Outbox::default(),
-                peers: Peers::new(Arc::clone(&identity), index, config.shards),
+                peers: Peers::new(identity, index, config.shards),
                 coalescer: Coalescer::default(),
                 mtu: settings.mtu,
-                identity,
             }),
             _ => None,
         };
@@ -446,11 +444,8 @@ impl Shard {
 
     /// Lets the tunnels look at their timers, and forgets those of expired devices.
     fn tick(&mut self, now: Instant) {
-        let Self { wireguard, loads, index, .. } = self;
+        let Self { wireguard, loads, .. } = self;
         let Some(wireguard) = wireguard else { return };
-        if *index == 0 {
-            wireguard.identity.tick();
-        }
         wireguard.peers.tick(&mut wireguard.outbox, |device| {
             loads.get(&device.identity.device).is_some_and(|load| load.flows > 0)
         });

@@ -1,17 +1,22 @@
 //! How many handshakes are worked on: for one source address, for one peer, and in all.
 //!
-//! A handshake message comes here once its first MAC holds and, under load, its cookie. What a message costs is counted in
-//! scalar multiplications, which are nearly all of it: a stranger's initiation costs one until its key is known, a
-//! peer's costs some more. Sources that have asked for nothing lately may use all of what there is, the others leave
-//! a part of it: so a newcomer gets in while others that are answered too ask as often as they may.
+//! A handshake message comes here once its first MAC holds. With a good cookie its source is *proven*; without, anybody
+//! may have written the address on it, so that it is worked on while there are few, and answered with a cookie else:
+//! the address it names loses nothing by it. What a message costs is counted in scalar multiplications, which are
+//! nearly all of it: a stranger's initiation costs one until its key is known, a peer's costs some more. A part of the
+//! work is left to proven sources that have not asked lately, so that a newcomer gets in while others that answer
+//! cookies too ask as often as they may.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Handshake messages of one source address. An IPv6 source is its /64, which is what one customer has.
+/// Handshake messages of one source address, as many again without proof. An IPv6 source is its /64, which is what one
+/// customer has.
 pub const SOURCE: Rate = Rate { per_second: 20, burst: 5 };
+/// Handshake messages without proof of their source, from all.
+pub const UNPROVEN: Rate = Rate { per_second: 200, burst: 200 };
 /// Handshakes answered for one peer.
 pub const PEER: Rate = Rate { per_second: 50, burst: 5 };
 /// Scalar multiplications for handshakes, of all shards. One takes 30 to 40 µs, so this is under a quarter of a core,
@@ -24,10 +29,12 @@ pub(super) const OPEN: u32 = 1;
 pub(super) const ANSWER: u32 = 5;
 /// What is done for a response to an initiation of ours.
 pub(super) const FINISH: u32 = 2;
-/// The part of the work only sources may use that have asked for nothing lately: one in this many.
+/// The part of the work that is left to newcomers: one in this many.
 const RESERVE: u32 = 3;
+/// A proven source is a newcomer when it has not asked for this long. Clients ask again after five seconds.
+const NEWCOMER: Duration = Duration::from_secs(4);
 
-/// Sources are kept in sets of this many, by their hash; the fullest bucket of a set makes room.
+/// Sources are kept in sets of this many, by their hash; the one that has not asked for longest makes room.
 const WAYS: usize = 8;
 /// Sets of sources.
 const SETS: usize = 1_024;
@@ -77,6 +84,8 @@ impl Bucket {
 /// A limit on handshakes. The word is a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeLimit {
+    /// [`UNPROVEN`].
+    Unproven,
     /// [`SOURCE`].
     Source,
     /// [`PEER`].
@@ -87,11 +96,12 @@ pub enum HandshakeLimit {
 
 impl HandshakeLimit {
     /// Every limit.
-    pub const ALL: [Self; 3] = [Self::Source, Self::Peer, Self::Work];
+    pub const ALL: [Self; 4] = [Self::Unproven, Self::Source, Self::Peer, Self::Work];
 
     /// The metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Unproven => "unproven",
             Self::Source => "source",
             Self::Peer => "peer",
             Self::Work => "work",
@@ -104,6 +114,15 @@ impl HandshakeLimit {
     }
 }
 
+/// Whether a message carries a cookie that was sent to its source address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// It does.
+    Proven,
+    /// It does not.
+    Unproven,
+}
+
 /// What all shards share. Its memory is of one size, whoever asks.
 #[derive(Debug)]
 pub struct HandshakeLimits {
@@ -113,33 +132,45 @@ pub struct HandshakeLimits {
 #[derive(Debug)]
 struct State {
     work: Bucket,
+    unproven: Bucket,
     sources: Sources,
 }
 
 impl Default for HandshakeLimits {
     fn default() -> Self {
-        Self { state: Mutex::new(State { work: Bucket::default(), sources: Sources::new() }) }
+        Self {
+            state: Mutex::new(State { work: Bucket::default(), unproven: Bucket::default(), sources: Sources::new() }),
+        }
     }
 }
 
 impl HandshakeLimits {
-    /// Asks for one handshake message of `source`, whose address is in its [canonical form](IpAddr::to_canonical).
+    /// Asks for one handshake message of an address in its [canonical form](IpAddr::to_canonical).
     ///
     /// # Errors
     /// The limit it is over.
-    pub fn admit(&self, now: Instant, source: IpAddr) -> Result<(), HandshakeLimit> {
+    pub fn admit(&self, now: Instant, address: IpAddr, source: Source) -> Result<(), HandshakeLimit> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { work, sources } = &mut *state;
-        let slot = sources.slot(now, source);
+        let State { work, unproven, sources } = &mut *state;
+        let slot = sources.slot(address, source);
+        let lately = slot.asked_at.is_some_and(|at| now.saturating_duration_since(at) < NEWCOMER);
+        // Who is refused has asked all the same: he is no newcomer the next moment.
+        slot.asked_at = Some(now);
         if !slot.bucket.holds(now, SOURCE, 1) {
             return Err(HandshakeLimit::Source);
         }
-        let newcomer = slot.bucket.missing(now).is_zero();
-        // Who is refused for want of work has asked all the same: he is no newcomer the next moment.
-        slot.bucket.take(now, SOURCE, 1);
+        let newcomer = match source {
+            Source::Proven => !lately,
+            Source::Unproven if !unproven.holds(now, UNPROVEN, 1) => return Err(HandshakeLimit::Unproven),
+            Source::Unproven => false,
+        };
         let left_alone = if newcomer { 0 } else { WORK.burst / RESERVE };
         if !work.holds(now, WORK, OPEN + left_alone) {
             return Err(HandshakeLimit::Work);
+        }
+        slot.bucket.take(now, SOURCE, 1);
+        if source == Source::Unproven {
+            unproven.take(now, UNPROVEN, 1);
         }
         work.take(now, WORK, OPEN);
         Ok(())
@@ -152,38 +183,40 @@ impl HandshakeLimits {
     }
 }
 
-/// A bucket with the hash of its source. A bucket that is full again is as good as none.
+/// A source by its hash.
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
-    source: u64,
+    hash: u64,
     bucket: Bucket,
+    /// When it asked last.
+    asked_at: Option<Instant>,
 }
 
-/// The buckets of sources. The hash is keyed: nobody knows whom he shares a set with.
+/// The sources that asked last. The hash is keyed: nobody knows whom he shares a set with.
 #[derive(Debug)]
 struct Sources {
     hasher: RandomState,
-    sets: Box<[[Slot; WAYS]]>,
-    /// Lent when there are no sets at all, which never happens.
-    spare: Slot,
+    sets: Box<[[Slot; WAYS]; SETS]>,
 }
 
 impl Sources {
     fn new() -> Self {
-        let sets = vec![[Slot::default(); WAYS]; SETS].into_boxed_slice();
-        Self { hasher: RandomState::new(), sets, spare: Slot::default() }
+        Self { hasher: RandomState::new(), sets: Box::new([[Slot::default(); WAYS]; SETS]) }
     }
 
-    /// The slot of `source`: the one it has, or the fullest of its set, with a full bucket.
-    fn slot(&mut self, now: Instant, source: IpAddr) -> &mut Slot {
-        let hash = self.hasher.hash_one(prefix(source));
-        let set = usize::try_from(hash).unwrap_or(usize::MAX) % SETS;
-        let Some(set) = self.sets.get_mut(set) else { return &mut self.spare };
-        let kept = set.iter().position(|slot| slot.source == hash);
-        let place = kept.or_else(|| (0..WAYS).min_by_key(|&way| set.get(way).map(|slot| slot.bucket.missing(now))));
-        let Some(slot) = place.and_then(|place| set.get_mut(place)) else { return &mut self.spare };
-        if slot.source != hash {
-            *slot = Slot { source: hash, bucket: Bucket::default() };
+    /// The slot of a source: the one it has, or that of the one in its set that has not asked for longest.
+    fn slot(&mut self, address: IpAddr, source: Source) -> &mut Slot {
+        let hash = self.hasher.hash_one((prefix(address), source));
+        let set = usize::try_from(hash).unwrap_or_default() % SETS;
+        #[expect(clippy::indexing_slicing, reason = "it is a remainder")]
+        let set = &mut self.sets[set];
+        let kept = set.iter().position(|slot| slot.hash == hash);
+        let oldest = || set.iter().enumerate().min_by_key(|(_, slot)| slot.asked_at).map(|(way, _)| way);
+        let way = kept.or_else(oldest).unwrap_or_default();
+        #[expect(clippy::indexing_slicing, reason = "it was found there")]
+        let slot = &mut set[way];
+        if slot.hash != hash {
+            *slot = Slot { hash, ..Slot::default() };
         }
         slot
     }
@@ -207,18 +240,18 @@ mod tests {
         std::net::Ipv4Addr::from_bits(0x0a00_0000 + number).into()
     }
 
-    /// How many of `tries` in each millisecond of `time` are admitted.
+    /// How many of `tries`, all proven, in each millisecond of `time` are admitted, and how many are not.
     fn admitted(
         limits: &HandshakeLimits,
         from: Instant,
         time: Duration,
-        tries: impl Fn(u128) -> Vec<IpAddr>,
-    ) -> (usize, usize) {
+        tries: impl Fn(u32) -> Vec<IpAddr>,
+    ) -> (u32, u32) {
         let mut counts = (0, 0);
-        for ms in 0..time.as_millis() {
-            let now = from + Duration::from_millis(ms as u64);
+        for ms in 0..time.as_millis() as u32 {
+            let now = from + Duration::from_millis(ms.into());
             for source in tries(ms) {
-                match limits.admit(now, source) {
+                match limits.admit(now, source, Source::Proven) {
                     Ok(()) => counts.0 += 1,
                     Err(_) => counts.1 += 1,
                 }
@@ -231,10 +264,10 @@ mod tests {
     fn t04_a_source_has_its_burst_and_then_its_rate() {
         let (limits, start) = (HandshakeLimits::default(), Instant::now());
         for _ in 0..SOURCE.burst {
-            assert_eq!(limits.admit(start, v4(1)), Ok(()));
+            assert_eq!(limits.admit(start, v4(1), Source::Proven), Ok(()));
         }
-        assert_eq!(limits.admit(start, v4(1)), Err(HandshakeLimit::Source));
-        assert_eq!(limits.admit(start, v4(2)), Ok(()), "another one is not touched");
+        assert_eq!(limits.admit(start, v4(1), Source::Proven), Err(HandshakeLimit::Source));
+        assert_eq!(limits.admit(start, v4(2), Source::Proven), Ok(()), "another one is not touched");
         let (passed, refused) = admitted(&limits, start + SECOND, 10 * SECOND, |_| vec![v4(1)]);
         assert!((200..=206).contains(&passed), "{passed} in ten seconds");
         assert_eq!(passed + refused, 10_000);
@@ -245,26 +278,50 @@ mod tests {
         let (limits, now) = (HandshakeLimits::default(), Instant::now());
         let host = |n: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, n, n, n, n]);
         for n in 0..5 {
-            assert_eq!(limits.admit(now, host(n)), Ok(()));
+            assert_eq!(limits.admit(now, host(n), Source::Proven), Ok(()));
         }
-        assert_eq!(limits.admit(now, host(77)), Err(HandshakeLimit::Source));
-        assert_eq!(limits.admit(now, "2001:db8:0:2::1".parse().unwrap()), Ok(()));
+        assert_eq!(limits.admit(now, host(77), Source::Proven), Err(HandshakeLimit::Source));
+        assert_eq!(limits.admit(now, "2001:db8:0:2::1".parse().unwrap(), Source::Proven), Ok(()));
+    }
+
+    #[test]
+    fn t04_who_is_named_on_forged_messages_loses_nothing() {
+        let (limits, now) = (HandshakeLimits::default(), Instant::now());
+        let forged = (0..100).filter(|_| limits.admit(now, v4(1), Source::Unproven).is_ok()).count();
+        assert_eq!(forged, SOURCE.burst as usize);
+        for _ in 0..SOURCE.burst {
+            assert_eq!(limits.admit(now, v4(1), Source::Proven), Ok(()));
+        }
+    }
+
+    #[test]
+    fn t04_messages_without_proof_are_few() {
+        let (limits, now) = (HandshakeLimits::default(), Instant::now());
+        let of =
+            |from: u32| (from..from + 1_000).map(|n| limits.admit(now, v4(n), Source::Unproven)).collect::<Vec<_>>();
+        let first = of(0);
+        assert_eq!(first.iter().filter(|admitted| admitted.is_ok()).count(), UNPROVEN.burst as usize);
+        assert!(of(1_000).iter().all(|admitted| *admitted == Err(HandshakeLimit::Unproven)));
+        assert_eq!(limits.admit(now, v4(5_000), Source::Proven), Ok(()));
+    }
+
+    /// 2,000 proven sources that ask 19 times a second, so never too often by themselves.
+    fn flood(ms: u32) -> Vec<IpAddr> {
+        (0..2_000).filter(|n| n % 53 == ms % 53).map(v4).collect()
     }
 
     #[test]
     fn t04_all_together_have_their_share_of_a_core_and_a_newcomer_gets_in() {
         let (limits, start) = (HandshakeLimits::default(), Instant::now());
-        // 1,000 sources that answer cookies, each every 10 ms.
-        let flood = |ms: u128| (0..100).map(|n| v4((ms as u32 % 10) * 100 + n)).collect();
         let (passed, refused) = admitted(&limits, start, 10 * SECOND, flood);
-        assert!(refused > 0 && passed as u32 <= 10 * WORK.per_second + WORK.burst + 10, "{passed}");
-        assert!(passed as u32 >= 9 * WORK.per_second, "{passed}: nothing is refused while there is room");
-        let now = start + 10 * SECOND;
-        // They take what they may.
-        let hurried: Vec<_> = (0..1_000).map(|n| limits.admit(now, v4(n))).collect();
-        assert!(hurried.contains(&Err(HandshakeLimit::Work)));
-        for newcomer in 2_000..2_050 {
-            assert_eq!(limits.admit(now, v4(newcomer)), Ok(()));
+        // Durations are whole nanoseconds, hence some more.
+        assert!(refused > 0 && passed <= 10 * WORK.per_second + WORK.burst + 10, "{passed}");
+        assert!(passed >= 9 * WORK.per_second, "{passed}: nothing is refused while there is room");
+        for ms in 0..1_000 {
+            let now = start + 10 * SECOND + Duration::from_millis(ms.into());
+            let answers: Vec<_> = flood(ms).into_iter().map(|one| limits.admit(now, one, Source::Proven)).collect();
+            assert!(answers.contains(&Err(HandshakeLimit::Work)), "{answers:?}");
+            assert_eq!(limits.admit(now, v4(10_000 + ms), Source::Proven), Ok(()), "a newcomer");
         }
     }
 
@@ -272,14 +329,10 @@ mod tests {
     fn t04_what_is_answered_counts_for_more() {
         let (limits, start) = (HandshakeLimits::default(), Instant::now());
         let mut answered = 0;
-        for ms in 0..10_000 {
-            let now = start + Duration::from_millis(ms);
+        for source in 0..20_000 {
             // Each source comes once: only the work limits them.
-            if limits.admit(now, v4(ms as u32)).is_ok() {
-                limits.spend(now, ANSWER);
-                answered += 1;
-            }
-            if limits.admit(now, v4(1_000_000 + ms as u32)).is_ok() {
+            let now = start + Duration::from_micros(u64::from(source) * 500);
+            if limits.admit(now, v4(source), Source::Proven).is_ok() {
                 limits.spend(now, ANSWER);
                 answered += 1;
             }
@@ -291,26 +344,26 @@ mod tests {
     fn t04_sources_without_end_take_no_more_memory() {
         let (limits, start) = (HandshakeLimits::default(), Instant::now());
         let mut passed = 0;
-        for number in 0..1_000_000 {
+        for number in 0..200_000 {
             let now = start + Duration::from_micros(u64::from(number) * 100);
-            passed += u32::from(limits.admit(now, v4(number)).is_ok());
+            passed += u32::from(limits.admit(now, v4(number), Source::Proven).is_ok());
         }
-        // Durations are whole nanoseconds.
-        assert!(passed <= 100 * WORK.per_second + WORK.burst + 10, "{passed}");
+        assert!(passed <= 20 * WORK.per_second + WORK.burst + 10, "{passed}");
         let state = limits.state.lock().unwrap();
-        assert_eq!(state.sources.sets.len() * WAYS, MAX_SOURCES);
-        assert!(size_of_val(&*state.sources.sets) <= 256 << 10);
+        assert!(size_of_val(&*state.sources.sets) <= 400 << 10);
+        let kept = state.sources.sets.iter().flatten().filter(|slot| slot.asked_at.is_some()).count();
+        assert!(kept > MAX_SOURCES * 9 / 10 && kept <= MAX_SOURCES, "{kept}");
     }
 
     #[test]
-    fn t04_the_fullest_bucket_makes_room() {
-        let (mut sources, now) = (Sources::new(), Instant::now());
-        // One that is used up stays while there are fuller ones to forget.
-        sources.slot(now, v4(0)).bucket.take(now, SOURCE, 5);
-        for number in 1..4 * MAX_SOURCES as u32 {
-            sources.slot(now, v4(number)).bucket.take(now, SOURCE, 1);
+    fn t04_who_has_not_asked_for_longest_makes_room() {
+        let (limits, start) = (HandshakeLimits::default(), Instant::now());
+        for number in 0..4 * MAX_SOURCES as u32 {
+            let now = start + Duration::from_micros(number.into());
+            let _ = limits.admit(now, v4(1_000_000), Source::Proven);
+            let _ = limits.admit(now, v4(number), Source::Proven);
         }
-        assert!(!sources.slot(now, v4(0)).bucket.holds(now, SOURCE, 1));
+        assert_eq!(limits.admit(start, v4(1_000_000), Source::Proven), Err(HandshakeLimit::Source));
     }
 
     #[test]

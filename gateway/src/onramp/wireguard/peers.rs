@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use portcullis_netstack::DropReason;
 use slab::Slab;
 
-use super::handshake_limits::{self, Bucket, HandshakeLimit, HandshakeLimits};
+use super::handshake_limits::{self, Bucket, HandshakeLimit, HandshakeLimits, Source};
 use super::owners::{PeerIndex, PeerOwners, ShardIndex};
 use super::socket::{Endpoint, Outbox};
 use crate::directory::{Device, Directory};
@@ -21,8 +21,6 @@ use crate::metrics::counters::ShardCounters;
 
 /// How often tunnels look at their timers.
 pub const TICK: Duration = Duration::from_millis(250);
-/// Handshakes a second, over all peers, from which on cookies are asked for.
-const HANDSHAKES_BEFORE_COOKIES: u64 = 200;
 /// Bytes a datagram is longer than the packet in it, WireGuard paper section 5.4.6.
 const DATA_OVERHEAD: usize = 32;
 /// Longest handshake message.
@@ -50,9 +48,8 @@ const MESSAGE_DATA: u32 = 4;
 pub struct WireguardIdentity {
     private: StaticSecret,
     public: PublicKey,
-    /// Checks the first MAC, counts all handshakes and makes cookies.
-    limiter: RateLimiter,
-    /// What is worked on of that.
+    /// Checks both MACs and makes cookies: whether one is needed is for the limits to say.
+    cookies: RateLimiter,
     limits: HandshakeLimits,
     /// What the tunnels are given: they only check the MAC again, the limits were applied before.
     unlimited: Arc<RateLimiter>,
@@ -71,18 +68,13 @@ impl WireguardIdentity {
         let private = StaticSecret::from(private);
         let public = PublicKey::from(&private);
         Self {
-            limiter: RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES),
+            cookies: RateLimiter::new(&public, 0),
             limits: HandshakeLimits::default(),
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             owners: PeerOwners::default(),
             private,
             public,
         }
-    }
-
-    /// Starts the next second of the handshake count, when one is over. Wants to be called some times a second.
-    pub fn tick(&self) {
-        self.limiter.reset_count();
     }
 }
 
@@ -213,20 +205,25 @@ impl Peers {
         }
     }
 
-    /// Checks the first MAC and, under load, the second: silence for strangers, a cookie for the hurried. Then the limits.
+    /// Checks the MACs and the limits: silence for strangers, a cookie for who is over a limit and may not be who the
+    /// source address says.
     fn verify(&self, around: &mut Surroundings<'_>, from: Endpoint, datagram: &[u8]) -> Result<(), DropReason> {
+        let Self { identity, .. } = self;
+        let address = from.address.ip().to_canonical();
         let mut reply = [0; HANDSHAKE_MESSAGE];
-        match self.identity.limiter.verify_packet(Some(from.address.ip().to_canonical()), datagram, &mut reply) {
+        match identity.cookies.verify_packet(Some(address), datagram, &mut reply) {
             Ok(_) => {
-                let source = from.address.ip().to_canonical();
-                self.identity.limits.admit(around.clock, source).map_err(|limit| around.over(limit))
+                let admitted = identity.limits.admit(around.clock, address, Source::Proven);
+                admitted.map_err(|limit| around.over(limit))
             }
             Err(TunnResult::WriteToNetwork(cookie)) => {
-                around.outbox.queue(from, cookie);
-                around.counters.cookie_replies.add(1);
-                Err(DropReason::HandshakeLimit)
+                let admitted = identity.limits.admit(around.clock, address, Source::Unproven);
+                admitted.map_err(|limit| {
+                    around.outbox.queue(from, cookie);
+                    around.counters.cookie_replies.add(1);
+                    around.over(limit)
+                })
             }
-            Err(TunnResult::Err(WireGuardError::UnderLoad)) => Err(DropReason::HandshakeLimit),
             Err(_) => {
                 around.counters.handshakes_refused.add(1);
                 Err(DropReason::Unauthentic)

@@ -90,6 +90,7 @@ fn t04_the_work_for_all_is_limited_whoever_answers_cookies() {
     assert_eq!(worked_on, handshake_limits::WORK.burst);
     assert_eq!(front.limited(HandshakeLimit::Work), u64::from(SOURCES - worked_on));
     assert_eq!(front.limited(HandshakeLimit::Source) + front.limited(HandshakeLimit::Peer), 0);
+    assert_eq!(front.limited(HandshakeLimit::Unproven), front.counters.cookie_replies.value());
     assert!(front.counters.cookie_replies.value() > 0);
     assert!(front.peers.iter().next().is_none());
     // A tenth of a second later there is room again, and a device gets in.
@@ -101,7 +102,7 @@ fn t04_the_work_for_all_is_limited_whoever_answers_cookies() {
 fn t04_cookies_are_asked_for_from_the_number_that_is_said_on() {
     let mut front = Front::new();
     let mut stranger = client([0x77; 32]);
-    for source in 0..HANDSHAKES_BEFORE_COOKIES as u32 {
+    for source in 0..handshake_limits::UNPROVEN.burst {
         assert_eq!(front.take(source, &initiation(&mut stranger)), (Err(DropReason::UnknownPeer), vec![]));
     }
     let request = initiation(&mut stranger);
@@ -114,4 +115,17 @@ fn t04_cookies_are_asked_for_from_the_number_that_is_said_on() {
     let with_cookie = initiation(&mut stranger);
     assert_eq!(front.take(5_001, &with_cookie).0, Err(DropReason::HandshakeLimit));
     assert_eq!(front.take(5_000, &with_cookie).0, Err(DropReason::UnknownPeer));
+}
+
+#[test]
+fn t04_who_is_named_on_forged_messages_gets_in() {
+    let mut front = Front::new();
+    let mut stranger = client([0x77; 32]);
+    let forged = initiation(&mut stranger);
+    for _ in 0..1_000 {
+        let (route, answers) = front.take(9, &forged);
+        assert!(route.is_err() && answers.iter().all(|answer| answer.len() < forged.len()));
+    }
+    assert!(front.limited(HandshakeLimit::Source) >= 990);
+    assert_eq!(front.offer(9, &mut client(ANN)), Ok(Route::Here));
 }
