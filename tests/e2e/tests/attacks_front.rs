@@ -1,7 +1,5 @@
 //! Attacks on the front of the gateway where the real binary matters: its files, its log, its control socket.
 
-#![expect(clippy::indexing_slicing, reason = "test code, where a panic is the answer")]
-
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;

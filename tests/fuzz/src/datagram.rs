@@ -28,6 +28,8 @@ const PACKET: &[u8] = &[
 ];
 /// Sessions a client leaves unused. More would take the places of those in use, once those have been silent.
 const UNUSED: usize = 5;
+/// Longer inputs say nothing new, and a handshake costs.
+const OPERATIONS: usize = 48;
 /// Longest made-up datagram.
 const MADE_UP: usize = 200;
 
@@ -86,7 +88,7 @@ pub fn datagram(data: &[u8]) {
         wall: 0,
     };
     bench.shake_hands(0);
-    for _ in 0..64 {
+    for _ in 0..OPERATIONS {
         let Some(operation) = bench.next() else { break };
         bench.operate(operation);
     }
@@ -101,17 +103,19 @@ fn client(private: [u8; 32]) -> Tunn {
 }
 
 fn initiation(client: &mut Tunn) -> Vec<u8> {
-    match client.format_handshake_initiation(&mut [0; 256], true) {
-        TunnResult::WriteToNetwork(initiation) => initiation.to_vec(),
-        other => panic!("{other:?}"),
-    }
+    let mut buffer = [0; 256];
+    let TunnResult::WriteToNetwork(initiation) = client.format_handshake_initiation(&mut buffer, true) else {
+        panic!("no initiation");
+    };
+    initiation.to_vec()
 }
 
 fn sealed(client: &mut Tunn, packet: &[u8]) -> Vec<u8> {
-    match client.encapsulate(packet, &mut [0; 256]) {
-        TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
-        other => panic!("{other:?}"),
-    }
+    let mut buffer = [0; 256];
+    let TunnResult::WriteToNetwork(datagram) = client.encapsulate(packet, &mut buffer) else {
+        panic!("no session");
+    };
+    datagram.to_vec()
 }
 
 /// An endpoint by number.
@@ -269,7 +273,7 @@ impl Bench<'_> {
                 assert_eq!(self.state().len(), before, "no time has passed for the tunnels");
                 self.outbox.clear();
             }
-            10 => self.to_ann(),
+            10 => self.send_back(),
             _ if operation & 0xf0 == 0xf0 => {
                 // Revoked: whatever she knows is a stranger's from now on.
                 self.directory = &DIRECTORIES[1];
@@ -313,16 +317,17 @@ impl Bench<'_> {
     }
 
     /// A packet towards ann, who can read it.
-    fn to_ann(&mut self) {
+    fn send_back(&mut self) {
         let Some((slot, ..)) = self.state().first().cloned() else { return };
         assert!(self.peers.send(slot, PACKET, &mut self.outbox));
         let datagrams: Vec<Vec<u8>> = self.outbox.datagrams().map(|(_, datagram)| datagram.to_vec()).collect();
         self.outbox.clear();
         assert_eq!(datagrams.len(), 1);
-        match self.ann.decapsulate(None, &datagrams[0], &mut [0; 256]) {
-            TunnResult::WriteToTunnelV4(packet, _) => assert_eq!(packet, PACKET),
-            other => panic!("{other:?}"),
-        }
+        let mut buffer = [0; 256];
+        let TunnResult::WriteToTunnelV4(packet, _) = self.ann.decapsulate(None, &datagrams[0], &mut buffer) else {
+            panic!("ann cannot read {:02x?}", datagrams[0]);
+        };
+        assert_eq!(packet, PACKET);
     }
 
     fn end(mut self) {
@@ -334,7 +339,7 @@ impl Bench<'_> {
         }
         let real = sealed(&mut self.ann, PACKET);
         self.authentic(9, &real);
-        self.to_ann();
+        self.send_back();
         assert_eq!(self.state().len(), 1);
     }
 }

@@ -68,10 +68,11 @@ fn client(private: [u8; 32]) -> Tunn {
 }
 
 fn initiation(client: &mut Tunn) -> Vec<u8> {
-    match client.format_handshake_initiation(&mut [0; 256], true) {
-        TunnResult::WriteToNetwork(initiation) => initiation.to_vec(),
-        other => panic!("{other:?}"),
-    }
+    let mut buffer = [0; 256];
+    let TunnResult::WriteToNetwork(initiation) = client.format_handshake_initiation(&mut buffer, true) else {
+        panic!("no initiation");
+    };
+    initiation.to_vec()
 }
 
 #[test]
