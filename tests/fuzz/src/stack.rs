@@ -14,7 +14,7 @@ const MTU: u16 = 1280;
 /// Looks at the timers at one instant without an effect before it is called a busy loop.
 const IDLE_LOOKS: usize = 4;
 /// Turns at one instant before it is called an endless loop: far more than a window of data takes.
-const MAX_TURNS: usize = 10_000;
+const MAX_TURNS: usize = 2_000;
 
 const SYN: u8 = 1;
 const ACK: u8 = 2;
