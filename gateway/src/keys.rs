@@ -35,6 +35,10 @@ pub enum KeyError {
     /// A point of low order, with which anyone can agree on a known secret (RFC 7748, section 6.1).
     #[error("is a point of low order, which keeps nothing secret")]
     LowOrder,
+    /// It is not below 2^255 - 19, so that the same point has another encoding (RFC 7748, section 5), which is the one
+    /// that keys are written in.
+    #[error("is not the way its point is written; `wg pubkey` prints it")]
+    NotCanonical,
 }
 
 impl KeyFileError {
@@ -148,12 +152,25 @@ impl PrivateKey {
 ///
 /// # Errors
 ///
-/// It is no key, all zeros, or of low order.
+/// It is no key, all zeros, of low order, or not below 2^255 - 19.
 pub fn parse_public_key(text: &str) -> Result<[u8; 32], KeyError> {
+    /// 2^255 - 19, the lowest byte first.
+    const PRIME: [u8; 32] = {
+        let mut prime = [0xff; 32];
+        (prime[0], prime[31]) = (0xed, 0x7f);
+        prime
+    };
     let key = parse_key(text)?;
     // A clamped scalar is a multiple of the cofactor, so exactly the points of low order give zero.
     let probe = StaticSecret::from([0x42; 32]);
-    if probe.diffie_hellman(&PublicKey::from(key)).was_contributory() { Ok(key) } else { Err(KeyError::LowOrder) }
+    if !probe.diffie_hellman(&PublicKey::from(key)).was_contributory() {
+        return Err(KeyError::LowOrder);
+    }
+    // Two devices with one key, or one with the gateway's own, would not be noticed otherwise.
+    if key.iter().rev().ge(PRIME.iter().rev()) {
+        return Err(KeyError::NotCanonical);
+    }
+    Ok(key)
 }
 
 /// Parses a preshared key.

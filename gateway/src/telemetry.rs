@@ -1,6 +1,7 @@
 //! The log on standard error: one event, one line.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
@@ -8,6 +9,41 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// What is logged when the environment says nothing.
 const DEFAULT_FILTER: &str = "info";
+/// The library calls it an error when a peer has been silent: that is DEBUG at most, names nobody, and whoever has a
+/// key can cause it. Who asks for it by name gets it.
+const QUIET: &str = "boringtun";
+/// Most lines a second of one kind at INFO or above that packets cause.
+pub const LINES_A_SECOND: u64 = 20;
+
+/// How many lines of one kind were written in a second.
+#[derive(Debug)]
+pub struct LineLimit {
+    second: AtomicI64,
+    lines: AtomicU64,
+}
+
+impl LineLimit {
+    /// Of a kind that was never written.
+    pub const fn new() -> Self {
+        Self { second: AtomicI64::new(i64::MIN), lines: AtomicU64::new(0) }
+    }
+
+    /// Asks for a line in this second of whatever clock. `Some`: it may be written, and should say that so many were
+    /// left out before it. Two threads at the turn of a second may write some more, or lose count of some.
+    pub fn admit(&self, second: i64) -> Option<u64> {
+        if self.second.swap(second, Ordering::Relaxed) != second {
+            let lines = self.lines.swap(1, Ordering::Relaxed);
+            return Some(lines.saturating_sub(LINES_A_SECOND));
+        }
+        (self.lines.fetch_add(1, Ordering::Relaxed) < LINES_A_SECOND).then_some(0)
+    }
+}
+
+impl Default for LineLimit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// Starts the log. The level comes from `PORTCULLIS_LOG`, else `RUST_LOG`, in the syntax of [`EnvFilter`].
 ///
@@ -29,10 +65,11 @@ pub fn init() {
 
 fn filter(wanted: Option<String>) -> (EnvFilter, Option<String>) {
     let wanted = wanted.filter(|text| !text.trim().is_empty());
-    match wanted.as_deref().map(EnvFilter::try_new) {
-        None => (EnvFilter::new(DEFAULT_FILTER), None),
+    let quiet = |text: &str| if text.contains(QUIET) { text.to_owned() } else { format!("{text},{QUIET}=off") };
+    match wanted.as_deref().map(|text| EnvFilter::try_new(quiet(text))) {
+        None => (EnvFilter::new(quiet(DEFAULT_FILTER)), None),
         Some(Ok(filter)) => (filter, None),
-        Some(Err(_)) => (EnvFilter::new(DEFAULT_FILTER), wanted),
+        Some(Err(_)) => (EnvFilter::new(quiet(DEFAULT_FILTER)), wanted),
     }
 }
 
@@ -113,7 +150,24 @@ mod tests {
     fn a_bad_filter_falls_back() {
         assert_eq!(filter(Some("=,=info=".to_owned())).1.as_deref(), Some("=,=info="));
         assert_eq!(filter(Some(String::new())).1, None);
-        assert_eq!(filter(Some("debug".to_owned())).0.to_string(), "debug");
-        assert_eq!(filter(None).0.to_string(), DEFAULT_FILTER);
+        let parts = |wanted: Option<&str>| {
+            let text = filter(wanted.map(str::to_owned)).0.to_string();
+            let mut parts: Vec<String> = text.split(',').map(str::to_owned).collect();
+            parts.sort();
+            parts
+        };
+        assert_eq!(parts(Some("debug")), ["boringtun=off", "debug"]);
+        assert_eq!(parts(Some("trace,boringtun=trace")), ["boringtun=trace", "trace"]);
+        assert_eq!(parts(None), ["boringtun=off", "info"]);
+    }
+
+    #[test]
+    fn t33_lines_that_packets_cause_are_few_and_say_how_many_are_missing() {
+        let limit = LineLimit::new();
+        let written = |second| (0..1_000).filter(|_| limit.admit(second).is_some()).count() as u64;
+        assert_eq!(written(7), LINES_A_SECOND);
+        assert_eq!(limit.admit(8), Some(1_000 - LINES_A_SECOND));
+        assert_eq!(written(8), LINES_A_SECOND - 1);
+        assert_eq!(limit.admit(3600), Some(1_001 - LINES_A_SECOND));
     }
 }

@@ -285,6 +285,95 @@ fn addresses_of_devices() {
 }
 
 #[test]
+fn t02_what_is_given_twice_is_refused_with_both_places() {
+    let (one, two) = (key(1), key(2));
+    let device = |name: &str, key: &str, members: &str| {
+        format!("\"{name}\": {{ \"user\": \"ann\",\n\"public_key\": \"{key}\", {members} }}")
+    };
+    let both = |members: [&str; 2]| format!("{},\n{}", device("d", &one, members[0]), device("e", &two, members[1]));
+    let same_key = format!(
+        "{},\n{}",
+        device("d", &one, "\"addresses\": [\"100.96.0.2\"]"),
+        device("e", &one, "\"addresses\": [\"100.96.0.3\"]")
+    );
+    refused_devices(
+        &same_key,
+        &["directory.json:6:15: devices.e.public_key: is already the key at 4:15: devices.d.public_key"],
+    );
+    refused_devices(
+        &both([r#""addresses": ["100.96.0.2"]"#, r#""addresses": ["100.96.0.3", "100.96.0.2"]"#]),
+        &["directory.json:6:91: devices.e.addresses[1]: 100.96.0.2 is already given at 4:77: devices.d.addresses[0]"],
+    );
+    // Within one device.
+    refused_devices(
+        &device("d", &one, r#""addresses": ["fd00:96::a", "fd00:96::a"]"#),
+        &["directory.json:4:91: devices.d.addresses[1]: fd00:96::a is already given at 4:77: devices.d.addresses[0]"],
+    );
+    refused_devices(
+        &both([
+            r#""addresses": ["100.96.0.2"], "networks": ["10.7.0.0/16"]"#,
+            r#""addresses": ["100.96.0.3"], "networks": ["10.7.8.0/24"]"#,
+        ]),
+        &[
+            "directory.json:6:105: devices.e.networks[0]: 10.7.8.0/24 overlaps 10.7.0.0/16 at 4:105: devices.d.networks[0]",
+        ],
+    );
+    // A name that stands twice, of which JSON readers keep the last in silence.
+    refused_devices(
+        &format!(
+            "{},\n{}",
+            device("d", &one, "\"addresses\": [\"100.96.0.2\"]"),
+            device("d", &two, "\"addresses\": [\"100.96.0.3\"]")
+        ),
+        &["directory.json:5:1: devices.d: the key \"d\" is already used on line 3"],
+    );
+}
+
+/// The points of low order of curve25519 and their other encodings (RFC 7748, section 6.1, and its discussion).
+#[test]
+fn t02_keys_that_are_none_are_refused() {
+    let low_order = [
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    ];
+    let enrolled = |key: [u8; 32]| {
+        let key = encode_key(&key);
+        let devices =
+            format!("\"d\": {{ \"user\": \"ann\", \"addresses\": [\"100.96.0.2\"], \"public_key\": \"{key}\" }}");
+        parse(&with_devices(&devices))
+    };
+    for hex in low_order {
+        for high_bit in [0, 0x80] {
+            let mut key = [0; 32];
+            for (at, byte) in key.iter_mut().enumerate() {
+                *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap();
+            }
+            key[31] |= high_bit;
+            let problems = enrolled(key).unwrap_err();
+            assert_eq!(problems.len(), 1, "{hex}");
+            assert!(problems[0].starts_with("directory.json:3:66: devices.d.public_key: is "), "{problems:?}");
+        }
+    }
+    let own = enrolled([9; 32]).unwrap_err();
+    assert_eq!(own, ["directory.json:3:66: devices.d.public_key: is the gateway's own key, which no device can have"]);
+    // Its other encoding is the same point: what is agreed on with it is the same too.
+    let mut high_bit = [9; 32];
+    high_bit[31] |= 0x80;
+    let problems = enrolled(high_bit).unwrap_err();
+    assert!(problems[0].ends_with("is not the way its point is written; `wg pubkey` prints it"), "{problems:?}");
+    for (low, accepted) in [(0xec - 3, true), (0xed + 2, false), (0xff, false)] {
+        let mut near_the_prime = [0xff; 32];
+        (near_the_prime[0], near_the_prime[31]) = (low, 0x7f);
+        assert_eq!(enrolled(near_the_prime).is_ok(), accepted, "{low:#x}");
+    }
+}
+
+#[test]
 fn networks_of_devices() {
     let with = |network: &str, expected: &str| {
         refused_devices(

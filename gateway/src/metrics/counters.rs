@@ -7,6 +7,7 @@ use portcullis_netstack::DropReason;
 
 use crate::flow_record::FlowEnd;
 use crate::limits::LimitName;
+use crate::onramp::wireguard::handshake_limits::HandshakeLimit;
 
 /// A number with one writer. An addition is a plain load and store, never an atomic read-modify-write.
 #[derive(Debug, Default)]
@@ -86,10 +87,12 @@ pub struct ShardCounters {
     pub bytes_down: Counter,
     /// Dial time.
     pub dial: DialHistogram,
-    /// WireGuard handshakes completed.
+    /// WireGuard handshakes completed: the new session has brought a datagram.
     pub handshakes: Counter,
     /// WireGuard handshakes refused (unknown key, disabled device, limits, bad MAC).
     pub handshakes_refused: Counter,
+    /// WireGuard handshake messages over a limit, by [`HandshakeLimit::index`].
+    pub handshakes_limited: [Counter; HandshakeLimit::ALL.len()],
     /// Cookie replies sent.
     pub cookie_replies: Counter,
     /// Flow records lost because the log could not keep up.

@@ -19,6 +19,7 @@ use crate::control::shards::Shards;
 use crate::flow_log::FlowLogCounters;
 use crate::flow_record::FlowEnd;
 use crate::limits::LimitName;
+use crate::onramp::wireguard::handshake_limits::HandshakeLimit;
 
 /// Every metric of the process.
 #[derive(Debug)]
@@ -118,6 +119,14 @@ impl Collector for Gateway {
             .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         out.counter("handshakes", "WireGuard handshakes completed", self.sum(|s| &s.handshakes))?;
         out.counter("handshakes_refused", "WireGuard handshakes refused", self.sum(|s| &s.handshakes_refused))?;
+        out.family(
+            "handshakes_limited",
+            "WireGuard handshake messages over a limit, by limit",
+            HandshakeLimit::ALL.iter().map(|limit| {
+                let limited = self.shards.counters().filter_map(|s| s.handshakes_limited.get(limit.index()));
+                ([("limit", limit.as_str())], limited.map(Counter::value).sum())
+            }),
+        )?;
         out.counter("cookie_replies", "WireGuard cookie replies sent", self.sum(|s| &s.cookie_replies))?;
         let lost = self.sum(|s| &s.records_lost).wrapping_add(self.flow_log.lost());
         out.counter("flow_records_lost", "Flow records that did not get into the flow log", lost)?;
@@ -186,6 +195,7 @@ mod tests {
                 "portcullis_dial_seconds histogram",
                 "portcullis_handshakes counter",
                 "portcullis_handshakes_refused counter",
+                "portcullis_handshakes_limited counter",
                 "portcullis_cookie_replies counter",
                 "portcullis_flow_records_lost counter",
                 "portcullis_policy_revision gauge",

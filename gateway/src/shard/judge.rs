@@ -11,6 +11,7 @@ use super::link::Snapshot;
 use crate::destination;
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, OnrampKind};
+use crate::telemetry::LineLimit;
 
 /// Why a flow may not be.
 #[derive(Debug)]
@@ -33,6 +34,9 @@ pub(crate) enum Occasion {
     /// A live flow, after a change.
     Again,
 }
+
+/// A device opens as many flows as it likes.
+static AUDIT_LINES: LineLimit = LineLimit::new();
 
 /// Asks the policy of `snapshot` whether `device` may open, or keep, a flow.
 pub(crate) fn judge(
@@ -57,7 +61,8 @@ pub(crate) fn judge(
     // Said once for a flow, not again whenever it is judged.
     if occasion == Occasion::Opening {
         for rule in verdict.audited() {
-            tracing::info!(%rule, device = %device.identity.device, user = %device.identity.user,
+            let Some(left_out) = AUDIT_LINES.admit(now.as_second()) else { continue };
+            tracing::info!(%rule, left_out, device = %device.identity.device, user = %device.identity.user,
                 destination = %tuple.destination(), "audit rule matched");
         }
     }

@@ -49,8 +49,6 @@ const BATCH: usize = 512 * 1024;
 const REJUDGED_A_TURN: usize = 256;
 /// Turns before the runtime may look for new events.
 const TURNS: usize = 8;
-/// Looks of the tunnels at their timers in a second.
-const TICKS_A_SECOND: u32 = 4;
 /// A client that was answered must complete the handshake within this.
 const SYN_RECEIVED: Duration = Duration::from_secs(10);
 
@@ -100,7 +98,6 @@ struct Wireguard {
     peers: Peers,
     coalescer: Coalescer<Arc<Device>>,
     mtu: u16,
-    identity: Arc<WireguardIdentity>,
     /// Peers to open handshakes with.
     opening: VecDeque<Remembered>,
     /// Whether the socket is of IPv6, and carries IPv4 in mapped addresses.
@@ -165,7 +162,6 @@ pub(super) struct Shard {
     timer: Pin<Box<Sleep>>,
     moderation: Moderation,
     next_tick: Option<Instant>,
-    ticks: u32,
 }
 
 impl Shard {
@@ -206,10 +202,9 @@ impl Shard {
                 socket: WireguardSocket::new(socket)?,
                 memory: ReceiveBuffers::default(),
                 outbox: Outbox::default(),
-                peers: Peers::new(Arc::clone(&identity), index, config.shards),
+                peers: Peers::new(identity, index, config.shards),
                 coalescer: Coalescer::default(),
                 mtu: settings.mtu,
-                identity,
                 opening: VecDeque::new(),
                 ipv6: settings.listen.is_ipv6(),
             }),
@@ -255,7 +250,6 @@ impl Shard {
             segment: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             moderation: Moderation::new(now),
-            ticks: 0,
             config,
         })
     }
@@ -273,7 +267,7 @@ impl Shard {
             self.send_gathered();
             busy |= self.poll_dials(cx, now);
             busy |= self.handle_timers(now);
-            busy |= self.open_handshakes();
+            busy |= self.open_handshakes(now);
             busy |= self.pump(now);
             busy |= self.continue_pass(now);
             self.count_bytes();
@@ -470,12 +464,8 @@ impl Shard {
 
     /// Lets the tunnels look at their timers, and forgets those of expired devices.
     fn tick(&mut self, now: Instant) {
-        let Self { wireguard, loads, ticks, index, .. } = self;
+        let Self { wireguard, loads, .. } = self;
         let Some(wireguard) = wireguard else { return };
-        *ticks += 1;
-        if *index == 0 && ticks.is_multiple_of(TICKS_A_SECOND) {
-            wireguard.identity.tick();
-        }
         wireguard.peers.tick(&mut wireguard.outbox, |device| loads.flows(&device.identity.device) > 0);
         let wall = Timestamp::now();
         let expired: Vec<usize> =

@@ -45,12 +45,25 @@ pub struct Gateway<'a> {
     netns: &'a Netns,
     dir: PathBuf,
     process: Option<Process>,
+    /// What it logs, when the environment of the tests does not say.
+    log_filter: &'static str,
 }
 
 impl<'a> Gateway<'a> {
     /// A gateway in `lab` with its files in `dir`, not started yet.
     pub fn new(lab: &'a Lab, dir: &Path) -> Self {
-        Self { netns: &lab.gateway, dir: dir.to_owned(), process: None }
+        Self { netns: &lab.gateway, dir: dir.to_owned(), process: None, log_filter: "info" }
+    }
+
+    /// Has it log by this filter from its next start on.
+    pub fn log(&mut self, filter: &'static str) {
+        self.log_filter = filter;
+    }
+
+    /// Everything it logged.
+    pub fn log_text(&self) -> String {
+        let log = std::fs::read(self.dir.join("gateway.log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
     }
 
     /// The directory with its files.
@@ -86,7 +99,7 @@ impl<'a> Gateway<'a> {
     /// When it ends or is not ready in time.
     pub fn start(&mut self) {
         let mut command = self.command(&["run"]);
-        command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
+        command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| self.log_filter.to_owned()));
         // The directory the process runs in is where a test looks for a core file.
         command.current_dir(&self.dir);
         let mut process = Process::start(self.netns, &mut command, &self.dir.join("gateway.log"));

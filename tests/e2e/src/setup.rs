@@ -49,6 +49,10 @@ pub struct Setup {
     pub drain: &'static str,
     /// `[tun] on_stop`: `block` instead of `remove`.
     pub block_on_stop: bool,
+    /// What the gateway logs, in the syntax of `RUST_LOG`.
+    pub log: &'static str,
+    /// Whether WireGuard devices have a preshared key.
+    pub preshared: bool,
     /// Whether the test needs the machine for itself.
     pub alone: bool,
 }
@@ -65,6 +69,8 @@ impl Setup {
             shards: 2,
             drain: "10s",
             block_on_stop: false,
+            log: "info",
+            preshared: false,
             alone: false,
         }
     }
@@ -115,6 +121,20 @@ impl Setup {
     #[must_use]
     pub fn block_on_stop(mut self) -> Self {
         self.block_on_stop = true;
+        self
+    }
+
+    /// With a log by this filter.
+    #[must_use]
+    pub fn log(mut self, filter: &'static str) -> Self {
+        self.log = filter;
+        self
+    }
+
+    /// With a preshared key for each WireGuard device.
+    #[must_use]
+    pub fn preshared(mut self) -> Self {
+        self.preshared = true;
         self
     }
 

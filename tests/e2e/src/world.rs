@@ -144,6 +144,7 @@ pub fn scenario(setup: Setup, run: impl FnOnce(&mut World<'_>)) {
     let mut world = World { clients: Vec::new(), gateway: Gateway::new(&lab, dir.path()), lab: &lab, pristine };
     let texts: Vec<Option<String>> =
         (0..setup.ramps.len()).map(|index| enroll(&world.gateway, &setup, index)).collect();
+    world.gateway.log(setup.log);
     world.gateway.start();
     for (index, text) in texts.into_iter().enumerate() {
         let netns = &lab.clients[index];
@@ -164,7 +165,10 @@ fn enroll(gateway: &Gateway<'_>, setup: &Setup, index: usize) -> Option<String> 
     match setup.ramps[index] {
         OnRamp::Tun => None,
         OnRamp::Wireguard => {
-            Some(gateway.verb(&["device", "add", &device(index), "--user", &crate::setup::user(index)]))
+            let (device, user) = (device(index), crate::setup::user(index));
+            let mut add = vec!["device", "add", &device, "--user", &user];
+            add.extend(setup.preshared.then_some("--preshared"));
+            Some(gateway.verb(&add))
         }
     }
 }

@@ -10,12 +10,14 @@
     reason = "a panic is how a target says that something is wrong"
 )]
 
+mod datagram;
 mod documents;
 mod fragments;
 pub mod mutate;
 mod packets;
 mod stack;
 
+pub use datagram::datagram;
 pub use documents::{config, directory, policy};
 pub use packets::packet;
 pub use stack::stack;
@@ -24,5 +26,11 @@ pub use stack::stack;
 pub type Target = fn(&[u8]);
 
 /// Every target with the name of its corpus.
-pub const TARGETS: [(&str, Target); 5] =
-    [("packet", packet), ("policy", policy), ("directory", directory), ("config", config), ("stack", stack)];
+pub const TARGETS: [(&str, Target); 6] = [
+    ("packet", packet),
+    ("policy", policy),
+    ("directory", directory),
+    ("config", config),
+    ("stack", stack),
+    ("datagram", datagram),
+];

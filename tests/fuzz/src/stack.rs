@@ -13,6 +13,8 @@ use portcullis_netstack::{
 const MTU: u16 = 1280;
 /// Looks at the timers at one instant without an effect before it is called a busy loop.
 const IDLE_LOOKS: usize = 4;
+/// Turns at one instant before it is called an endless loop: far more than a window of data takes.
+const MAX_TURNS: usize = 2_000;
 
 const SYN: u8 = 1;
 const ACK: u8 = 2;
@@ -258,7 +260,10 @@ impl Bench<'_> {
 
     fn settle(&mut self) {
         let mut looks = 0;
+        let mut turns = 0;
         loop {
+            turns += 1;
+            assert!(turns <= MAX_TURNS, "the stack sends and sends at one instant");
             let mut effect = false;
             if self.stack.poll_timeout().is_some_and(|at| at <= self.now) {
                 let mut idle = Vec::new();

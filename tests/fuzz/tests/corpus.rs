@@ -10,6 +10,8 @@ use portcullis_fuzz::{TARGETS, Target};
 
 /// Mutations of each target.
 const MUTATIONS: usize = 10_000;
+/// Mutations where each takes some handshakes.
+const HANDSHAKES: usize = 1_000;
 
 fn corpus(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
@@ -30,10 +32,10 @@ fn every_corpus_replays() {
 }
 
 /// Runs mutations of a corpus. A failing input is kept, to be put into the corpus.
-fn try_mutations(name: &str, target: Target) {
+fn try_mutations(name: &str, target: Target, rounds: usize) {
     let corpus = corpus(name);
     let mut random = Random::new(name.len() as u64);
-    for round in 0..MUTATIONS {
+    for round in 0..rounds {
         let mut data = corpus[random.below(corpus.len())].1.clone();
         let other = &corpus[random.below(corpus.len())].1;
         for _ in 0..=round % 3 {
@@ -49,25 +51,30 @@ fn try_mutations(name: &str, target: Target) {
 
 #[test]
 fn mutations_of_packets() {
-    try_mutations(TARGETS[0].0, TARGETS[0].1);
+    try_mutations(TARGETS[0].0, TARGETS[0].1, MUTATIONS);
 }
 
 #[test]
 fn mutations_of_policies() {
-    try_mutations(TARGETS[1].0, TARGETS[1].1);
+    try_mutations(TARGETS[1].0, TARGETS[1].1, MUTATIONS);
 }
 
 #[test]
 fn mutations_of_directories() {
-    try_mutations(TARGETS[2].0, TARGETS[2].1);
+    try_mutations(TARGETS[2].0, TARGETS[2].1, MUTATIONS);
 }
 
 #[test]
 fn mutations_of_configurations() {
-    try_mutations(TARGETS[3].0, TARGETS[3].1);
+    try_mutations(TARGETS[3].0, TARGETS[3].1, MUTATIONS);
 }
 
 #[test]
 fn mutations_of_stack_operations() {
-    try_mutations(TARGETS[4].0, TARGETS[4].1);
+    try_mutations(TARGETS[4].0, TARGETS[4].1, MUTATIONS);
+}
+
+#[test]
+fn mutations_of_datagrams() {
+    try_mutations(TARGETS[5].0, TARGETS[5].1, HANDSHAKES);
 }

@@ -155,11 +155,57 @@ fn operations() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Operations of the target `datagram`: what is done, from which address, and what that needs.
+fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
+    let data = |from| vec![0, from, 0];
+    let changed = |operation, at: u8, xor| vec![operation, 1, 1, 0, at, xor];
+    vec![
+        ("data-roaming", [data(0), data(1), data(2), data(3), vec![24, 7, 0], vec![10, 0]].concat()),
+        ("data-changed", (0..60).step_by(3).flat_map(|at| changed(0, at, 0x80)).collect()),
+        ("data-cut", (0..60).step_by(3).flat_map(|at| changed(0, at, 0)).collect()),
+        ("data-grown", (0..60).step_by(3).flat_map(|at| changed(0, at, 1)).collect()),
+        ("replays", [data(0), data(0), (0..6).flat_map(|n| [2, n, 0, n]).collect()].concat()),
+        ("replays-by-mail", [data(0), vec![7, 1], (0..6).flat_map(|n| [26, n, 0, n]).collect()].concat()),
+        ("initiations", [(0..10).flat_map(|n| [3, n, 0]).collect::<Vec<u8>>(), data(0), vec![10, 0]].concat()),
+        ("initiations-changed", (0..148).step_by(4).flat_map(|at| changed(3, at, 0x10)).collect()),
+        ("strangers", (0..20).flat_map(|n| [4, n, 0]).collect()),
+        ("strangers-changed", (0..148).step_by(4).flat_map(|at| changed(4, at, 0x10)).collect()),
+        ("strangers-by-mail", (0..10).flat_map(|n| [28, n, 0]).collect()),
+        ("handshakes", [vec![7, 1], data(1), vec![8, 0, 12], vec![7, 2], data(2), vec![9, 0], vec![10, 0]].concat()),
+        (
+            "counters",
+            (1..4)
+                .flat_map(|session| {
+                    [&[6, 0, 3, session][..], &[0xff; 8], &[0, 40, 7], &[6, 0, 3, session], &[0; 8], &[0, 40, 7]]
+                        .concat()
+                })
+                .collect(),
+        ),
+        (
+            "made-up",
+            [vec![5, 0, 0, 0], vec![5, 0, 0, 4, 4, 0, 0, 0], [&[5, 0, 0, 148, 1, 0, 0, 0][..], &[9; 144]].concat()]
+                .concat(),
+        ),
+        (
+            "responses",
+            (1..4)
+                .flat_map(|session| {
+                    [&[6, 0, 1, session][..], &[0; 8], &[0, 76, 7], &[6, 0, 2, session], &[0; 8], &[0, 48, 7]].concat()
+                })
+                .collect(),
+        ),
+        (
+            "revoked",
+            [data(0), vec![7, 1], vec![0xfb, 0], vec![3, 0, 0], vec![7, 1], vec![2, 0, 0, 0], vec![10, 0]].concat(),
+        ),
+    ]
+}
+
 /// When a seed is changed on purpose, copy what the failure names over the corpus.
 #[test]
 fn the_corpora_have_the_seeds() {
     let mut differ = Vec::new();
-    for (target, seeds) in [("packet", packets()), ("stack", operations())] {
+    for (target, seeds) in [("packet", packets()), ("stack", operations()), ("datagram", datagrams())] {
         for (name, seed) in seeds {
             let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target).join(name);
             if fs::read(file).ok().as_ref() != Some(&seed) {

@@ -14,6 +14,7 @@ use portcullis::directory::{Directory, DirectoryContext};
 use portcullis::flow_record::{FlowEnd, FlowRecord};
 use portcullis::keys::encode_key;
 use portcullis::metrics::counters::{Counter, ShardCounters};
+use portcullis::onramp::wireguard::handshake_limits::HandshakeLimit;
 use portcullis::shard::link::{Command, PeerStatus, Snapshot};
 use portcullis::shard::{self, ShardHandle};
 use portcullis::state::Remembered;
@@ -220,6 +221,16 @@ impl Gateway {
     /// Packets dropped for a reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.count(|counters| &counters.dropped[reason.index()])
+    }
+
+    /// Packets and datagrams dropped for any reason.
+    pub fn dropped_in_all(&self) -> u64 {
+        DropReason::ALL.iter().map(|reason| self.dropped(*reason)).sum()
+    }
+
+    /// Handshake messages over a limit.
+    pub fn limited(&self, limit: HandshakeLimit) -> u64 {
+        self.count(|counters| &counters.handshakes_limited[limit.index()])
     }
 
     /// Flows that ended this way.

@@ -14,10 +14,12 @@
 
 pub mod client;
 pub mod gateway;
+pub mod initiator;
 pub mod namespace;
 pub mod targets;
 
 pub use client::Client;
 pub use gateway::Gateway;
+pub use initiator::Initiator;
 pub use namespace::in_namespace;
 pub use targets::Targets;

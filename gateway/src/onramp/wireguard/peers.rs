@@ -4,7 +4,7 @@ mod opening;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
@@ -16,6 +16,7 @@ use portcullis_netstack::DropReason;
 use slab::Slab;
 
 use self::opening::Waiting;
+use super::handshake_limits::{self, Bucket, HandshakeLimit, HandshakeLimits, Source};
 use super::owners::{PeerIndex, PeerOwners, ShardIndex};
 use super::socket::{Endpoint, Outbox};
 use crate::directory::{Device, Directory};
@@ -23,14 +24,21 @@ use crate::metrics::counters::ShardCounters;
 
 /// How often tunnels look at their timers.
 pub const TICK: Duration = Duration::from_millis(250);
-/// Handshakes a second, over all peers, from which on cookies are asked for.
-const HANDSHAKES_BEFORE_COOKIES: u64 = 200;
 /// Bytes a datagram is longer than the packet in it, WireGuard paper section 5.4.6.
 const DATA_OVERHEAD: usize = 32;
 /// Longest handshake message.
 const HANDSHAKE_MESSAGE: usize = 148;
-/// WireGuard's REJECT_AFTER_MESSAGES: counters from here on are never used by an honest peer.
+/// WireGuard's Reject-After-Messages, 2^64 - 2^13 - 1: counters from here on are never used by an honest peer, and
+/// `boringtun` adds to them.
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Sessions that `boringtun` keeps for a tunnel: a new one takes the place of the one this many before it.
+const SESSIONS: u32 = 8;
+/// Sessions answered for but not yet used, from which on no more are begun while one is in use: its place is next but
+/// one.
+const MAX_UNUSED_SESSIONS: u32 = SESSIONS - 2;
+/// A session is in use for this long after its last datagram: WireGuard's Keepalive-Timeout and Rekey-Timeout, after
+/// which a client that hears nothing begins a new one.
+const IN_USE: Duration = Duration::from_secs(15);
 /// Longest datagram the kernel hands up, and so the least length of a buffer `boringtun` decrypts into.
 const SCRATCH: usize = 65_536;
 
@@ -43,8 +51,9 @@ const MESSAGE_DATA: u32 = 4;
 pub struct WireguardIdentity {
     private: StaticSecret,
     public: PublicKey,
-    /// Counts all handshakes and makes cookies.
-    limiter: RateLimiter,
+    /// Checks both MACs and makes cookies: whether one is needed is for the limits to say.
+    cookies: RateLimiter,
+    limits: HandshakeLimits,
     /// What the tunnels are given: they only check the MAC again, the limits were applied before.
     unlimited: Arc<RateLimiter>,
     owners: PeerOwners,
@@ -62,17 +71,13 @@ impl WireguardIdentity {
         let private = StaticSecret::from(private);
         let public = PublicKey::from(&private);
         Self {
-            limiter: RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES),
+            cookies: RateLimiter::new(&public, 0),
+            limits: HandshakeLimits::default(),
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             owners: PeerOwners::default(),
             private,
             public,
         }
-    }
-
-    /// Starts the next second of the handshake count.
-    pub fn tick(&self) {
-        self.limiter.reset_count();
     }
 }
 
@@ -87,10 +92,14 @@ pub struct Peer {
     bytes_sent: u64,
     /// Looks at the timers since a handshake was opened with it that nothing came of yet.
     opening: Option<u32>,
-    /// It has had a handshake, and no authentic datagram since.
-    renewed: bool,
     /// It is not remembered where, or when, it was heard of last.
     moved: bool,
+    /// Handshakes it may begin.
+    handshakes: Bucket,
+    /// Places of sessions that were answered for and have brought nothing yet, a bit each.
+    unused_sessions: u8,
+    /// When its last authentic datagram came.
+    heard_at: Option<Instant>,
 }
 
 impl Peer {
@@ -104,12 +113,12 @@ impl Peer {
         self.endpoint
     }
 
-    /// When its last handshake was completed.
+    /// When its last handshake was completed: when the new session brought the first datagram.
     pub fn last_handshake(&self) -> Option<Timestamp> {
         self.last_handshake
     }
 
-    /// Outer bytes received and sent.
+    /// Outer bytes received and sent in sessions.
     pub fn bytes(&self) -> (u64, u64) {
         (self.bytes_received, self.bytes_sent)
     }
@@ -121,6 +130,8 @@ pub struct Surroundings<'a> {
     pub directory: &'a Directory,
     /// The wall clock.
     pub now: Timestamp,
+    /// The clock of limits.
+    pub clock: Instant,
     /// Where things are counted.
     pub counters: &'a ShardCounters,
     /// Where answers go.
@@ -181,7 +192,7 @@ impl Peers {
     ) -> Result<Route, DropReason> {
         match word(datagram, 0) {
             Some(MESSAGE_DATA) => {
-                if counter(datagram).is_none_or(|counter| counter > REJECT_AFTER_MESSAGES) {
+                if counter(datagram).is_none_or(|counter| counter >= REJECT_AFTER_MESSAGES) {
                     return Err(DropReason::Unauthentic);
                 }
                 self.handle_for_index(around, from, datagram, word(datagram, 4), deliver)
@@ -190,7 +201,7 @@ impl Peers {
                 if !verified {
                     self.verify(around, from, datagram)?;
                 }
-                self.handle_initiation(around, from, datagram)
+                self.handle_initiation(around, from, datagram, verified)
             }
             Some(MESSAGE_RESPONSE) => {
                 // Never verified elsewhere: only the owner knows whether it asked.
@@ -204,17 +215,25 @@ impl Peers {
         }
     }
 
-    /// Checks the first MAC and, under load, the second: silence for strangers, a cookie for the hurried.
+    /// Checks the MACs and the limits: silence for strangers, a cookie for who is over a limit and may not be who the
+    /// source address says.
     fn verify(&self, around: &mut Surroundings<'_>, from: Endpoint, datagram: &[u8]) -> Result<(), DropReason> {
+        let Self { identity, .. } = self;
+        let address = from.address.ip().to_canonical();
         let mut reply = [0; HANDSHAKE_MESSAGE];
-        match self.identity.limiter.verify_packet(Some(from.address.ip().to_canonical()), datagram, &mut reply) {
-            Ok(_) => Ok(()),
-            Err(TunnResult::WriteToNetwork(cookie)) => {
-                around.outbox.queue(from, cookie);
-                around.counters.cookie_replies.add(1);
-                Err(DropReason::HandshakeLimit)
+        match identity.cookies.verify_packet(Some(address), datagram, &mut reply) {
+            Ok(_) => {
+                let admitted = identity.limits.admit(around.clock, address, Source::Proven);
+                admitted.map_err(|limit| around.over(limit))
             }
-            Err(TunnResult::Err(WireGuardError::UnderLoad)) => Err(DropReason::HandshakeLimit),
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                let admitted = identity.limits.admit(around.clock, address, Source::Unproven);
+                admitted.map_err(|limit| {
+                    around.outbox.queue(from, cookie);
+                    around.counters.cookie_replies.add(1);
+                    around.over(limit)
+                })
+            }
             Err(_) => {
                 around.counters.handshakes_refused.add(1);
                 Err(DropReason::Unauthentic)
@@ -227,6 +246,7 @@ impl Peers {
         around: &mut Surroundings<'_>,
         from: Endpoint,
         datagram: &[u8],
+        verified: bool,
     ) -> Result<Route, DropReason> {
         let refuse = |reason| {
             around.counters.handshakes_refused.add(1);
@@ -245,6 +265,9 @@ impl Peers {
         if !device.usable_at(around.now) {
             return refuse(DropReason::DeviceDisabled);
         }
+        if verified {
+            self.identity.limits.spend(around.clock, handshake_limits::OPEN);
+        }
         let owner = self.identity.owners.claim(&key, self.shard);
         if owner != self.shard {
             return Ok(Route::Elsewhere(owner));
@@ -253,17 +276,24 @@ impl Peers {
             return refuse(DropReason::HandshakeLimit);
         };
         let Some(peer) = self.slots.get_mut(slot) else { return refuse(DropReason::UnknownPeer) };
+        if !peer.may_begin(around.clock) {
+            return Err(around.over(HandshakeLimit::Peer));
+        }
         let source = Some(from.address.ip().to_canonical());
+        let limits = &self.identity.limits;
         let TunnResult::WriteToNetwork(response) = peer.tunnel.decapsulate(source, datagram, &mut self.scratch) else {
-            return refuse(DropReason::Unauthentic);
+            limits.spend(around.clock, handshake_limits::OPEN);
+            around.counters.handshakes_refused.add(1);
+            return Err(DropReason::Unauthentic);
         };
-        // The endpoint does not move yet: a replayed initiation must change nothing.
-        peer.bytes_received += datagram.len() as u64;
-        peer.bytes_sent += response.len() as u64;
-        peer.last_handshake = Some(around.now);
-        peer.renewed = true;
+        limits.spend(around.clock, handshake_limits::ANSWER);
+        // Nothing else of the peer moves yet: it may be a replay. What is replayed to an end is not new to the tunnel,
+        // and uses up nothing of the peer's limit.
+        peer.handshakes.take(around.clock, handshake_limits::PEER, 1);
+        if let Some(session) = word(response, 4) {
+            peer.unused_sessions |= place(session);
+        }
         around.outbox.queue(from, response);
-        around.counters.handshakes.add(1);
         Ok(Route::Here)
     }
 
@@ -295,8 +325,10 @@ impl Peers {
             bytes_received: 0,
             bytes_sent: 0,
             opening: None,
-            renewed: false,
             moved: false,
+            handshakes: Bucket::default(),
+            unused_sessions: 0,
+            heard_at: None,
         });
         self.by_key.insert(*key, slot);
         Some(slot)
@@ -316,23 +348,27 @@ impl Peers {
         }
         let peer = self.slots.get_mut(index.slot).ok_or(DropReason::UnknownPeer)?;
         let source = Some(from.address.ip().to_canonical());
-        match peer.tunnel.decapsulate(source, datagram, &mut self.scratch) {
+        let kind = word(datagram, 0);
+        let result = peer.tunnel.decapsulate(source, datagram, &mut self.scratch);
+        if kind == Some(MESSAGE_RESPONSE) && !matches!(result, TunnResult::Err(WireGuardError::UnexpectedPacket)) {
+            self.identity.limits.spend(around.clock, handshake_limits::FINISH);
+        }
+        match result {
             TunnResult::Done => {
                 // A cookie reply can be forged by whoever saw our initiation: only a session moves the endpoint.
-                if word(datagram, 0) == Some(MESSAGE_DATA) {
-                    peer.heard(from, datagram);
+                if kind == Some(MESSAGE_DATA) {
+                    peer.heard(around, from, datagram);
                 }
                 Ok(Route::Here)
             }
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                peer.heard(from, datagram);
+                peer.heard(around, from, datagram);
                 deliver(index.slot, &peer.device, packet);
                 Ok(Route::Here)
             }
             TunnResult::WriteToNetwork(answer) => {
-                peer.renewed |= word(datagram, 0) == Some(MESSAGE_RESPONSE);
-                peer.heard(from, datagram);
-                if word(datagram, 0) == Some(MESSAGE_RESPONSE) {
+                peer.heard(around, from, datagram);
+                if kind == Some(MESSAGE_RESPONSE) {
                     peer.last_handshake = Some(around.now);
                     around.counters.handshakes.add(1);
                 }
@@ -432,14 +468,47 @@ impl Peers {
 }
 
 impl Peer {
-    /// Notes an authentic datagram: the peer is where it came from.
-    fn heard(&mut self, from: Endpoint, datagram: &[u8]) {
-        self.moved |= self.renewed || self.endpoint != Some(from);
-        self.renewed = false;
+    /// Notes an authentic datagram: the peer is where it came from, and a session it is the first of is in use.
+    fn heard(&mut self, around: &Surroundings<'_>, from: Endpoint, datagram: &[u8]) {
+        self.moved |= self.endpoint != Some(from) || word(datagram, 0) == Some(MESSAGE_RESPONSE);
         self.opening = None;
         self.endpoint = Some(from);
+        self.heard_at = Some(around.clock);
         self.bytes_received += datagram.len() as u64;
+        if word(datagram, 0) == Some(MESSAGE_DATA)
+            && word(datagram, 4).is_some_and(|session| self.unused_sessions & place(session) != 0)
+        {
+            self.unused_sessions = 0;
+            self.moved = true;
+            self.last_handshake = Some(around.now);
+            around.counters.handshakes.add(1);
+        }
     }
+
+    /// Whether one more session may be begun for it.
+    fn may_begin(&self, clock: Instant) -> bool {
+        // Initiations somebody has kept are new to a gateway that was started again. So many of them that the tunnel
+        // would forget the session in use are not let in.
+        let in_use = self.heard_at.is_some_and(|at| clock.saturating_duration_since(at) < IN_USE);
+        let crowded = in_use && self.unused_sessions.count_ones() >= MAX_UNUSED_SESSIONS;
+        !crowded && self.handshakes.holds(clock, handshake_limits::PEER, 1)
+    }
+}
+
+impl Surroundings<'_> {
+    /// Counts a handshake message that is over a limit.
+    fn over(&self, limit: HandshakeLimit) -> DropReason {
+        self.counters.handshakes_refused.add(1);
+        if let Some(counter) = self.counters.handshakes_limited.get(limit.index()) {
+            counter.add(1);
+        }
+        DropReason::HandshakeLimit
+    }
+}
+
+/// The place of a session in its tunnel, as a bit.
+fn place(session: u32) -> u8 {
+    1 << (session % SESSIONS)
 }
 
 /// The little-endian word at `offset`.
@@ -451,3 +520,6 @@ fn word(datagram: &[u8], offset: usize) -> Option<u32> {
 fn counter(datagram: &[u8]) -> Option<u64> {
     datagram.get(8..16)?.try_into().ok().map(u64::from_le_bytes)
 }
+
+#[cfg(test)]
+mod tests;

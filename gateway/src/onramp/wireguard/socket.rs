@@ -174,6 +174,21 @@ impl Outbox {
         self.used >= MAX_OUTBOX
     }
 
+    /// What waits to be sent, and where to.
+    pub fn datagrams(&self) -> impl Iterator<Item = (Endpoint, &[u8])> {
+        self.runs.iter().skip(self.sent).flat_map(|run| {
+            let bytes = self.bytes.get(run.start..run.end).unwrap_or_default();
+            bytes.chunks(run.segment.max(1)).map(|datagram| (run.to, datagram))
+        })
+    }
+
+    /// Forgets what waits.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.used = 0;
+        self.sent = 0;
+    }
+
     /// Whether everything was sent.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
@@ -224,6 +239,9 @@ impl WireguardSocket {
             for (buffer, meta) in buffers.iter().zip(&metas).take(count) {
                 let from = Endpoint { address: meta.addr, local: meta.dst_ip };
                 let bytes = buffer.get(..meta.len).unwrap_or_default();
+                if bytes.is_empty() {
+                    each(from, bytes);
+                }
                 for datagram in bytes.chunks(meta.stride.max(1)) {
                     each(from, datagram);
                 }
@@ -251,9 +269,7 @@ impl WireguardSocket {
             }
             outbox.sent += 1;
         }
-        outbox.runs.clear();
-        outbox.used = 0;
-        outbox.sent = 0;
+        outbox.clear();
         Poll::Ready(())
     }
 

@@ -36,11 +36,12 @@ struct Intake<'w> {
 impl Wireguard {
     fn intake<'w>(
         &'w mut self,
+        clock: Instant,
         snapshot: &'w Snapshot,
         counters: &'w ShardCounters,
     ) -> (&'w WireguardSocket, &'w mut ReceiveBuffers, Intake<'w>) {
         let Self { socket, memory, outbox, peers, coalescer, mtu, .. } = self;
-        let around = Surroundings { directory: &snapshot.directory, now: Timestamp::now(), counters, outbox };
+        let around = Surroundings { directory: &snapshot.directory, now: Timestamp::now(), clock, counters, outbox };
         (socket, memory, Intake { around, peers, coalescer, mtu: *mtu })
     }
 }
@@ -58,7 +59,7 @@ impl Shard {
         let Some(mut wireguard) = self.wireguard.take() else { return false };
         let snapshot = Arc::clone(&self.snapshot);
         let counters = Arc::clone(&self.counters);
-        let (socket, memory, mut intake) = wireguard.intake(&snapshot, &counters);
+        let (socket, memory, mut intake) = wireguard.intake(now, &snapshot, &counters);
         let mut taken = 0;
         let mut polled;
         loop {
@@ -88,7 +89,7 @@ impl Shard {
         let snapshot = Arc::clone(&self.snapshot);
         let counters = Arc::clone(&self.counters);
         let mut wireguard = self.wireguard.take();
-        let mut intake = wireguard.as_mut().map(|wireguard| wireguard.intake(&snapshot, &counters).2);
+        let mut intake = wireguard.as_mut().map(|wireguard| wireguard.intake(now, &snapshot, &counters).2);
         for mail in mails {
             match (mail, &mut intake) {
                 (Mail::Datagram(from, datagram), Some(intake)) => {

@@ -1,6 +1,7 @@
 //! Handshakes with peers that are remembered, between everything else.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -22,7 +23,7 @@ impl Shard {
     }
 
     /// Opens some of the handshakes that wait. Returns whether there are more.
-    pub(super) fn open_handshakes(&mut self) -> bool {
+    pub(super) fn open_handshakes(&mut self, now: Instant) -> bool {
         let Self { wireguard: Some(wireguard), snapshot, counters, .. } = self else { return false };
         let left = |wireguard: &Wireguard| !wireguard.opening.is_empty() || wireguard.peers.is_to_ask();
         if !left(wireguard) || wireguard.outbox.is_full() {
@@ -32,6 +33,7 @@ impl Shard {
         let mut around = Surroundings {
             directory: &snapshot.directory,
             now: Timestamp::now(),
+            clock: now,
             counters,
             outbox: &mut wireguard.outbox,
         };
