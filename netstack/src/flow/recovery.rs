@@ -129,29 +129,35 @@ impl Recovery {
         self.moved = now;
     }
 
-    /// Takes a segment of the client, before smoltcp does. Returns whether smoltcp has nothing to learn from it, and
-    /// would learn the wrong thing.
-    pub(crate) fn handle_segment(&mut self, now: Instant, segment: &TcpSegment<'_>, out: Outstanding) -> bool {
+    /// Whether a segment only repeats what was acknowledged, and tells what arrived behind a hole.
+    pub(crate) fn is_repeated(&self, segment: &TcpSegment<'_>, out: Outstanding) -> bool {
+        let pure = segment.ack && segment.payload.is_empty() && !(segment.syn || segment.fin || segment.rst);
+        let same = self.una == Some(segment.acknowledgment) && segment.window == self.window_field;
+        pure && same && out.queued > 0 && segment.sacked().next().is_some()
+    }
+
+    /// Whether smoltcp, which let go of `taken` bytes, believed what a segment acknowledges.
+    pub(crate) fn agrees(&self, segment: &TcpSegment<'_>, taken: usize) -> bool {
+        self.una.is_none_or(|una| segment.acknowledgment.wrapping_sub(una) as usize == taken)
+    }
+
+    /// Takes a segment of the client after smoltcp, which let go of `advance` bytes. `out` is from before.
+    pub(crate) fn handle_segment(&mut self, now: Instant, segment: &TcpSegment<'_>, advance: usize, out: Outstanding) {
         if !segment.ack || segment.syn || segment.rst {
-            return false;
+            return;
         }
-        let same_window = segment.window == self.window_field;
         self.window_field = segment.window;
         self.client_next = segment.sequence.wrapping_add(segment.sequence_len());
         let ack = segment.acknowledgment;
-        let Some(una) = self.una else {
+        if self.una.is_none() {
             self.una = Some(ack);
-            return false;
-        };
-        let advance = ack.wrapping_sub(una) as usize;
-        if advance > out.queued + 1 {
-            return false;
+            return;
         }
         let mut selective = false;
         for run in segment.sacked() {
             selective = true;
             // What is not in what is under way is a repetition (RFC 2883), or nonsense.
-            let under_way = Range { start: if advance > 0 { ack } else { una }, end: out.frontier };
+            let under_way = Range { start: ack, end: out.frontier };
             if run.common(under_way) == Some(run) {
                 self.scoreboard.add(run);
             }
@@ -162,8 +168,6 @@ impl Recovery {
             self.duplicates += 1;
         }
         self.detect(now, out);
-        let pure = segment.payload.is_empty() && !segment.fin;
-        advance == 0 && selective && pure && same_window && out.queued > 0
     }
 
     /// New data is acknowledged.

@@ -1,17 +1,18 @@
 //! One TCP connection: first a held SYN, then a smoltcp socket on an interface of its own.
 
 mod rings;
+mod transmit;
 
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
 use super::memory::Allowance;
-use super::recovery::{Outstanding, Recovery, wrap};
+use super::recovery::{Recovery, wrap};
 use crate::device::{FlowLink, Segmentation};
 use crate::drop_reason::DropReason;
 use crate::gate::Gate;
@@ -21,14 +22,10 @@ use crate::segment::{self, Layout};
 use crate::sequence::before;
 use crate::tuple::FiveTuple;
 
-/// Most packets one flow may send before the next flow has its turn.
-const PACKETS_A_TURN: u32 = 64;
 /// How long smoltcp stays in TIME-WAIT at least, its `CLOSE_DELAY`.
 const TIME_WAIT: StackDuration = StackDuration::from_secs(10);
 /// How often a client is asked that owes an acknowledgment while smoltcp has no timer running.
 const WATCHDOG: StackDuration = StackDuration::from_secs(1);
-/// How often smoltcp is asked to go back: what it wants to do before comes first.
-const LOOKS: usize = 4;
 
 /// How long a flow may be silent before memory of its empty ring towards the client goes back.
 const REST: Duration = Duration::from_secs(10);
@@ -144,6 +141,12 @@ fn segment_size(tuple: &FiveTuple, mtu: u16, syn: &TcpSegment<'_>) -> usize {
     usize::from(mtu).saturating_sub(headers(tuple)).min(theirs).max(LEAST_SEGMENT)
 }
 
+/// Whether the step from one state to another means that the client has our FIN.
+fn is_fin_acknowledged(from: State, to: State) -> bool {
+    matches!(from, State::FinWait1 | State::Closing | State::LastAck)
+        && matches!(to, State::FinWait2 | State::TimeWait | State::Closed)
+}
+
 /// smoltcp's clock: microseconds since `epoch`.
 pub(crate) fn stack_time(epoch: Instant, now: Instant) -> StackInstant {
     // smoltcp treats 0 as "long ago" in places; starting at one second keeps clear of it.
@@ -238,14 +241,12 @@ impl TcpSocket {
         let fits = self.admit(segment);
         let cut = (fits < segment.payload.len()).then(|| link.received.map(|packet| rings::cut(packet, segment, fits)));
         let outstanding = self.outstanding();
-        let una = self.recovery.una();
-        let swallow = self.recovery.handle_segment(now, segment, outstanding);
-        // A client that keeps its window shut says so whenever it is asked. That is not using the flow.
-        if outstanding.queued == 0 || !segment.payload.is_empty() || una != self.recovery.una() {
-            self.last_active = now;
-        }
+        let old = self.is_old(segment);
         let before = self.state();
-        if swallow {
+        let repeats = !old && self.recovery.is_repeated(segment, outstanding);
+        let queue = self.socket().send_queue();
+        if repeats {
+            // smoltcp has nothing to learn from it, and would learn the wrong thing.
             link.received = None;
         } else if let Some(Some(cut)) = &cut {
             link.received = None;
@@ -254,6 +255,14 @@ impl TcpSocket {
             self.poll_ingress(time, link);
         }
         let after = self.state();
+        let taken = queue - self.socket().send_queue() + usize::from(is_fin_acknowledged(before, after));
+        if !old && self.recovery.agrees(segment, taken) && after != State::SynReceived {
+            self.recovery.handle_segment(now, segment, taken, outstanding);
+        }
+        // A client that keeps its window shut says so whenever it is asked. That is not using the flow.
+        if outstanding.queued == 0 || !segment.payload.is_empty() || taken > 0 {
+            self.last_active = now;
+        }
         if after == State::CloseWait && before != after {
             self.client_closed_first = true;
         }
@@ -286,6 +295,25 @@ impl TcpSocket {
         if cut.is_some() { Err(DropReason::QueueFull) } else { Ok(()) }
     }
 
+    /// Whether smoltcp takes a segment for one from before its window, and nothing of what it says.
+    fn is_old(&self, segment: &TcpSegment<'_>) -> bool {
+        let Some(next) = self.next_from_client() else { return false };
+        let end = segment.sequence.wrapping_add(segment.sequence_len());
+        before(segment.sequence, next) && !before(next, end)
+    }
+
+    /// Sequence number of the next byte of the client, once it is known.
+    fn next_from_client(&self) -> Option<u32> {
+        let socket = self.sockets.get::<Socket<'_>>(self.handle);
+        let fin = match socket.state() {
+            State::Established | State::FinWait1 | State::FinWait2 => 0,
+            State::CloseWait | State::Closing | State::LastAck => 1,
+            State::Closed | State::Listen | State::SynSent | State::SynReceived | State::TimeWait => return None,
+        };
+        let received = wrap(socket.recv_queue()).wrapping_add(self.taken).wrapping_add(1 + fin);
+        Some(self.first_sequence.wrapping_add(received))
+    }
+
     /// Notes what decides whether the rings can be used again.
     fn note(&mut self, segment: &TcpSegment<'_>) {
         if segment.payload.is_empty() && segment.ack && !segment.syn && !segment.fin {
@@ -297,14 +325,7 @@ impl TcpSocket {
     /// Whether a reset or SYN may be a forgery, or of a client that forgot the connection: RFC 5961 sections 3.2 and
     /// 4.2. smoltcp takes every reset in the window for one, and answers no SYN.
     pub(crate) fn is_to_be_challenged(&self, segment: &TcpSegment<'_>) -> bool {
-        let socket = self.sockets.get::<Socket<'_>>(self.handle);
-        let fin = match socket.state() {
-            State::Established | State::FinWait1 | State::FinWait2 => 0,
-            State::CloseWait | State::Closing | State::LastAck => 1,
-            State::Closed | State::Listen | State::SynSent | State::SynReceived | State::TimeWait => return false,
-        };
-        let received = wrap(socket.recv_queue()).wrapping_add(self.taken).wrapping_add(1 + fin);
-        let next = self.first_sequence.wrapping_add(received);
+        let Some(next) = self.next_from_client() else { return false };
         let ahead = segment.sequence.wrapping_sub(next);
         // Behind the window smoltcp drops it, which is what the RFC wants.
         segment.syn || (segment.rst && ahead != 0 && ahead.cast_signed() > 0)
@@ -340,86 +361,6 @@ impl TcpSocket {
         let result = self.interface.poll_ingress_single(time, link, &mut self.sockets);
         debug_assert_ne!(result, PollIngressSingleResult::None, "the link had a packet");
         self.gate = std::mem::take(&mut link.gate);
-    }
-
-    /// Lets smoltcp make a packet. Returns whether it made one.
-    fn poll_egress(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
-        let before = link.made;
-        link.gate = std::mem::take(&mut self.gate);
-        let result = self.interface.poll_egress(time, link, &mut self.sockets);
-        self.gate = std::mem::take(&mut link.gate);
-        result != PollResult::None && link.made != before
-    }
-
-    /// Makes smoltcp go back to the first unacknowledged byte: its retransmission timer is made to be due.
-    fn go_back(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
-        self.gate.went_back = false;
-        for _ in 0..LOOKS {
-            let now = time + self.ahead;
-            if let Some(at) = self.interface.poll_at(now, &self.sockets)
-                && at > now
-            {
-                self.ahead += at - now;
-            }
-            if !self.poll_egress(time + self.ahead, link) || self.gate.went_back {
-                return;
-            }
-        }
-    }
-
-    /// Sends what may be sent now. Returns whether there is more than a turn's worth.
-    pub(crate) fn transmit(&mut self, now: Instant, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
-        if self.is_held_open(time + self.ahead) {
-            return false;
-        }
-        link.segmentation = Some(self.segmentation);
-        if self.owed_since.is_none() && self.socket().keep_alive().is_some() {
-            self.socket().set_keep_alive(None);
-        }
-        self.gate.shut = self.recovery.is_shut();
-        self.gate.keep_alive = self.socket().keep_alive().is_some();
-        self.gate.una = self.recovery.una().unwrap_or_default();
-        let outstanding = self.outstanding();
-        let una = self.gate.una;
-        if self.recovery.handle_timeout(now, outstanding) {
-            self.gate.wanted.clear();
-        }
-        self.gate.wanted.retain(|range| before(una, range.end));
-        if self.gate.wanted.is_empty() {
-            self.recovery.repeat(now, outstanding, &mut self.gate.wanted);
-        }
-        if !self.gate.wanted.is_empty() {
-            self.go_back(time, link);
-        }
-        let first = self.outstanding().frontier;
-        let more = self.transmit_turn(time + self.ahead, link);
-        let outstanding = self.outstanding();
-        if first != outstanding.frontier && outstanding.queued == 1 && self.socket().send_queue() == 0 {
-            self.recovery.handle_fin(now);
-        }
-        more
-    }
-
-    fn transmit_turn(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
-        let first = link.sent;
-        loop {
-            if !self.poll_egress(time, link) {
-                return link.batch.is_full()
-                    && self.interface.poll_at(time, &self.sockets).is_some_and(|at| at <= time);
-            }
-            if link.sent - first >= PACKETS_A_TURN {
-                return true;
-            }
-        }
-    }
-
-    /// What is not acknowledged.
-    fn outstanding(&self) -> Outstanding {
-        let queue = self.sockets.get::<Socket<'_>>(self.handle).send_queue();
-        let una = self.recovery.una().unwrap_or_default();
-        let frontier = self.gate.frontier().filter(|frontier| !before(*frontier, una)).unwrap_or(una);
-        // A FIN that was sent is one more than the ring holds.
-        Outstanding { queued: queue.max(frontier.wrapping_sub(una) as usize), frontier }
     }
 
     /// Resets the client, RFC 9293 section 3.10.7.

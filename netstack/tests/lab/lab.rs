@@ -14,6 +14,8 @@ use portcullis_netstack::{
 pub(crate) const MTU: u16 = 1280;
 /// Looks at the timers at one instant that may be without an effect before it is called a busy loop.
 const IDLE_LOOKS: usize = 3;
+/// Turns of the loop within one instant before it is called endless.
+const TURNS: usize = 20_000;
 
 /// Limits like the gateway's own, with small buffers.
 pub(crate) fn limits() -> StackLimits {
@@ -226,7 +228,7 @@ impl Lab {
 
     /// Does everything there is to do at this instant.
     pub(crate) fn settle(&mut self) {
-        let mut looks = 0;
+        let (mut looks, mut turns) = (0, 0);
         loop {
             let mut effect = false;
             if self.stack.poll_timeout().is_some_and(|at| at <= self.instant()) {
@@ -251,6 +253,8 @@ impl Lab {
                 looks = 0;
             }
             self.check();
+            turns += 1;
+            assert!(turns < TURNS, "one instant does not end, at {:?}: {} packets", self.now, self.out.len());
             let due = self.stack.poll_timeout().is_some_and(|at| at <= self.instant());
             assert!(!due || looks <= IDLE_LOOKS, "the timers are due again and again at {:?}", self.now);
             if !due && self.stack.changed() == 0 {
