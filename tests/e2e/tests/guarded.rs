@@ -143,7 +143,9 @@ fn t30_own_sockets_routed_into_the_tun_make_no_loop() {
             || world.gateway.metrics().sum("portcullis_packets_dropped_total", Some(("reason", "unknown_device")));
         let before = dropped();
         std::thread::sleep(SHORT);
-        assert_eq!((opened(world), dropped()), (2.0, before));
+        assert_eq!(opened(world), 2.0);
+        // The kernel says a word on the device by itself (router solicitations); a loop would say thousands.
+        assert!(dropped() < before + 10.0, "{before} and then {}", dropped());
         assert!(echo.sources().is_empty());
         // Everything else goes on, for clients and for the host that the gateway runs on.
         let to = upload(world.client(), world.private(), Host::Open.address(Family::V4), 1, MIB);
