@@ -314,6 +314,8 @@ impl Recovery {
         if self.timeout_at(out).is_none_or(|at| now < at) {
             return false;
         }
+        // What arrived behind a hole may have been thrown away since, RFC 2018 section 8.
+        self.scoreboard = Scoreboard::default();
         self.moved = now;
         self.sample = None;
         self.backoff += 1;
