@@ -1,8 +1,8 @@
 //! `state.db`: its schema, what is read from it and written to it.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 
 use super::{Key, Remembered};
+use crate::files;
 
 /// Version of the schema, kept in SQLite's `user_version`.
 const VERSION: i64 = 1;
@@ -64,14 +65,7 @@ impl Database {
     /// Opens the database at `path`, mode 0600; makes it where there is none.
     pub(super) fn open(path: &Path) -> Result<Self, DatabaseError> {
         // SQLite would make it with the rights that the umask leaves.
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)?;
+        let file = files::open_private(path)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
         drop(file);
         let flags =

@@ -2,12 +2,13 @@
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::files;
 use crate::host::holder::{self, Holder};
 
 /// Name of the lock in the state directory.
@@ -42,14 +43,7 @@ impl StateLock {
             tracing::warn!(path = %directory.display(), %error, "the state directory cannot be locked: make it writable for this user");
             Ok(Self { _lock: None })
         };
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(directory.join(FILE));
+        let file = files::open_private(&directory.join(FILE));
         let file = match file {
             Ok(file) => file,
             Err(error) => return nothing(error),

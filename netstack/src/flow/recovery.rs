@@ -7,8 +7,9 @@
 //! bytes really leave, see [`Gate`](crate::gate::Gate).
 //!
 //! Loss: by selective acknowledgments as in RFC 6675, everything that is lost in one round trip and no more than the
-//! [window](super::congestion) allows; without them one segment a round trip, RFC 6582. A lost tail is probed (RFC 8985
-//! section 7), and then a timer, RFC 6298 with the floor of 200 ms that Linux has, takes all for lost.
+//! [window](super::congestion) allows. A lost tail is probed (RFC 8985 section 7), and then a timer, RFC 6298 with the
+//! floor of 200 ms that Linux has, takes all for lost. For a client without selective acknowledgments there are the probe
+//! and the timer only.
 
 use std::time::{Duration, Instant};
 

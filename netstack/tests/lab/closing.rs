@@ -304,6 +304,29 @@ fn a_lost_fin_comes_again_as_soon_as_data_would() {
     }
 }
 
+/// What the target says last is lost with our FIN, after the client closed: smoltcp's LAST-ACK is no reason to wait.
+#[test]
+fn data_lost_with_the_fin_comes_again_in_time() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::stays_open(100), 65_000);
+    lab.pass(SECOND / 20);
+    lab.inject(&segment(ACK, ISN + 1, first.wrapping_add(100), 65_000)).unwrap();
+    lab.inject(&segment(FIN | ACK, ISN + 1, first.wrapping_add(100), 65_000)).unwrap();
+    lab.settle();
+    let flow = lab.opened[0];
+    let target = lab.targets.get_mut(&flow).unwrap();
+    (target.send, target.closes) = (150, true);
+    lab.stack.mark_changed(flow);
+    lab.settle();
+    let lost = fins(&mut lab);
+    assert!(!lost.is_empty());
+    lab.pass(SECOND / 2);
+    let again = answers(&lab.take_out());
+    let from = first.wrapping_add(100);
+    assert!(again.iter().any(|answer| answer.sequence == from && answer.payload.len() == 50), "the data");
+    assert!(again.iter().any(|answer| answer.flags & FIN != 0), "and the end");
+}
+
 /// A client that closes at the same moment, in front of our lost FIN.
 #[test]
 fn a_lost_fin_comes_again_when_both_close_at_once() {

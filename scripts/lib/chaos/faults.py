@@ -1,5 +1,6 @@
 """What the world does to a gateway: each time it goes on, and no byte is wrong."""
 
+import contextlib
 import json
 import os
 import signal
@@ -36,11 +37,15 @@ def healthy(lab, gateway):
 # --- resources -----------------------------------------------------------------------
 
 
+@contextlib.contextmanager
 def small_disk(lab, megabytes):
     directory = lab.dir / f"disk-{lab.count}"
     directory.mkdir()
     run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(directory))
-    return directory
+    try:
+        yield directory
+    finally:
+        run("umount", "-l", str(directory))
 
 
 def fill(disk):
@@ -56,8 +61,7 @@ def fill(disk):
 
 def disk_full_flow_log(lab, figures):
     """The disk of the flow log is full: flows go on, each record is written in the end or counted as lost"""
-    disk = small_disk(lab, 1)
-    try:
+    with small_disk(lab, 1) as disk:
         gateway = Gateway(lab, log=disk).start()
         filler = fill(disk)
         asked = lab.ask("b", "connects", TUN_TARGET, "--seconds", 2)["count"]
@@ -74,8 +78,6 @@ def disk_full_flow_log(lab, figures):
 
         until(10, "every record is written or counted", accounted, 0.25)
         gateway.stop()
-    finally:
-        run("umount", "-l", str(disk))
 
 
 def tail_is_whole(path):
@@ -88,8 +90,7 @@ def tail_is_whole(path):
 
 def disk_full_state(lab, figures):
     """The disk of state_dir is full: it serves, restarts and serves"""
-    disk = small_disk(lab, 1)
-    try:
+    with small_disk(lab, 1) as disk:
         gateway = Gateway(lab, state=disk).start()
         gateway.connect_laptop()
         fill(disk)
@@ -101,8 +102,6 @@ def disk_full_state(lab, figures):
         gateway.start()
         healthy(lab, gateway)
         gateway.stop()
-    finally:
-        run("umount", "-l", str(disk))
 
 
 def out_of_descriptors(lab, figures):

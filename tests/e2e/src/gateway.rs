@@ -161,6 +161,20 @@ impl<'a> Gateway<'a> {
         self.dir.join("policy.json")
     }
 
+    /// Changes the directory and has it loaded.
+    ///
+    /// # Panics
+    ///
+    /// When the file is no JSON, or the gateway refuses it.
+    pub fn edit_directory(&self, edit: impl FnOnce(&mut Value)) {
+        let path = self.directory_path();
+        let text = std::fs::read_to_string(&path).expect("a directory");
+        let mut directory = serde_json::from_str(&text).expect("it is JSON");
+        edit(&mut directory);
+        write_json(&path, &directory);
+        self.reload();
+    }
+
     /// Path of the directory file.
     pub fn directory_path(&self) -> PathBuf {
         self.dir.join("directory.json")

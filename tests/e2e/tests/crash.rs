@@ -9,7 +9,7 @@ use portcullis_e2e::child::Process;
 use portcullis_e2e::expect;
 use portcullis_e2e::lab::{FAMILIES, Family, Host};
 use portcullis_e2e::nft::Counter;
-use portcullis_e2e::setup::{OnRamp, Setup, write_json};
+use portcullis_e2e::setup::{OnRamp, Setup};
 use portcullis_e2e::stream::MIB;
 use portcullis_e2e::target::UdpTarget;
 use portcullis_e2e::transfer::{Endless, upload};
@@ -165,16 +165,6 @@ fn clients_pass_traffic_again_on_other_shards() {
     });
 }
 
-/// Sets a key of the client's user or device, and has the directory loaded.
-fn edit_directory(world: &World<'_>, edit: impl FnOnce(&mut serde_json::Value)) {
-    let path = world.gateway.directory_path();
-    let text = std::fs::read_to_string(&path).expect("a directory");
-    let mut directory = serde_json::from_str(&text).expect("it is JSON");
-    edit(&mut directory);
-    write_json(&path, &directory);
-    world.gateway.reload();
-}
-
 /// A device that is disabled for a while comes back as soon as it may; one that is revoked is forgotten.
 #[test]
 fn a_device_enabled_again_passes_traffic_and_a_revoked_one_is_forgotten() {
@@ -185,9 +175,9 @@ fn a_device_enabled_again_passes_traffic_and_a_revoked_one_is_forgotten() {
         wait_for_remembered(world, 1);
         let begun = initiations(world, "begun");
         let device = world.client().device.clone();
-        edit_directory(world, |directory| directory["devices"][&device]["disabled"] = true.into());
+        world.gateway.edit_directory(|directory| directory["devices"][&device]["disabled"] = true.into());
         stream.ceases("while it is disabled");
-        edit_directory(world, |directory| directory["devices"][&device]["disabled"] = false.into());
+        world.gateway.edit_directory(|directory| directory["devices"][&device]["disabled"] = false.into());
         stream.passes(PATIENCE, "when it is enabled again");
         assert_eq!(begun.packets(), 0, "handshakes begun by the client");
 

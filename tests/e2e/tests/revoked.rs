@@ -12,7 +12,7 @@ use portcullis_e2e::expect;
 use portcullis_e2e::lab::{FAMILIES, Family, Host};
 use portcullis_e2e::metrics::OPEN;
 use portcullis_e2e::nft::Counter;
-use portcullis_e2e::setup::{OnRamp, Setup, user, write_json};
+use portcullis_e2e::setup::{OnRamp, Setup, user};
 use portcullis_e2e::stream::MIB;
 use portcullis_e2e::target::UdpTarget;
 use portcullis_e2e::transfer::Endless;
@@ -145,15 +145,6 @@ fn refused_at_the_door(world: &mut World<'_>) {
     assert_eq!(wg.latest_handshake(netns), 0);
 }
 
-fn edit_directory(world: &World<'_>, edit: impl FnOnce(&mut Value)) {
-    let path = world.gateway.directory_path();
-    let text = std::fs::read_to_string(&path).expect("a directory");
-    let mut directory = serde_json::from_str(&text).expect("it is JSON");
-    edit(&mut directory);
-    write_json(&path, &directory);
-    world.gateway.reload();
-}
-
 #[test]
 fn t18_revoked_device_loses_tunnel_flows_and_associations_at_once() {
     loses_access(OnRamp::Wireguard, "device_gone", |world, device| {
@@ -165,14 +156,14 @@ fn t18_revoked_device_loses_tunnel_flows_and_associations_at_once() {
 #[test]
 fn t18_device_of_a_disabled_user_loses_everything_at_once() {
     loses_access(OnRamp::Wireguard, "device_gone", |world, _| {
-        edit_directory(world, |directory| directory["users"][user(0)]["disabled"] = true.into());
+        world.gateway.edit_directory(|directory| directory["users"][user(0)]["disabled"] = true.into());
     });
 }
 
 #[test]
 fn t20_device_missing_in_a_new_file_loses_everything_at_once() {
     loses_access(OnRamp::Wireguard, "device_gone", |world, device| {
-        edit_directory(world, |directory| {
+        world.gateway.edit_directory(|directory| {
             directory["devices"].as_object_mut().expect("devices").remove(device);
         });
     });
@@ -181,7 +172,7 @@ fn t20_device_missing_in_a_new_file_loses_everything_at_once() {
 #[test]
 fn t20_routed_device_missing_in_a_new_file_loses_everything_at_once() {
     loses_access(OnRamp::Tun, "device_gone", |world, device| {
-        edit_directory(world, |directory| {
+        world.gateway.edit_directory(|directory| {
             directory["devices"].as_object_mut().expect("devices").remove(device);
         });
     });

@@ -18,6 +18,8 @@ use portcullis::onramp::wireguard::peers::{Peers, Route, Surroundings, Wireguard
 use portcullis::onramp::wireguard::socket::{Endpoint, Outbox};
 use portcullis_netstack::DropReason;
 
+use crate::input::Input;
+
 const GATEWAY: [u8; 32] = [0x42; 32];
 const ANN: [u8; 32] = [2; 32];
 const STRANGER: [u8; 32] = [0x77; 32];
@@ -55,7 +57,7 @@ struct Outcome {
 }
 
 struct Bench<'a> {
-    input: &'a [u8],
+    input: Input<'a>,
     peers: Peers,
     counters: ShardCounters,
     outbox: Outbox,
@@ -74,7 +76,7 @@ struct Bench<'a> {
 /// Runs the operations in `data`, then looks whether the tunnel still carries packets.
 pub fn datagram(data: &[u8]) {
     let mut bench = Bench {
-        input: data,
+        input: Input(data),
         // Two shards, so that some indices are another's.
         peers: Peers::new(Arc::new(WireguardIdentity::new(GATEWAY)), 0, 2),
         counters: ShardCounters::default(),
@@ -89,7 +91,7 @@ pub fn datagram(data: &[u8]) {
     };
     bench.shake_hands(0);
     for _ in 0..OPERATIONS {
-        let Some(operation) = bench.next() else { break };
+        let Some(operation) = bench.input.next() else { break };
         bench.operate(operation);
     }
     bench.end();
@@ -130,20 +132,6 @@ fn endpoint(number: u8) -> Endpoint {
 }
 
 impl Bench<'_> {
-    fn next(&mut self) -> Option<u8> {
-        let (first, rest) = self.input.split_first()?;
-        self.input = rest;
-        Some(*first)
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().unwrap_or(0)
-    }
-
-    fn word(&mut self) -> usize {
-        usize::from(u16::from_be_bytes([self.byte(), self.byte()]))
-    }
-
     fn state(&self) -> State {
         let of = |(slot, peer): (usize, &portcullis::onramp::wireguard::peers::Peer)| {
             let device = Arc::clone(&peer.device().identity.device);
@@ -213,7 +201,7 @@ impl Bench<'_> {
     }
 
     fn operate(&mut self, operation: u8) {
-        let from = self.byte();
+        let from = self.input.byte();
         match operation % 12 {
             0 | 1 if !self.state().is_empty() => {
                 let real = sealed(&mut self.ann, if operation & 16 == 0 { PACKET } else { &[] });
@@ -227,7 +215,7 @@ impl Bench<'_> {
                 }
             }
             2 => {
-                let which = self.word();
+                let which = usize::from(self.input.word());
                 if let Some(again) = self.sent.get(which % self.sent.len().max(1)).cloned() {
                     self.refuse(from, &again, operation & 16 != 0);
                 }
@@ -249,22 +237,22 @@ impl Bench<'_> {
                 }
             }
             5 => {
-                let len = self.word() % MADE_UP;
-                let made_up: Vec<u8> = (0..len).map(|_| self.byte()).collect();
+                let len = usize::from(self.input.word()) % MADE_UP;
+                let made_up: Vec<u8> = (0..len).map(|_| self.input.byte()).collect();
                 self.refuse(from, &made_up, operation & 16 != 0);
             }
             6 => {
                 // The index of a session there may be, any counter, noise.
-                let (kind, session) = (1 + self.byte() % 4, self.byte());
-                let counter = [(); 8].map(|()| self.byte());
-                let len = self.word() % MADE_UP;
+                let (kind, session) = (1 + self.input.byte() % 4, self.input.byte());
+                let counter = [(); 8].map(|()| self.input.byte());
+                let len = usize::from(self.input.word()) % MADE_UP;
                 let head = [&[kind, 0, 0, 0, session, 0, 0, 0][..], &counter].concat();
-                let made_up = [&head[..], &vec![self.byte(); len]].concat();
+                let made_up = [&head[..], &vec![self.input.byte(); len]].concat();
                 self.refuse(from, &made_up, operation & 16 != 0);
             }
             3 | 7 => self.shake_hands(from),
             8 => {
-                let span = Duration::from_millis(1 << (self.byte() % 18));
+                let span = Duration::from_millis(1 << (self.input.byte() % 18));
                 self.clock += span;
             }
             9 => {
@@ -289,9 +277,9 @@ impl Bench<'_> {
     /// A copy with up to three bytes changed, cut or grown.
     fn changed(&mut self, real: &[u8]) -> Vec<u8> {
         let mut changed = real.to_vec();
-        for _ in 0..self.byte() % 4 {
-            let at = self.word();
-            match self.byte() {
+        for _ in 0..self.input.byte() % 4 {
+            let at = usize::from(self.input.word());
+            match self.input.byte() {
                 0 => changed.truncate(at % (real.len() + 1)),
                 1 => changed.extend_from_slice(&real[..at % real.len()]),
                 xor => {

@@ -13,6 +13,7 @@
 mod datagram;
 mod documents;
 mod fragments;
+mod input;
 pub mod mutate;
 mod packets;
 mod stack;

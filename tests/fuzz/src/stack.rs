@@ -10,6 +10,8 @@ use portcullis_netstack::{
     CloseCause, DropReason, FlowId, FlowKey, Handled, Ingress, IngressId, Refusal, Stack, StackLimits,
 };
 
+use crate::input::Input;
+
 const MTU: u16 = 1280;
 /// Looks at the timers at one instant without an effect before it is called a busy loop.
 const IDLE_LOOKS: usize = 4;
@@ -41,7 +43,7 @@ struct Side {
 }
 
 struct Bench<'a> {
-    input: &'a [u8],
+    input: Input<'a>,
     stack: Stack,
     now: Instant,
     numbers: HashMap<(bool, u16), Numbers>,
@@ -55,7 +57,7 @@ struct Bench<'a> {
 pub fn stack(data: &[u8]) {
     let base = Instant::now();
     let mut bench = Bench {
-        input: data,
+        input: Input(data),
         stack: Stack::new(limits(1 << 20), base),
         now: base,
         numbers: HashMap::new(),
@@ -64,11 +66,11 @@ pub fn stack(data: &[u8]) {
         accepted: HashSet::new(),
         sides: HashMap::new(),
     };
-    let batch = 1 << (bench.byte() % 20);
+    let batch = 1 << (bench.input.byte() % 20);
     bench.stack = Stack::new(limits(batch), base);
     // Longer inputs say nothing new, and each operation costs.
     for _ in 0..400 {
-        let Some(operation) = bench.next() else { break };
+        let Some(operation) = bench.input.next() else { break };
         bench.operate(operation);
         bench.settle();
     }
@@ -89,23 +91,9 @@ fn limits(batch: usize) -> StackLimits {
 }
 
 impl Bench<'_> {
-    fn next(&mut self) -> Option<u8> {
-        let (first, rest) = self.input.split_first()?;
-        self.input = rest;
-        Some(*first)
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().unwrap_or(0)
-    }
-
-    fn word(&mut self) -> u16 {
-        u16::from_be_bytes([self.byte(), self.byte()])
-    }
-
     /// A flow of the past or the present.
     fn flow(&mut self) -> Option<FlowId> {
-        let which = usize::from(self.byte());
+        let which = usize::from(self.input.byte());
         self.flows.get(which % self.flows.len().max(1)).copied()
     }
 
@@ -113,28 +101,29 @@ impl Bench<'_> {
         match operation % 16 {
             0..6 => self.segment(),
             6 => {
-                let (v6, port, len) = (self.byte() & 1 == 1, self.word() % 4, usize::from(self.byte()));
+                let (v6, port, len) =
+                    (self.input.byte() & 1 == 1, self.input.word() % 4, usize::from(self.input.byte()));
                 let mut packet = Vec::new();
                 ip(v6).udp(1000 + port, 52 + port).write(&mut packet, &vec![1; len]).unwrap();
                 self.inject(&packet);
             }
             7 => {
-                let (identifier, sequence) = (self.word() % 3, self.word());
+                let (identifier, sequence) = (self.input.word() % 3, self.input.word());
                 let mut packet = Vec::new();
                 ip(false).icmpv4_echo_request(identifier, sequence).write(&mut packet, b"data").unwrap();
                 self.inject(&packet);
             }
             8 | 9 => {
-                let span = Duration::from_millis(1 << (self.byte() % 20));
+                let span = Duration::from_millis(1 << (self.input.byte() % 20));
                 self.pass(span);
             }
             10 | 11 => {
                 let Some(id) = self.flow() else { return };
-                let seed = u64::from(self.byte());
+                let seed = u64::from(self.input.byte());
                 let side = Side {
-                    to_send: usize::from(self.word()) % 10_000,
-                    appetite: usize::from(self.word()),
-                    closes: self.byte() & 1 == 1,
+                    to_send: usize::from(self.input.word()) % 10_000,
+                    appetite: usize::from(self.input.word()),
+                    closes: self.input.byte() & 1 == 1,
                     ..Side::default()
                 };
                 // Once a flow, and only TCP.
@@ -148,7 +137,7 @@ impl Bench<'_> {
             12 => self.end_one(),
             13 => {
                 let Some(id) = self.flow() else { return };
-                let (more, appetite, closes) = (self.word(), self.word(), self.byte());
+                let (more, appetite, closes) = (self.input.word(), self.input.word(), self.input.byte());
                 if let Some(side) = self.sides.get_mut(&id) {
                     side.to_send += usize::from(more) % 10_000;
                     side.appetite += usize::from(appetite);
@@ -158,8 +147,8 @@ impl Bench<'_> {
             }
             14 => {
                 let Some(id) = self.flow() else { return };
-                let len = usize::from(self.word()) % 9000;
-                match self.byte() % 4 {
+                let len = usize::from(self.input.word()) % 9000;
+                match self.input.byte() % 4 {
                     0 if len % 5 == 0 => self.stack.send_datagrams(self.now, id, &vec![2; len], len.div_ceil(9)),
                     0 => self.stack.send_datagram(self.now, id, &vec![2; len]),
                     1 => self.stack.send_echo_reply(self.now, id, 1, &vec![2; len]),
@@ -168,9 +157,9 @@ impl Bench<'_> {
                 }
             }
             _ => {
-                let len = usize::from(self.byte()).min(self.input.len());
-                let (packet, rest) = self.input.split_at(len);
-                self.input = rest;
+                let len = usize::from(self.input.byte()).min(self.input.0.len());
+                let (packet, rest) = self.input.0.split_at(len);
+                self.input.0 = rest;
                 self.inject(packet);
             }
         }
@@ -179,7 +168,7 @@ impl Bench<'_> {
     fn end_one(&mut self) {
         let Some(id) = self.flow() else { return };
         let open = self.sides.remove(&id).is_some();
-        match self.byte() % 6 {
+        match self.input.byte() % 6 {
             0 => self.stack.refuse(id, Refusal::Reset),
             1 => self.stack.refuse(id, Refusal::Unreachable(Unreachable::Host)),
             2 => self.stack.refuse(id, Refusal::Silent),
@@ -192,9 +181,9 @@ impl Bench<'_> {
     }
 
     fn segment(&mut self) {
-        let which = self.byte();
+        let which = self.input.byte();
         let (v6, port) = (which & 1 == 1, 2000 + u16::from(which >> 1 & 1));
-        let flags = match self.byte() {
+        let flags = match self.input.byte() {
             flags @ 0..16 => flags,
             16..64 => SYN,
             64..80 => FIN | ACK,
@@ -202,7 +191,7 @@ impl Bench<'_> {
             _ => ACK,
         };
         let (sequence, acknowledgment) = (self.near(), self.near());
-        let (window, len) = (self.word(), usize::from(self.byte()) * 4);
+        let (window, len) = (self.input.word(), usize::from(self.input.byte()) * 4);
         let numbers = self.numbers.entry((v6, port)).or_default();
         let sequence = numbers.sequence.wrapping_add_signed(sequence);
         let acknowledgment = numbers.acknowledgment.wrapping_add_signed(acknowledgment);
@@ -227,10 +216,10 @@ impl Bench<'_> {
 
     /// Mostly 0, sometimes near it, sometimes anything.
     fn near(&mut self) -> i32 {
-        match self.byte() {
+        match self.input.byte() {
             0..192 => 0,
-            192..240 => i32::from(self.byte().cast_signed()),
-            _ => (i32::from(self.word().cast_signed())) << 16 | i32::from(self.word()),
+            192..240 => i32::from(self.input.byte().cast_signed()),
+            _ => (i32::from(self.input.word().cast_signed())) << 16 | i32::from(self.input.word()),
         }
     }
 
