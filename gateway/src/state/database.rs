@@ -12,14 +12,14 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 use super::{Key, Remembered};
 use crate::files;
 
-/// Version of the schema, kept in SQLite's `user_version`.
-const VERSION: i64 = 1;
 /// How long another reader, such as an administrator's `sqlite3`, is waited for.
 const BUSY: Duration = Duration::from_millis(500);
 /// What SQLite appends to the name of a database for the files beside it.
 const BESIDE: [&str; 2] = ["-wal", "-shm"];
 
-const SCHEMA: &str = "
+/// What makes each version of the schema out of the one before, the first out of an empty database. SQLite's `user_version`
+/// says how many have been done.
+const STEPS: &[&str] = &["
     CREATE TABLE peers (
         key      BLOB    PRIMARY KEY NOT NULL CHECK (length(key) = 32),
         endpoint TEXT    NOT NULL,
@@ -28,8 +28,7 @@ const SCHEMA: &str = "
         shards   INTEGER NOT NULL,
         heard    INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
-    PRAGMA user_version = 1;
-";
+"];
 
 /// Why the database is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +40,8 @@ pub(super) enum DatabaseError {
     #[error("it is damaged: {0}")]
     Damaged(String),
     /// A later release wrote it.
-    #[error("its schema is version {0}, of a later release; this one knows {VERSION}")]
-    Newer(i64),
+    #[error("its schema is version {0}, of a later release; this one knows {known}", known = STEPS.len())]
+    Newer(u32),
     /// Anything else that SQLite says, such as a full disk.
     #[error("{0}")]
     Sqlite(rusqlite::Error),
@@ -72,10 +71,9 @@ impl Database {
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY)?;
-        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version > VERSION {
-            return Err(DatabaseError::Newer(version));
-        }
+        let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let done = usize::try_from(version).unwrap_or(usize::MAX);
+        let Some(missing) = STEPS.get(done..) else { return Err(DatabaseError::Newer(version)) };
         let check: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
         if check != "ok" {
             return Err(DatabaseError::Damaged(check));
@@ -84,8 +82,9 @@ impl Database {
         // reason to wait for the disk at every write.
         connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
         connection.pragma_update(None, "synchronous", "normal")?;
-        if version == 0 {
-            connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
+        if !missing.is_empty() {
+            let (steps, version) = (missing.concat(), STEPS.len());
+            connection.execute_batch(&format!("BEGIN IMMEDIATE; {steps} PRAGMA user_version = {version}; COMMIT;"))?;
         }
         Ok(Self(connection))
     }
