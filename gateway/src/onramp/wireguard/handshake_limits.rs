@@ -176,6 +176,12 @@ impl HandshakeLimits {
         Ok(())
     }
 
+    /// Whether all the work may be done that may be done at once.
+    #[cfg(test)]
+    pub(super) fn owes_nothing(&self, now: Instant) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).work.holds(now, WORK, WORK.burst)
+    }
+
     /// Notes work done for a message that was admitted.
     pub fn spend(&self, now: Instant, multiplications: u32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -92,6 +92,8 @@ pub struct Peer {
     bytes_sent: u64,
     /// Looks at the timers since a handshake was opened with it that nothing came of yet.
     opening: Option<u32>,
+    /// Initiations that left for it and have neither been answered nor made up for: so many answers are expected.
+    asked: u32,
     /// It is not remembered where, or when, it was heard of last.
     moved: bool,
     /// Handshakes it may begin.
@@ -205,7 +207,7 @@ impl Peers {
             }
             Some(MESSAGE_RESPONSE) => {
                 // Never verified elsewhere: only the owner knows whether it asked.
-                if self.is_mine(word(datagram, 8)) && !self.has_asked(from, word(datagram, 8)) {
+                if self.is_mine(word(datagram, 8)) && !self.expects_answer(from, word(datagram, 8)) {
                     self.verify(around, from, datagram)?;
                 }
                 self.handle_for_index(around, from, datagram, word(datagram, 8), deliver)
@@ -325,6 +327,7 @@ impl Peers {
             bytes_received: 0,
             bytes_sent: 0,
             opening: None,
+            asked: 0,
             moved: false,
             handshakes: Bucket::default(),
             unused_sessions: 0,
@@ -350,7 +353,7 @@ impl Peers {
         let source = Some(from.address.ip().to_canonical());
         let kind = word(datagram, 0);
         let result = peer.tunnel.decapsulate(source, datagram, &mut self.scratch);
-        if kind == Some(MESSAGE_RESPONSE) && !matches!(result, TunnResult::Err(WireGuardError::UnexpectedPacket)) {
+        if kind == Some(MESSAGE_RESPONSE) && was_worked_on(&result) && !peer.takes_answer(from) {
             self.identity.limits.spend(around.clock, handshake_limits::FINISH);
         }
         match result {
@@ -369,6 +372,7 @@ impl Peers {
             TunnResult::WriteToNetwork(answer) => {
                 peer.heard(around, from, datagram);
                 if kind == Some(MESSAGE_RESPONSE) {
+                    peer.asked = 0;
                     peer.last_handshake = Some(around.now);
                     around.counters.handshakes.add(1);
                 }
@@ -403,7 +407,7 @@ impl Peers {
                 // Without a session the packet waits in the tunnel for the handshake.
                 return 0;
             };
-            peer.bytes_sent += datagram.len() as u64;
+            peer.sent(datagram);
             datagram.len()
         });
         true
@@ -426,7 +430,7 @@ impl Peers {
             let result = peer.tunnel.update_timers(scratch);
             if let TunnResult::WriteToNetwork(message) = result {
                 if let Some(endpoint) = peer.endpoint {
-                    peer.bytes_sent += message.len() as u64;
+                    peer.sent(message);
                     outbox.queue(endpoint, message);
                 }
                 return true;
@@ -504,6 +508,12 @@ impl Surroundings<'_> {
         }
         DropReason::HandshakeLimit
     }
+}
+
+/// Whether what came of a response cost its scalar multiplications: its MAC held, and an initiation waits for it.
+fn was_worked_on(result: &TunnResult<'_>) -> bool {
+    use WireGuardError::{InvalidMac, InvalidPacket, UnexpectedPacket};
+    !matches!(result, TunnResult::Err(InvalidMac | InvalidPacket | UnexpectedPacket))
 }
 
 /// The place of a session in its tunnel, as a bit.

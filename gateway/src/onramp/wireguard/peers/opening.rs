@@ -2,7 +2,7 @@
 
 use boringtun::noise::TunnResult;
 
-use super::{Peer, Peers, Surroundings, TICK};
+use super::{MESSAGE_INITIATION, Peer, Peers, Surroundings, TICK, word};
 use crate::onramp::wireguard::owners::PeerIndex;
 use crate::onramp::wireguard::socket::{Endpoint, Outbox};
 
@@ -12,6 +12,9 @@ const AGAIN: [u32; 2] = [4, 12];
 /// Looks at the timers after which a peer that never answered is forgotten: it is not there, or elsewhere. Sooner than
 /// `boringtun` would send once more, which would be to thousands at the same moment.
 const GIVE_UP: u32 = 28;
+/// Most initiations of ours to one peer whose answers are no matter for the limits. Earlier ones are long given up when
+/// there are more: `boringtun` ends a handshake after 90 seconds, and sends it every five.
+const MAX_ASKED: u32 = 18;
 
 // They are counted in ticks.
 const _: () = assert!(TICK.as_millis() == 250);
@@ -63,13 +66,13 @@ impl Peers {
         receiver_index.is_some_and(|index| PeerIndex::decode(index, self.shards).shard == self.shard)
     }
 
-    /// Whether the peer that a receiver index names was asked for a handshake at `from` by [`open`](Self::open), and has
-    /// not answered. The limits are for handshakes that others begin: answers to ours come by the thousand after a
-    /// restart, and a cookie in return for one of them would leave its sender without a session.
-    pub(super) fn has_asked(&self, from: Endpoint, receiver_index: Option<u32>) -> bool {
+    /// Whether the peer that a receiver index names was asked for a handshake where a response comes from, and has not
+    /// answered. The limits are for handshakes that others begin: answers to ours come by the hundred from behind one
+    /// address, after a restart and when those sessions are renewed, and a cookie in return for one of them would leave
+    /// its sender without a session.
+    pub(super) fn expects_answer(&self, from: Endpoint, receiver_index: Option<u32>) -> bool {
         let slot = receiver_index.map(|index| PeerIndex::decode(index, self.shards).slot);
-        slot.and_then(|slot| self.slots.get(slot))
-            .is_some_and(|peer| peer.opening.is_some() && peer.endpoint.is_some_and(|to| to.address == from.address))
+        slot.and_then(|slot| self.slots.get(slot)).is_some_and(|peer| peer.expects_answer(from))
     }
 
     /// Key and endpoint of each peer that moved since the last call.
@@ -91,9 +94,29 @@ impl Peer {
     fn initiate(&mut self, scratch: &mut [u8], outbox: &mut Outbox) {
         let Some(endpoint) = self.endpoint else { return };
         if let TunnResult::WriteToNetwork(initiation) = self.tunnel.format_handshake_initiation(scratch, true) {
-            self.bytes_sent += initiation.len() as u64;
+            self.sent(initiation);
             outbox.queue(endpoint, initiation);
         }
+    }
+
+    /// Notes what the tunnel gave out for the wire.
+    pub(super) fn sent(&mut self, datagram: &[u8]) {
+        self.bytes_sent += datagram.len() as u64;
+        if word(datagram, 0) == Some(MESSAGE_INITIATION) {
+            self.asked = self.asked.saturating_add(1).min(MAX_ASKED);
+        }
+    }
+
+    fn expects_answer(&self, from: Endpoint) -> bool {
+        self.asked > 0 && self.endpoint.is_some_and(|to| to.address == from.address)
+    }
+
+    /// Takes one answer off those that are expected, and returns whether it was: whoever makes up answers to an
+    /// initiation has work done for as many as were asked for.
+    pub(super) fn takes_answer(&mut self, from: Endpoint) -> bool {
+        let expected = self.expects_answer(from);
+        self.asked -= u32::from(expected);
+        expected
     }
 
     /// One look more at a peer that was asked for a handshake.

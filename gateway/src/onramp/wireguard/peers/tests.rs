@@ -1,11 +1,16 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use serde_json::json;
+
 use super::*;
 use crate::directory::DirectoryContext;
 use crate::keys::encode_key;
 
 const GATEWAY: [u8; 32] = [0x42; 32];
 const ANN: [u8; 32] = [2; 32];
+
+/// Devices behind one address, each with a number from 1 and a key made of it.
+const CROWD: u16 = 300;
 
 /// One shard's peers with what a datagram needs besides.
 struct Front {
@@ -18,11 +23,19 @@ struct Front {
 
 impl Front {
     fn new() -> Self {
-        let key = encode_key(PublicKey::from(&StaticSecret::from(ANN)).as_bytes());
-        let text = format!(
-            r#"{{ "users": {{ "ann": {{}} }}, "devices": {{ "ann": {{ "user": "ann", "public_key": "{key}",
-                "addresses": ["100.96.0.2"] }} }} }}"#
-        );
+        Self::with(&[ANN])
+    }
+
+    /// With a device for each private key.
+    fn with(keys: &[[u8; 32]]) -> Self {
+        let device = |(key, number): (&[u8; 32], u32)| {
+            let key = encode_key(PublicKey::from(&StaticSecret::from(*key)).as_bytes());
+            let address = Ipv4Addr::from_bits(0x6460_0000 + number);
+            let device = json!({ "user": "ann", "public_key": key, "addresses": [address.to_string()] });
+            (format!("device-{number}"), device)
+        };
+        let devices: serde_json::Map<_, _> = keys.iter().zip(2..).map(device).collect();
+        let text = json!({ "users": { "ann": {} }, "devices": devices }).to_string();
         let context = DirectoryContext { tunnel: vec!["100.96.0.1/16".parse().unwrap()], own_public_key: None };
         Self {
             peers: Peers::new(Arc::new(WireguardIdentity::new(GATEWAY)), 0, 1),
@@ -35,14 +48,33 @@ impl Front {
 
     /// Takes a datagram; the answers to it come back.
     fn take(&mut self, from: u32, datagram: &[u8]) -> (Result<Route, DropReason>, Vec<Vec<u8>>) {
-        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + from)), 50_000);
+        self.take_from(endpoint(from, 50_000), datagram)
+    }
+
+    fn take_from(&mut self, from: Endpoint, datagram: &[u8]) -> (Result<Route, DropReason>, Vec<Vec<u8>>) {
         let Self { peers, directory, counters, outbox, clock } = self;
         let mut around = Surroundings { directory, now: Timestamp::now(), clock: *clock, counters, outbox };
-        let route =
-            peers.handle_datagram(&mut around, Endpoint { address, local: None }, datagram, false, |_, _, _| {});
-        let answers = self.outbox.datagrams().map(|(_, datagram)| datagram.to_vec()).collect();
+        let route = peers.handle_datagram(&mut around, from, datagram, false, |_, _, _| {});
+        (route, self.sent().into_iter().map(|(_, datagram)| datagram).collect())
+    }
+
+    /// What waits to be sent.
+    fn sent(&mut self) -> Vec<(Endpoint, Vec<u8>)> {
+        let sent = self.outbox.datagrams().map(|(to, datagram)| (to, datagram.to_vec())).collect();
         self.outbox.clear();
-        (route, answers)
+        sent
+    }
+
+    /// Opens a handshake with the device that has a private key.
+    fn open(&mut self, private: [u8; 32], to: Endpoint) {
+        let Self { peers, directory, counters, outbox, clock } = self;
+        let mut around = Surroundings { directory, now: Timestamp::now(), clock: *clock, counters, outbox };
+        peers.open(&mut around, PublicKey::from(&StaticSecret::from(private)).as_bytes(), to);
+    }
+
+    /// Has every tunnel look at its timers.
+    fn tick(&mut self) {
+        self.peers.tick(&mut self.outbox, |_| false);
     }
 
     /// Offers an initiation, and again with a cookie if one is asked for.
@@ -60,6 +92,60 @@ impl Front {
     fn limited(&self, limit: HandshakeLimit) -> u64 {
         self.counters.handshakes_limited[limit.index()].value()
     }
+}
+
+fn endpoint(host: u32, port: u16) -> Endpoint {
+    Endpoint { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + host)), port), local: None }
+}
+
+fn crowd_key(number: u16) -> [u8; 32] {
+    let mut key = [3; 32];
+    key[1..3].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// The devices of a crowd, which all answer at one instant, from one address with a port each, initiations of the
+/// gateway that leave when `ask` is done.
+fn crowd_answers(ask: impl FnOnce(&mut Front)) {
+    let keys: Vec<_> = (1..=CROWD).map(crowd_key).collect();
+    let mut front = Front::with(&keys);
+    let mut clients: Vec<_> = keys.iter().map(|key| client(*key)).collect();
+    for (key, number) in keys.iter().zip(1..) {
+        let public = PublicKey::from(&StaticSecret::from(*key)).to_bytes();
+        let device = Arc::clone(front.directory.device_by_key(&public).unwrap());
+        let slot = front.peers.slot_for(&public, &device).unwrap();
+        // A session it had is over.
+        front.peers.slots[slot].endpoint = Some(endpoint(9, number));
+    }
+    front.clock += Duration::from_secs(120);
+    ask(&mut front);
+    let asked = front.sent();
+    assert_eq!(asked.len(), clients.len());
+    let answers: Vec<_> = asked.iter().map(|(to, initiation)| (*to, answer(&mut clients, *to, initiation))).collect();
+    for (from, response) in &answers {
+        let (route, confirmed) = front.take_from(*from, response);
+        assert_eq!(route, Ok(Route::Here), "port {}", from.address.port());
+        assert!(matches!(confirmed.first().and_then(|data| word(data, 0)), Some(MESSAGE_DATA)));
+    }
+    assert_eq!(front.counters.cookie_replies.value(), 0);
+    assert_eq!(front.counters.handshakes.value(), u64::from(CROWD));
+    // What is worked on for others is all there: nobody is locked out by it.
+    assert!(front.peers.identity.limits.owes_nothing(front.clock));
+    // An answer that nobody waits for is a stranger's, whoever sends it.
+    let (from, late) = answers.last().unwrap();
+    for _ in 0..=handshake_limits::SOURCE.burst {
+        assert!(front.take_from(*from, late).0.is_err());
+    }
+    assert_eq!(front.limited(HandshakeLimit::Source), 1);
+}
+
+fn answer(clients: &mut [Tunn], at: Endpoint, initiation: &[u8]) -> Vec<u8> {
+    let client = &mut clients[usize::from(at.address.port()) - 1];
+    let mut buffer = [0; 256];
+    let TunnResult::WriteToNetwork(response) = client.decapsulate(None, initiation, &mut buffer) else {
+        panic!("no response");
+    };
+    response.to_vec()
 }
 
 fn client(private: [u8; 32]) -> Tunn {
@@ -131,4 +217,49 @@ fn t04_who_is_named_on_forged_messages_gets_in() {
     }
     assert!(front.limited(HandshakeLimit::Source) >= 990);
     assert_eq!(front.offer(9, &mut client(ANN)), Ok(Route::Here));
+}
+
+/// Has the gateway send a packet to everybody.
+fn send_to_all(front: &mut Front) {
+    for slot in 0..usize::from(CROWD) {
+        assert!(front.peers.send(slot, &[0x45; 20], &mut front.outbox));
+    }
+}
+
+#[test]
+fn t04_answers_of_a_crowd_behind_one_address_are_not_limited() {
+    crowd_answers(send_to_all);
+}
+
+#[test]
+fn t04_answers_to_initiations_of_the_timers_are_not_limited() {
+    crowd_answers(|front| {
+        send_to_all(front);
+        assert_eq!(front.sent().len(), usize::from(CROWD), "lost");
+        for (_, peer) in &mut front.peers.slots {
+            peer.asked = 0;
+        }
+        // The tunnels ask again by themselves, five seconds and a part of one later. Their clock is the system's.
+        let end = Instant::now() + Duration::from_secs(60);
+        while front.outbox.datagrams().count() < usize::from(CROWD) {
+            assert!(Instant::now() < end, "the timers do nothing");
+            std::thread::sleep(TICK);
+            front.tick();
+        }
+    });
+}
+
+#[test]
+fn t04_made_up_answers_are_limited() {
+    let mut front = Front::new();
+    front.open(ANN, endpoint(9, 1));
+    let [(to, initiation)] = &front.sent()[..] else { panic!("one initiation") };
+    // Whoever has not the key that is shared before can make one whose MAC holds, and that takes the work to find out.
+    let gateway = PublicKey::from(&StaticSecret::from(GATEWAY));
+    let mut impostor = [Tunn::new(StaticSecret::from(ANN), gateway, Some([1; 32]), None, 7, None)];
+    let response = answer(&mut impostor, *to, initiation);
+    for _ in 0..100 {
+        assert!(front.take_from(*to, &response).0.is_err());
+    }
+    assert_eq!(front.limited(HandshakeLimit::Source), 100 - 1 - u64::from(handshake_limits::SOURCE.burst));
 }
