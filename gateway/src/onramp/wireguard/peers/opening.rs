@@ -129,8 +129,8 @@ impl Peer {
         if *ticks < GIVE_UP {
             return Waiting::On;
         }
-        // It may have begun a handshake itself.
-        if self.last_handshake.is_none() {
+        // It may have begun a handshake itself, whose first datagram is not here yet.
+        if self.last_handshake.is_none() && self.unused_sessions == 0 {
             return Waiting::Over;
         }
         self.opening = None;

@@ -263,3 +263,22 @@ fn t04_made_up_answers_are_limited() {
     }
     assert_eq!(front.limited(HandshakeLimit::Source), 100 - 1 - u64::from(handshake_limits::SOURCE.burst));
 }
+
+#[test]
+fn who_begins_a_handshake_while_it_is_asked_is_not_forgotten() {
+    let mut front = Front::new();
+    front.open(ANN, endpoint(9, 1));
+    // What was asked is lost, and the client comes by itself; its first datagram takes its time.
+    let mut ann = client(ANN);
+    let (route, answers) = front.take_from(endpoint(9, 1), &initiation(&mut ann));
+    assert_eq!(route, Ok(Route::Here));
+    for _ in 0..100 {
+        front.tick();
+    }
+    let mut buffer = [0; 256];
+    let TunnResult::WriteToNetwork(first) = ann.decapsulate(None, &answers[0], &mut buffer) else {
+        panic!("no session");
+    };
+    assert_eq!(front.take_from(endpoint(9, 1), first).0, Ok(Route::Here));
+    assert!(front.peers.iter().next().is_some_and(|(_, peer)| peer.last_handshake().is_some()));
+}
