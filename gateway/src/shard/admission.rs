@@ -80,14 +80,15 @@ impl Shard {
         self.refuse(flow, FlowEnd::Limit, refusal);
     }
 
-    /// Drops the first packet of a flow that comes too soon after others. Each is counted; one a second, device and shard
-    /// is to be written down (`true`), because a line for each would be what the flood is after.
+    /// Refuses a flow that comes too soon after others. Each is counted, and answered within the bound of answers to one
+    /// address; one a second, device and shard is to be written down (`true`), because a line for each would be what the
+    /// flood is after.
     pub(super) fn refuse_pace(&mut self, now: Instant, id: FlowId, owner: &Owner, limit: LimitName) -> bool {
         self.drop_packet(DropReason::Limit);
         self.counters.limit_reached(limit);
         let told = owner.may_tell(now);
         if !told {
-            self.stack.remove(id);
+            self.stack.refuse_within_bound(id, Refusal::Prohibited);
         }
         told
     }

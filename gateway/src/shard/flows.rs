@@ -66,7 +66,7 @@ impl Shard {
             let revision = self.snapshot.ruleset.revision();
             let mut flow = self.new_flow(now, wall, id, key, onramp, device, Decision::Denied { rule: None, revision });
             flow.limit = Some(limit);
-            return self.refuse(flow, FlowEnd::Limit, Refusal::Silent);
+            return self.refuse(flow, FlowEnd::Limit, Refusal::Prohibited);
         }
         let verdict =
             judge::judge(&self.snapshot, &self.config.local_services, device, &tuple, wall, Occasion::Opening);

@@ -17,14 +17,25 @@ impl Stack {
         self.remove(id);
     }
 
+    /// Answers a flow that is not to open, and removes it: with a reset, too, only while its client causes few answers.
+    /// For refusals that nothing else bounds.
+    pub fn refuse_within_bound(&mut self, id: FlowId, refusal: Refusal) {
+        if let Some(key) = self.key(id)
+            && is_reset(&key, refusal)
+            && !self.may_answer(&key)
+        {
+            return self.remove(id);
+        }
+        self.refuse(id, refusal);
+    }
+
     /// Answers a flow that is not to open, and leaves it in the table: a repeated SYN is absorbed.
     pub fn answer_refused(&mut self, id: FlowId, refusal: Refusal) {
         let Some(flow) = self.flow(id) else { return };
         let to = Ingress { id: flow.key.ingress, mtu: flow.mtu };
         let key = flow.key;
         // The reset that ends a client's waiting is one for each connection, and those have limits of their own.
-        let is_error = key.tuple.protocol != Protocol::Tcp || matches!(refusal, Refusal::Unreachable(_));
-        if refusal == Refusal::Silent || (is_error && !self.may_answer(&key)) {
+        if refusal == Refusal::Silent || (!is_reset(&key, refusal) && !self.may_answer(&key)) {
             return;
         }
         let reply = self.reply(to, &key);
@@ -102,6 +113,11 @@ impl Stack {
         self.identification = self.identification.wrapping_add(1);
         Reply { to: to.id, tuple: key.tuple, mtu: to.mtu, identification: self.identification }
     }
+}
+
+/// Whether a flow is refused with a reset, not an ICMP error.
+fn is_reset(key: &FlowKey, refusal: Refusal) -> bool {
+    key.tuple.protocol == Protocol::Tcp && matches!(refusal, Refusal::Reset | Refusal::Prohibited)
 }
 
 fn refuse_held(batch: &mut PacketBatch, reply: Reply, syn: &[u8], refusal: Refusal) -> usize {

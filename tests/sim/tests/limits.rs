@@ -13,6 +13,7 @@ use portcullis_sim::gateway::{ALLOW, ANN, BOB, DENY};
 use portcullis_sim::namespace::TARGET;
 use portcullis_sim::targets::{DENIED, ECHO, UDP_ECHO};
 use portcullis_sim::{Client, Gateway, Targets, in_namespace};
+use smoltcp::socket::tcp::State;
 
 const ANN_V4: [u8; 4] = [100, 96, 0, 2];
 const TARGET_V4: [u8; 4] = [10, 20, 0, 1];
@@ -143,7 +144,8 @@ fn t23_new_flows_come_at_the_devices_own_rate() {
         for port in 2..=200 {
             client.send_packet(&udp(port, UDP_ECHO));
         }
-        client.until("all of them", |_| gateway.dropped(DropReason::Limit) > 0 && gateway.flows().len() >= 10);
+        client
+            .until("all of them", |_| gateway.flows().len() as u64 + reached(&gateway, "flow_rate_per_device") == 200);
         let (dropped, seconds) = (gateway.dropped(DropReason::Limit), began.elapsed().as_secs());
         assert_eq!(dropped, reached(&gateway, "flow_rate_per_device"));
         assert!(gateway.flows().len() as u64 <= 11 + 5 * (seconds + 1), "two seconds' worth and what came since");
@@ -154,6 +156,53 @@ fn t23_new_flows_come_at_the_devices_own_rate() {
         other.exchange(connection, 1_000);
         let more = std::iter::from_fn(|| gateway.record()).count() as u64;
         assert!(more <= seconds + 1, "{more} lines more in {seconds} s: one a second");
+        gateway.stop();
+    });
+}
+
+#[test]
+fn t23_a_flow_that_comes_too_soon_is_answered_within_a_bound() {
+    // What the stack answers one address at once.
+    const BURST: u64 = 400;
+    const ICMP: u8 = 1;
+    in_namespace(|| {
+        let _targets = Targets::start();
+        let rate = ShareLimit { device: 1, user: 1_000, all: 1_000 };
+        let mut gateway = Gateway::start_with(1, Limits { flow_rate: rate, ..Limits::default() });
+        let mut client = Client::new(ANN, &gateway);
+        // Soon there are more than the rate, whatever they are. The first refusal of a second has a line, others have none.
+        for protocol in ["tcp", "udp", "tcp", "udp"] {
+            let refused = (1..1_000).any(|port| match protocol {
+                "tcp" => {
+                    let connection = client.connect(TARGET, ECHO);
+                    client.until("an answer", |client| client.tcp(connection).state() != State::SynSent);
+                    client.tcp(connection).state() == State::Closed
+                }
+                _ => {
+                    client.send_packet(&udp(port, UDP_ECHO));
+                    client.until("an answer", |client| !client.packets.is_empty());
+                    client.packets.pop_front().is_some_and(|packet| packet[9] == ICMP)
+                }
+            });
+            assert!(refused, "{protocol}");
+        }
+        assert!(std::iter::from_fn(|| gateway.record()).any(|record| record.ended == Some(FlowEnd::Limit)));
+        assert_eq!(gateway.dropped(DropReason::AnswerLimit), 0);
+        // A flood is answered no more than anything else.
+        let before = reached(&gateway, "flow_rate_per_device");
+        let began = Instant::now();
+        for port in 0..3_000 {
+            client.send_packet(&syn(port + 1, ECHO));
+            if port % 100 == 0 {
+                client.until("refused", |_| reached(&gateway, "flow_rate_per_device") + 20 >= before + u64::from(port));
+            }
+        }
+        client.until("refused", |_| reached(&gateway, "flow_rate_per_device") + 60 >= before + 3_000);
+        let refused = reached(&gateway, "flow_rate_per_device") - before;
+        let most = BURST + 200 * (began.elapsed().as_secs() + 1);
+        let answered = refused - gateway.dropped(DropReason::AnswerLimit);
+        assert!(answered <= most, "{answered} answers, {most} at the most");
+        assert!(answered >= BURST / 2, "{answered} answers");
         gateway.stop();
     });
 }
