@@ -419,8 +419,9 @@ fn t_second_instance_is_refused_without_the_lock() {
         let taken = world.lab.gateway.run(|| {
             let mut stranger = std::process::Command::new("setpriv");
             stranger.args(["--reuid", "65534", "--clear-groups", "perl", "-MSocket", "-e"]).arg(
-                "socket(S, AF_UNIX, SOCK_DGRAM, 0) or die $!; $| = 1;\
-                 bind(S, pack('Sxa*', AF_UNIX, 'portcullis/table/51880')) or die $!; print 'taken'; sleep 600",
+                "socket(S, AF_UNIX, SOCK_STREAM, 0) or die $!; $| = 1;\
+                 bind(S, pack('Sxa*', AF_UNIX, 'portcullis/table/51880')) or die $!;\
+                 listen(S, 9) or die $!; print 'taken'; sleep 600",
             );
             let log = world.gateway.dir().join("stranger.log");
             Process::start(&world.lab.gateway, &mut stranger, &log)
