@@ -8,8 +8,9 @@
 //!
 //! Loss: by selective acknowledgments as in RFC 6675, everything that is lost in one round trip and no more than the
 //! [window](super::congestion) allows. A lost tail is probed (RFC 8985 section 7), and then a timer, RFC 6298 with the
-//! floor of 200 ms that Linux has, takes all for lost. For a client without selective acknowledgments there are the probe
-//! and the timer only.
+//! floor of 200 ms that Linux has, takes all for lost. A client without selective acknowledgments says with duplicate ones
+//! that something is lost (RFC 5681 section 3.2), and with partial ones what is lost next (RFC 6582): a segment in each
+//! round trip.
 
 use std::time::{Duration, Instant};
 
@@ -63,7 +64,13 @@ pub(crate) struct Recovery {
     window_field: u16,
     /// Sequence number the client's next segment begins with.
     client_next: u32,
+    /// The client tells what arrived behind a hole.
+    selective: bool,
     duplicates: u32,
+    /// Bytes that arrived behind a hole as far as a client lets see that does not tell, RFC 5681 section 3.2.
+    arrived: usize,
+    /// Where the losses end that were mended last: duplicates of it say nothing new, `recover` of RFC 6582.
+    recovered: Option<u32>,
     /// While losses of one window are mended: the end of that window.
     point: Option<u32>,
     /// After a timeout: everything before it that did not arrive is lost.
@@ -84,8 +91,8 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    /// A connection whose segments carry at most `mss` bytes.
-    pub(crate) fn new(now: Instant, mss: usize) -> Self {
+    /// A connection whose segments carry at most `mss` bytes, with a client that acknowledges selectively or does not.
+    pub(crate) fn new(now: Instant, mss: usize, selective: bool) -> Self {
         Self {
             mss,
             congestion: Congestion::new(mss),
@@ -93,7 +100,10 @@ impl Recovery {
             una: None,
             window_field: 0,
             client_next: 0,
+            selective,
             duplicates: 0,
+            arrived: 0,
+            recovered: None,
             point: None,
             lost_before: None,
             resent: 0,
@@ -109,7 +119,7 @@ impl Recovery {
 
     /// How many bytes more the ring may take when it holds `queued`.
     pub(crate) fn room(&self, queued: usize) -> usize {
-        self.congestion.window().saturating_sub(queued.saturating_sub(self.scoreboard.bytes()))
+        self.congestion.window().saturating_sub(queued.saturating_sub(self.scoreboard.bytes() + self.arrived))
     }
 
     /// Notes that the ring was filled to `queued` bytes.
@@ -132,9 +142,19 @@ impl Recovery {
 
     /// Whether a segment only repeats what was acknowledged, and tells what arrived behind a hole.
     pub(crate) fn is_repeated(&self, segment: &TcpSegment<'_>, out: Outstanding) -> bool {
+        self.repeats(segment) && out.queued > 0 && segment.sacked().next().is_some()
+    }
+
+    /// Whether a segment is a duplicate acknowledgment of a client that tells no more, RFC 5681 section 2.
+    fn is_duplicate(&self, segment: &TcpSegment<'_>, out: Outstanding) -> bool {
+        let under_way = self.una.is_some_and(|una| before(una, out.frontier));
+        !self.selective && self.repeats(segment) && under_way && segment.window > 0
+    }
+
+    /// Whether a segment has nothing but the acknowledgment and the window of the last.
+    fn repeats(&self, segment: &TcpSegment<'_>) -> bool {
         let pure = segment.ack && segment.payload.is_empty() && !(segment.syn || segment.fin || segment.rst);
-        let same = self.una == Some(segment.acknowledgment) && segment.window == self.window_field;
-        pure && same && out.queued > 0 && segment.sacked().next().is_some()
+        pure && self.una == Some(segment.acknowledgment) && segment.window == self.window_field
     }
 
     /// Whether smoltcp, which let go of `taken` bytes, believed what a segment acknowledges.
@@ -147,6 +167,7 @@ impl Recovery {
         if !segment.ack || segment.syn || segment.rst {
             return;
         }
+        let duplicate = self.is_duplicate(segment, out);
         self.window_field = segment.window;
         self.client_next = segment.sequence.wrapping_add(segment.sequence_len());
         let ack = segment.acknowledgment;
@@ -165,10 +186,22 @@ impl Recovery {
         }
         if advance > 0 {
             self.acknowledged(now, ack, advance, out);
-        } else if selective && out.queued > 0 {
+        } else if duplicate || (selective && out.queued > 0) {
             self.duplicates += 1;
+            self.note_arrival(out);
         }
         self.detect(now, out);
+    }
+
+    /// A duplicate acknowledgment of a client that does not tell what: one segment more has left the path.
+    fn note_arrival(&mut self, out: Outstanding) {
+        if self.selective {
+            return;
+        }
+        let under_way = self.una.map_or(0, |una| out.frontier.wrapping_sub(una) as usize);
+        if self.point.is_some() {
+            self.arrived = (self.arrived + self.mss).min(under_way.saturating_sub(self.mss));
+        }
     }
 
     /// New data is acknowledged.
@@ -187,19 +220,32 @@ impl Recovery {
         }
         // The target, not the window, was the limit: nothing was learnt about the path.
         let limited = out.queued + self.mss >= self.congestion.window() / 2;
+        if self.recovered.is_some_and(|recovered| before(recovered, ack)) {
+            self.recovered = None;
+        }
         match self.point {
             Some(point) if before(ack, point) => {
-                if before(self.resent, ack) {
+                if !self.selective && self.lost_before.is_none() {
+                    // Partial: what follows is the next that is lost. What is acknowledged now arrived before.
+                    self.arrived = self.arrived.saturating_sub(advance.saturating_sub(self.mss));
+                    self.start_round(now, ack);
+                } else if before(self.resent, ack) {
                     self.resent = ack;
+                }
+                if !self.selective {
+                    // Nothing else tells that what was sent again arrives.
+                    self.round = now;
                 }
                 // After a timeout it begins again slowly.
                 if self.lost_before.is_some() {
                     self.congestion.grow(now, advance);
                 }
             }
-            Some(_) => {
+            Some(point) => {
                 self.point = None;
                 self.lost_before = None;
+                self.arrived = 0;
+                self.recovered = (point == ack).then_some(point);
             }
             None if limited => self.congestion.grow(now, advance),
             None => {}
@@ -210,8 +256,12 @@ impl Recovery {
     fn detect(&mut self, now: Instant, out: Outstanding) {
         let Some(una) = self.una else { return };
         if self.point.is_none() {
-            if self.duplicates < DUPLICATES && self.scoreboard.lost_before(self.mss).is_none() {
+            let duplicates = self.duplicates >= DUPLICATES && (self.selective || self.recovered != Some(una));
+            if !duplicates && self.scoreboard.lost_before(self.mss).is_none() {
                 return;
+            }
+            if !self.selective {
+                self.arrived = DUPLICATES as usize * self.mss;
             }
             self.point = Some(out.frontier);
             self.congestion.reduce(now);
@@ -317,6 +367,7 @@ impl Recovery {
         }
         // What arrived behind a hole may have been thrown away since, RFC 2018 section 8.
         self.scoreboard = Scoreboard::default();
+        self.arrived = 0;
         self.moved = now;
         self.sample = None;
         self.backoff += 1;

@@ -188,7 +188,7 @@ impl TcpSocket {
         Self {
             interface,
             tuple: *tuple,
-            recovery: Recovery::new(now, size),
+            recovery: Recovery::new(now, size, syn.offers_selective()),
             segmentation: Segmentation { headers: headers(tuple), size: u16::try_from(size).unwrap_or(u16::MAX) },
             sockets,
             handle,

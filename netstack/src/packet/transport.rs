@@ -59,6 +59,12 @@ impl TcpSegment<'_> {
         runs.map(|(start, end)| Range { start, end }).filter(|run| before(run.start, run.end))
     }
 
+    /// Whether the sender of this SYN offers selective acknowledgments, RFC 2018 section 2.
+    pub(crate) fn offers_selective(&self) -> bool {
+        TcpOptionsIterator::from_slice(self.options)
+            .any(|option| matches!(option, Ok(TcpOptionElement::SelectiveAcknowledgementPermitted)))
+    }
+
     /// The largest segment the sender of this SYN takes, RFC 9293 section 3.7.1.
     pub fn maximum_segment_size(&self) -> Option<u16> {
         TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {

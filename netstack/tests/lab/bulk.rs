@@ -7,7 +7,7 @@ use portcullis_netstack::{CloseCause, StackLimits};
 
 use crate::lab::{Reception, Target, limits};
 use crate::link::Path;
-use crate::world::{LATENCY, World, target_v4, target_v6};
+use crate::world::{CLEAN, LATENCY, World, target_v4, target_v6};
 
 const KIB: usize = 1024;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -107,6 +107,37 @@ fn a_burst_of_losses_is_mended_in_a_few_round_trips() {
     assert_eq!(world.down.drops, 0, "they were lost");
     let took = world.lab.now - began;
     assert!(took < Duration::from_secs(15), "{took:?}");
+}
+
+/// A client that does not tell what arrived behind a hole gets a lost segment in each round trip, and none waits for a
+/// timer.
+#[test]
+fn a_burst_of_losses_is_mended_without_selective_acknowledgments() {
+    const BYTES: u64 = 4 << 20;
+    const LOST: usize = 5;
+    // The least timeout.
+    const TIMEOUT: Duration = Duration::from_millis(200);
+    for loss in [0, 10] {
+        let mut world = World::new(
+            StackLimits { tcp_buffer: 256 * KIB, ..limits() },
+            CLEAN,
+            Reception::Accept(Target::sends(BYTES)),
+        );
+        world.selective = false;
+        world.client.connect(target_v4(), 0, 1024 * KIB);
+        let received = |world: &mut World| world.client.connections[0].received;
+        for part in 1..10 {
+            assert!(world.run(MINUTE, |world| received(world) > part * BYTES / 10));
+            world.down.drops = LOST;
+            assert!(world.run(MINUTE, |world| world.down.drops == 0));
+            let (began, sent) = (world.lab.now, world.lab.targets[&world.lab.opened[0]].sent);
+            assert!(world.run(MINUTE, |world| received(world) >= sent));
+            let took = world.lab.now - began;
+            assert!(loss > 0 || took < TIMEOUT, "{took:?} for {LOST} losses, part {part}");
+        }
+        world.down.path.loss = loss;
+        assert!(world.run(MINUTE * 10, |world| received(world) == BYTES));
+    }
 }
 
 /// With 16 MiB of buffer a download fills a gigabit over a round trip of 100 ms, once it has found out that it may.
