@@ -178,14 +178,18 @@ impl Recovery {
         let mut selective = false;
         for run in segment.sacked() {
             selective = true;
-            // What is not in what is under way is a repetition (RFC 2883), or nonsense.
+            // What is not in what is under way is a repetition (RFC 2883), or nonsense, as what would be no hole is.
             let under_way = Range { start: ack, end: out.frontier };
-            if run.common(under_way) == Some(run) {
+            if run.common(under_way) == Some(run) && run.start != ack {
                 self.scoreboard.add(run);
             }
         }
         if advance > 0 {
             self.acknowledged(now, ack, advance, out);
+            if self.scoreboard.begins_at(ack) {
+                // It had what comes next, and has it no more.
+                self.take_all_for_lost(now, ack, out);
+            }
         } else if duplicate || (selective && out.queued > 0) {
             self.duplicates += 1;
             self.note_arrival(out);
@@ -365,21 +369,25 @@ impl Recovery {
         if self.timeout_at(out).is_none_or(|at| now < at) {
             return false;
         }
-        // What arrived behind a hole may have been thrown away since, RFC 2018 section 8.
+        self.backoff += 1;
+        self.probe = false;
+        self.take_all_for_lost(now, una, out);
+        true
+    }
+
+    /// Everything under way is lost. What arrived behind a hole may have been thrown away since, RFC 2018 section 8.
+    fn take_all_for_lost(&mut self, now: Instant, una: u32, out: Outstanding) {
         self.scoreboard = Scoreboard::default();
         self.arrived = 0;
         self.moved = now;
         self.sample = None;
-        self.backoff += 1;
         if self.point.is_none() {
             self.congestion.reduce(now);
         }
         self.congestion.restart();
         self.point = Some(out.frontier);
         self.lost_before = Some(out.frontier);
-        self.probe = false;
         self.start_round(now, una);
-        true
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) or [`repeat`](Self::repeat) want to be called.

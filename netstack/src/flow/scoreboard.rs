@@ -32,6 +32,11 @@ impl Scoreboard {
         }
     }
 
+    /// Whether the client has what comes next to `una`, which it acknowledges all the same as if it had not.
+    pub(super) fn begins_at(&self, una: u32) -> bool {
+        self.runs.first().is_some_and(|first| first.start == una)
+    }
+
     /// The client has `run`.
     pub(super) fn add(&mut self, mut run: Range) {
         let mut at = 0;

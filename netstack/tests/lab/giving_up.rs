@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis_netstack::{CloseCause, StackLimits};
 
 use crate::lab::{DOWN, Lab, Reception, Target, compare, limits};
-use crate::raw::{ACK, RST, SYN, answer, answers, segment};
+use crate::raw::{ACK, RST, SYN, answer, answers, segment, selective, selective_syn};
 
 const ISN: u32 = 9_000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -186,4 +186,39 @@ fn a_flow_in_use_does_not_end() {
     assert!(lab.ended.is_empty());
     lab.pass(SECOND * 101);
     assert!(given_up(&mut lab));
+}
+
+/// RFC 2018 section 8: what a client said it has behind a hole it may throw away. It says so when it acknowledges the hole
+/// alone.
+#[test]
+fn what_a_client_threw_away_comes_again_at_once() {
+    let mut lab = Lab::new(limits());
+    lab.reception = Reception::Accept(Target::stays_open(5_360));
+    lab.inject(&selective_syn(ISN, 65_000)).unwrap();
+    lab.settle();
+    let first = answer(&lab.take_out()[0]).sequence.wrapping_add(1);
+    let at = |segments: u32| first.wrapping_add(segments * 536);
+    lab.inject(&segment(ACK, ISN + 1, first, 65_000)).unwrap();
+    lab.settle();
+    assert_eq!(answers(&lab.take_out()).len(), 10);
+    // The first is lost, and comes again.
+    for arrived in 2..=10 {
+        lab.inject(&selective(ISN + 1, first, 65_000, (at(1), at(arrived)))).unwrap();
+        lab.settle();
+    }
+    let again: Vec<_> = answers(&lab.take_out()).iter().map(|answer| answer.sequence).collect();
+    assert_eq!(again, [first]);
+    // It arrives, and nothing of the others is there any more: all comes again before the least timeout.
+    let mut next = at(1);
+    for _ in 0..10 {
+        lab.inject(&segment(ACK, ISN + 1, next, 65_000)).unwrap();
+        lab.pass(SECOND / 100);
+        for packet in answers(&lab.take_out()) {
+            if packet.sequence == next {
+                compare(DOWN, u64::from(next.wrapping_sub(first)), &packet.payload);
+                next = next.wrapping_add(packet.payload.len() as u32);
+            }
+        }
+    }
+    assert_eq!(next, at(10));
 }

@@ -115,3 +115,22 @@ pub(crate) fn answer(packet: &[u8]) -> Answer {
 pub(crate) fn answers(packets: &[Vec<u8>]) -> Vec<Answer> {
     packets.iter().map(|packet| answer(packet)).collect()
 }
+
+/// A bare acknowledgment of the client that tells of one run behind a hole.
+pub(crate) fn selective(sequence: u32, acknowledgment: u32, window: u16, run: (u32, u32)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let options = [etherparse::TcpOptionElement::SelectiveAcknowledgement(run, [None; 3])];
+    let ip = PacketBuilder::ipv4(CLIENT, TARGET, 64);
+    let tcp = ip.tcp(PORT, SERVICE, sequence, window).ack(acknowledgment).options(&options).unwrap();
+    tcp.write(&mut bytes, &[]).unwrap();
+    bytes
+}
+
+/// A SYN of a client that offers selective acknowledgments.
+pub(crate) fn selective_syn(sequence: u32, window: u16) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let options = [etherparse::TcpOptionElement::SelectiveAcknowledgementPermitted];
+    let ip = PacketBuilder::ipv4(CLIENT, TARGET, 64);
+    ip.tcp(PORT, SERVICE, sequence, window).syn().options(&options).unwrap().write(&mut bytes, &[]).unwrap();
+    bytes
+}
