@@ -158,6 +158,9 @@ impl Shard {
     /// Puts a flow among the open and the remembered ones.
     fn enter(&mut self, mut flow: Flow) {
         let id = flow.id;
+        if flow.onramp == OnrampKind::Tun {
+            self.places.take(&flow.key.tuple, self.index);
+        }
         if flow.is_permitted() && flow.key.tuple.protocol != Protocol::Tcp {
             let at = self.stack.last_active(id).unwrap_or(flow.opened);
             flow.listed = Some(at);
@@ -171,6 +174,9 @@ impl Shard {
     /// Takes a flow out of them.
     fn take(&mut self, id: FlowId) -> Option<Box<Flow>> {
         let mut flow = self.flows.remove(id)?;
+        if flow.onramp == OnrampKind::Tun {
+            self.places.release(&flow.key.tuple, self.index);
+        }
         if let Some(at) = flow.listed.take() {
             self.associations.forget(&flow.device.identity.device, at, id);
         }

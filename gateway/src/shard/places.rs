@@ -5,7 +5,9 @@
 //! flow is.
 //!
 //! A table of fixed size that forgets: a flow whose place is taken by another is looked for in vain and may then live in
-//! two shards, as two associations. It is read and written when a flow opens, and for packets that came in fragments.
+//! two shards, as two associations. It is written when a flow is entered among those of its shard and when it leaves
+//! them, so that it holds nothing of flows that ended or never opened, and read when one opens and for packets that came
+//! in fragments.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,18 +42,23 @@ impl Places {
         (found >> SHARD_BITS == flow).then_some(shard)?.checked_sub(1)
     }
 
-    /// The shard of a flow: `shard` when no other is remembered.
-    pub(super) fn claim(&self, tuple: &FiveTuple, shard: usize) -> usize {
-        self.find(tuple).unwrap_or_else(|| {
-            self.take(tuple, shard);
-            shard
-        })
-    }
-
     /// Says that a flow lives in `shard`.
     pub(super) fn take(&self, tuple: &FiveTuple, shard: usize) {
         let (slot, flow) = self.slot(tuple);
         slot.store(flow << SHARD_BITS | (shard as u64 + 1), Ordering::Relaxed);
+    }
+
+    /// Says that a flow lives in `shard` no longer.
+    pub(super) fn release(&self, tuple: &FiveTuple, shard: usize) {
+        if self.find(tuple) == Some(shard) {
+            self.slot(tuple).0.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// How many flows are remembered.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.load(Ordering::Relaxed) != 0).count()
     }
 
     fn slot(&self, tuple: &FiveTuple) -> (&AtomicU64, u64) {
@@ -77,22 +84,32 @@ mod tests {
     }
 
     #[test]
-    fn who_claims_first_has_the_flow() {
+    fn a_flow_is_where_it_was_last_until_it_leaves() {
         let places = Places::default();
         assert_eq!(places.find(&tuple(1)), None);
-        assert_eq!(places.claim(&tuple(1), 3), 3);
-        assert_eq!((places.claim(&tuple(1), 0), places.find(&tuple(1))), (3, Some(3)));
+        places.take(&tuple(1), 3);
+        places.release(&tuple(1), 0);
+        assert_eq!(places.find(&tuple(1)), Some(3), "another's to release");
         places.take(&tuple(1), 0);
-        assert_eq!(places.claim(&tuple(1), 3), 0);
+        places.release(&tuple(1), 3);
+        assert_eq!(places.find(&tuple(1)), Some(0), "it has moved");
+        places.release(&tuple(1), 0);
+        assert_eq!((places.find(&tuple(1)), places.len()), (None, 0));
     }
 
     #[test]
     fn a_forgotten_flow_is_nobodys_and_never_a_strangers() {
         let places = Places::default();
         let (early, late) = (0..30_000, 30_000..u16::MAX);
-        early.clone().for_each(|port| assert_eq!(places.claim(&tuple(port), 1), 1, "another flow's shard"));
-        late.clone().for_each(|port| assert_eq!(places.claim(&tuple(port), 2), 2, "another flow's shard"));
-        assert!(early.filter_map(|port| places.find(&tuple(port))).all(|shard| shard == 1));
-        assert!(late.filter(|port| places.find(&tuple(*port)) == Some(2)).count() > 20_000);
+        early.clone().for_each(|port| places.take(&tuple(port), 1));
+        late.clone().for_each(|port| places.take(&tuple(port), 2));
+        assert!(early.clone().filter_map(|port| places.find(&tuple(port))).all(|shard| shard == 1));
+        assert!(late.clone().all(|port| places.find(&tuple(port)).is_none_or(|shard| shard == 2)));
+        assert!(late.clone().filter(|port| places.find(&tuple(*port)) == Some(2)).count() > 20_000);
+        // Whoever leaves, and was forgotten, takes no stranger along; in the end nothing is left.
+        early.for_each(|port| places.release(&tuple(port), 1));
+        assert!(late.clone().filter(|port| places.find(&tuple(*port)) == Some(2)).count() > 20_000);
+        late.for_each(|port| places.release(&tuple(port), 2));
+        assert_eq!(places.len(), 0);
     }
 }

@@ -141,7 +141,7 @@ pub(super) struct Shard {
     mailbox: mpsc::Receiver<Vec<Mail>>,
     neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
     /// Where the flows of the TUN device live.
-    places: Arc<Places>,
+    pub(super) places: Arc<Places>,
     outgoing_mail: Vec<Vec<Mail>>,
     pub(super) pass: Pass,
     /// When permits end by themselves.

@@ -96,12 +96,7 @@ impl Shard {
                     self.take_datagram(now, intake, from, &datagram, true);
                 }
                 (Mail::Datagram(..), None) => self.drop_packet(DropReason::UnknownPeer),
-                (Mail::Packet(packet, info), _) => {
-                    if let Ok(Arrival::Packet(packet)) = info.parse(&packet) {
-                        self.places.take(&packet.tuple(), self.index);
-                    }
-                    self.handle_tun_packet(now, &snapshot, &packet, info);
-                }
+                (Mail::Packet(packet, info), _) => self.handle_tun_packet(now, &snapshot, &packet, info),
             }
         }
         if let Some(intake) = intake {
@@ -254,12 +249,11 @@ impl Shard {
     ) {
         match self.stack.handle_packet(now, from, packet) {
             Ok(Handled::Opened(id)) => {
-                if onramp == OnrampKind::Tun {
-                    let shard = self.places.claim(&packet.tuple(), self.index);
-                    if shard != self.index {
-                        self.stack.remove(id);
-                        return self.mail_packet(shard, packet);
-                    }
+                if onramp == OnrampKind::Tun
+                    && let Some(shard) = self.places.find(&packet.tuple()).filter(|shard| *shard != self.index)
+                {
+                    self.stack.remove(id);
+                    return self.mail_packet(shard, packet);
                 }
                 self.open(now, id, onramp, device, packet.tuple());
                 self.deliver(id, packet);
