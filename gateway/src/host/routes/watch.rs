@@ -75,22 +75,19 @@ async fn watch(routes: SteeredRoutes, mut stop: oneshot::Receiver<()>) {
             () = lost(&mut news, &routes) => {}
             _ = every.tick() => {}
         }
-        match routes.restore().await {
-            Ok(missing) => {
-                failing = false;
-                if !missing.is_empty() {
-                    tracing::warn!(
-                        missing = missing.join(", "),
-                        "somebody took away routes or rules of this gateway, and what they steer may have got around it meanwhile: put back"
-                    );
-                }
-            }
-            Err(error) if !failing => {
-                failing = true;
-                tracing::warn!(%error, "routes or rules of this gateway are missing and cannot be put back now; it is tried again. Is the TUN device up?");
-            }
-            Err(_) => {}
+        let Restored { put_back, failed } = routes.restore().await;
+        if !put_back.is_empty() {
+            tracing::warn!(
+                missing = put_back.join(", "),
+                "somebody took away routes or rules of this gateway, and what they steer may have got around it meanwhile: put back"
+            );
         }
+        if let Some(error) = failed.first()
+            && !failing
+        {
+            tracing::warn!(%error, more = failed.len() - 1, "routes or rules of this gateway are missing and cannot be put back now; it is tried again. Is the TUN device up?");
+        }
+        failing = !failed.is_empty();
         tokio::select! {
             _ = &mut stop => return,
             () = tokio::time::sleep(REST) => {}
@@ -126,25 +123,78 @@ impl SteeredRoutes {
         matches!(message, RouteNetlinkMessage::DelRule(_))
     }
 
-    /// Puts back what is missing, backstops first, and names it.
-    async fn restore(&self) -> Result<Vec<String>, RouteError> {
+    /// Puts back what is missing, backstops first. What cannot be put back is no reason not to try the rest: without the
+    /// device, the refusals must still be there.
+    async fn restore(&self) -> Restored {
+        let mut restored = Restored::default();
+        if let Err(error) = self.restore_into(&mut restored).await {
+            restored.failed.push(error);
+        }
+        restored
+    }
+
+    async fn restore_into(&self, restored: &mut Restored) -> Result<(), RouteError> {
         let kernel = Kernel::connect()?;
         let there = kernel.routes(self.table).await?;
-        let mut missing = Vec::new();
-        let mut failed = Ok(());
         for route in self.wanted.iter().filter(|wanted| !there.iter().any(|found| wanted.is(found))) {
-            missing.push(format!("the route {} of table {}", route.net, self.table));
-            // Without the device, the refusal must still be put back.
-            failed = failed.and(kernel.put_route(self.table, route).await);
+            let put = kernel.put_route(self.table, route).await;
+            restored.note(format!("the route {} of table {}", route.net, self.table), put);
         }
         for family in [AddressFamily::Inet, AddressFamily::Inet6].into_iter().filter(|family| self.steers(*family)) {
             for rule in self.rules() {
                 if !kernel.rules(family, rule.priority).await?.iter().any(|found| rule.is(found)) {
-                    missing.push(format!("the {family:?} rule with preference {}", rule.priority));
-                    kernel.add_rule(rule.message(family)).await?;
+                    let put = kernel.add_rule(rule.message(family)).await;
+                    restored.note(format!("the {family:?} rule with preference {}", rule.priority), put);
                 }
             }
         }
-        failed.map(|()| missing)
+        Ok(())
+    }
+}
+
+/// What came of one look.
+#[derive(Debug, Default)]
+struct Restored {
+    /// What was missing and is there again.
+    put_back: Vec<String>,
+    /// Why other things are not.
+    failed: Vec<RouteError>,
+}
+
+impl Restored {
+    fn note(&mut self, what: String, put: Result<(), RouteError>) {
+        match put {
+            Ok(()) => self.put_back.push(what),
+            Err(error) => self.failed.push(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::TunDevice;
+    use crate::host::testing::{in_namespace, ip, tun_config};
+
+    #[test]
+    fn what_is_put_back_is_named_although_something_is_not() {
+        in_namespace(async || {
+            let config = tun_config(&["10.0.0.0/8", "fd10::/16"], &[]);
+            let tun = TunDevice::create(&config, 1).await.unwrap();
+            let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
+            // The device takes its routes with it; somebody takes a backstop and a rule.
+            ip("link set pcl0 down");
+            ip("route del unreachable 10.0.0.0/8 table 51880");
+            ip("-6 rule del not iif lo lookup 51880");
+            let Restored { put_back, failed } = routes.restore().await;
+            assert_eq!(put_back, ["the route 10.0.0.0/8 of table 51880", "the Inet6 rule with preference 5188"]);
+            assert!(!failed.is_empty());
+            ip("link set pcl0 up");
+            let Restored { put_back, failed } = routes.restore().await;
+            assert!(!put_back.is_empty() && failed.is_empty(), "{put_back:?}, {failed:?}");
+            let Restored { put_back, failed } = routes.restore().await;
+            assert!(put_back.is_empty() && failed.is_empty());
+            routes.remove(OnStop::Remove).await.unwrap();
+        });
     }
 }
