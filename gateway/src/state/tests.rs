@@ -34,18 +34,19 @@ fn what_is_written_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
     let (one, two) = (peer(1, "198.51.100.1:1"), peer(2, "[2001:db8::2]:2"));
+    let near = peer(3, "[fe80::3%7]:3");
     let moved = Remembered { endpoint: "203.0.113.9:9".parse().unwrap(), local: None, ..two };
-    written(&path, &[one, two]);
+    written(&path, &[one, two, near]);
     for file in fs::read_dir(dir.path()).unwrap() {
         let file = file.unwrap();
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
     }
     written(&path, &[moved]);
     let mut memory = Memory::open(&path);
-    assert_eq!(known(&memory), [one, moved]);
+    assert_eq!(known(&memory), [one, moved, near], "with the interface of a link-local address");
     memory.retain(|peer| *peer != one);
     memory.save();
-    assert_eq!(known(&Memory::open(&path)), [moved]);
+    assert_eq!(known(&Memory::open(&path)), [moved, near]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The UDP socket of a shard: batches in by GRO and recvmmsg, batches out by GSO.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 
@@ -33,9 +33,16 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The peer's address and port, an IPv4 one in its own form.
+    /// The peer's address and port, an IPv4 one in its own form. A link-local one keeps the interface it is of (its scope,
+    /// RFC 4007 section 6), without which nothing can be sent to it.
     pub fn canonical(&self) -> SocketAddr {
-        SocketAddr::new(self.address.ip().to_canonical(), self.address.port())
+        match self.address {
+            SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+                Some(v4) => SocketAddr::new(v4.into(), v6.port()),
+                None => SocketAddr::V6(SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id())),
+            },
+            SocketAddr::V4(_) => self.address,
+        }
     }
 }
 
@@ -321,6 +328,19 @@ mod tests {
         assert_eq!(first[1].local_addr().unwrap(), taken);
         for shards in [1, 2] {
             assert_eq!(bind(taken, shards, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_in_its_own_form_can_be_sent_to() {
+        let canonical = |address: SocketAddr| Endpoint { address, local: None }.canonical();
+        for (address, own) in [
+            ("192.0.2.1:1", "192.0.2.1:1"),
+            ("[::ffff:192.0.2.1]:1", "192.0.2.1:1"),
+            ("[2001:db8::1]:1", "[2001:db8::1]:1"),
+            ("[fe80::1%7]:1", "[fe80::1%7]:1"),
+        ] {
+            assert_eq!(canonical(address.parse().unwrap()), own.parse().unwrap());
         }
     }
 
