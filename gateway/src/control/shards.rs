@@ -150,6 +150,8 @@ pub(crate) mod tests {
         pub(crate) peers: Vec<PeerStatus>,
         /// What moved before the first question.
         pub(crate) moved: Vec<Remembered>,
+        /// How often it was asked what moved.
+        pub(crate) asked: Arc<std::sync::atomic::AtomicUsize>,
         /// Peers it was told to open handshakes with.
         pub(crate) opened: Arc<Mutex<Vec<Remembered>>>,
         pub(crate) told: Arc<Mutex<Vec<&'static str>>>,
@@ -181,7 +183,10 @@ pub(crate) mod tests {
                             _ = answer.send(matching(filter).len());
                         }
                         Command::Peers(answer) => _ = answer.send(self.peers.clone()),
-                        Command::Moved(answer) => _ = answer.send(std::mem::take(&mut self.moved)),
+                        Command::Moved(answer) => {
+                            self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                            _ = answer.send(std::mem::take(&mut self.moved));
+                        }
                         Command::Open(peers) => self.opened.lock().unwrap().extend(peers),
                         Command::Ping(answer) => _ = answer.send(()),
                         Command::Rejudge(answer) => {

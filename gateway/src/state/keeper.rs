@@ -67,8 +67,9 @@ impl Keeping {
                     if changed.is_err() {
                         return;
                     }
+                    // However often it changes, what that means for the memory is written with the next tick.
                     self.follow_directory().await;
-                    false
+                    continue;
                 }
                 _ = every.tick() => false,
             };
@@ -185,6 +186,29 @@ mod tests {
 
     fn remembered(path: &Path) -> BTreeSet<Key> {
         Memory::open(path).peers().map(|peer| peer.key).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_written_more_often_than_once_a_second() {
+        let files = Files::new();
+        let current = files.rulesets().current();
+        let snapshot = || {
+            let (ruleset, own_addresses) = (Arc::clone(&current.ruleset), Arc::clone(&current.own_addresses));
+            Arc::new(Snapshot { ruleset, directory: directory(&[(1, None)]), own_addresses })
+        };
+        let (publish, snapshots) = watch::channel(snapshot());
+        let shard = FakeShard::default();
+        let asked = Arc::clone(&shard.asked);
+        let keeper =
+            Keeper::start(Memory::open(&files.path("state.db")), Shards::from_parts([shard.start()]), snapshots);
+        for _ in 0..100 {
+            publish.send_replace(snapshot());
+            tokio::time::sleep(EVERY / 20).await;
+        }
+        // Every write comes after a question: at the start, and each second since.
+        let asked = asked.load(std::sync::atomic::Ordering::Relaxed);
+        assert!((5..=6).contains(&asked), "{asked} times in five seconds");
+        keeper.stop().await;
     }
 
     #[tokio::test]
