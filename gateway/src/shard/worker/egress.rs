@@ -10,16 +10,31 @@ use super::{Shard, TUN, Wireguard, peer_slot};
 use crate::shard::mail::Mail;
 
 impl Wireguard {
-    /// Encrypts a packet, segment by segment where it is a super-packet. `scratch` is memory for one.
-    fn send(&mut self, to: IngressId, packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> bool {
-        let Some(slot) = peer_slot(to) else { return false };
-        let Some(offload) = offload else { return self.peers.send(slot, packet, &mut self.outbox) };
-        let mut sent = true;
-        segment::segments(packet, offload, scratch, |segment| {
-            sent &= self.peers.send(slot, segment, &mut self.outbox);
+    /// Encrypts a packet, segment by segment where it is a super-packet. `scratch` is memory for one. Returns how many
+    /// packets were lost.
+    fn send(&mut self, to: IngressId, packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> usize {
+        let mut lost = 0;
+        each_packet(packet, offload, scratch, |packet| {
+            let sent = peer_slot(to).is_some_and(|slot| self.peers.send(slot, packet, &mut self.outbox));
+            lost += usize::from(!sent);
         });
-        sent
+        lost
     }
+}
+
+/// Hands the packets of a super-packet to `each`, or the one there is.
+fn each_packet(packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>, mut each: impl FnMut(&[u8])) {
+    match offload {
+        Some(offload) => segment::segments(packet, offload, scratch, each),
+        None => each(packet),
+    }
+}
+
+/// How many packets a super-packet is.
+fn packets(packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> usize {
+    let mut count = 0;
+    each_packet(packet, offload, scratch, |_| count += 1);
+    count
 }
 
 impl Shard {
@@ -28,12 +43,14 @@ impl Shard {
         let Self { stack, wireguard, tun, counters, segment, .. } = self;
         let mut lost = 0;
         stack.batch().drain(|to, packet, offload| {
-            let sent = match (to, &mut *wireguard, &mut *tun) {
-                (TUN, _, Some(writer)) => writer.write(packet, offload).is_ok(),
+            lost += match (to, &mut *wireguard, &mut *tun) {
+                (TUN, _, Some(writer)) => match writer.write(packet, offload) {
+                    Ok(()) => 0,
+                    Err(_) => packets(packet, offload, segment),
+                },
                 (to, Some(wireguard), _) => wireguard.send(to, packet, offload, segment),
-                _ => false,
+                (_, None, _) => packets(packet, offload, segment),
             };
-            lost += u64::from(!sent);
         });
         for _ in 0..lost {
             counters.drop_packet(DropReason::SendFailed);
@@ -78,5 +95,23 @@ impl Shard {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_super_packet_that_is_lost_is_as_many_as_are_in_it() {
+        // 250 bytes of UDP in datagrams of 100.
+        let mut packet = vec![0; 20 + 8 + 250];
+        packet[..4].copy_from_slice(&[0x45, 0, 1, 22]);
+        packet[9] = 17;
+        packet[24..26].copy_from_slice(&[1, 2]);
+        let scratch = &mut Vec::new();
+        assert_eq!(packets(&packet, Some(Offload { segment_size: Some(100) }), scratch), 3);
+        assert_eq!(packets(&packet, Some(Offload { segment_size: None }), scratch), 1);
+        assert_eq!(packets(&packet, None, scratch), 1);
     }
 }
