@@ -131,7 +131,7 @@ fn next_steps(config: &Config) -> String {
         Some(_) | None => String::new(),
     };
     format!(
-        "next:\n{endpoint}  (umask 077; portcullis device add{option} laptop --user ann@example.com > laptop.conf)\n  \
+        "next:\n{endpoint}  (umask 077; portcullis device add{option} laptop --user ann@example.com --group eng > laptop.conf)\n  \
          write rules into {}: as it is, everything is denied\n  portcullis check{option}\n  portcullis run{option}\n",
         config.policy.display()
     )
@@ -254,6 +254,10 @@ mod tests {
         let config = Config::resolve(&configuration(true, None), path, 1).unwrap();
         let steps = next_steps(&config);
         assert!(steps.contains("set wireguard.endpoint in /srv/gateway.toml"), "{steps}");
+        assert!(
+            steps.contains("--user ann@example.com --group eng >"),
+            "a user without a group is in no rule: {steps}"
+        );
         assert!(steps.contains("portcullis run --config /srv/gateway.toml\n"), "{steps}");
     }
 }
