@@ -148,6 +148,33 @@ impl PrivateKey {
     }
 }
 
+/// The points of low order below 2^255 - 19 but zero, as <https://cr.yp.to/ecdh.html#validate> has them. A directory may
+/// hold thousands of keys, and a restart has two seconds for all: a look costs less than the multiplication that would
+/// find out.
+const LOW_ORDER: [[u8; 32]; 4] = [
+    [
+        0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    ],
+    [
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09,
+        0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+    ],
+    [
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04, 0x44,
+        0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+    ],
+    [
+        0xec, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f,
+    ],
+];
+
+/// Whether a point is of low order. A clamped scalar is a multiple of the cofactor, so exactly those give zero.
+fn is_of_low_order(key: [u8; 32]) -> bool {
+    !StaticSecret::from([0x42; 32]).diffie_hellman(&PublicKey::from(key)).was_contributory()
+}
+
 /// Parses a peer's public key.
 ///
 /// # Errors
@@ -161,14 +188,12 @@ pub fn parse_public_key(text: &str) -> Result<[u8; 32], KeyError> {
         prime
     };
     let key = parse_key(text)?;
-    // A clamped scalar is a multiple of the cofactor, so exactly the points of low order give zero.
-    let probe = StaticSecret::from([0x42; 32]);
-    if !probe.diffie_hellman(&PublicKey::from(key)).was_contributory() {
-        return Err(KeyError::LowOrder);
-    }
     // Two devices with one key, or one with the gateway's own, would not be noticed otherwise.
     if key.iter().rev().ge(PRIME.iter().rev()) {
-        return Err(KeyError::NotCanonical);
+        return Err(if is_of_low_order(key) { KeyError::LowOrder } else { KeyError::NotCanonical });
+    }
+    if LOW_ORDER.contains(&key) {
+        return Err(KeyError::LowOrder);
     }
     Ok(key)
 }
@@ -248,6 +273,17 @@ mod tests {
             assert_eq!(parse_preshared_key(text), Err(KeyError::NotAKey), "{text:?}");
         }
         assert_eq!(parse_preshared_key(&encode_key(&[0; 32])), Err(KeyError::Zero));
+    }
+
+    #[test]
+    fn the_points_of_low_order_are_those() {
+        assert!(LOW_ORDER.into_iter().all(is_of_low_order));
+        // Every encoding of one is refused, see below; those of others are not.
+        let other = |first| [&[first][..], &[0; 31]].concat();
+        for first in 2..40 {
+            let key = other(first).try_into().unwrap();
+            assert_eq!(is_of_low_order(key), parse_public_key(&encode_key(&key)).is_err(), "{first}");
+        }
     }
 
     #[test]
