@@ -145,6 +145,8 @@ fn check(path: &Path) -> Report {
     let context = policy_context(&config, &directory);
     match Ruleset::compile(text.as_bytes(), &context, Revision(1), Timestamp::now()) {
         Ok(ruleset) => {
+            let warnings = ruleset.warnings().iter();
+            report.warnings.extend(warnings.map(|warning| warning.in_file(config.policy.display()).to_string()));
             if ruleset.is_empty() {
                 report.warnings.push(format!("{} has no rules, so everything is denied", config.policy.display()));
             }
