@@ -98,16 +98,75 @@ const POLICY: &str = r#"{
 /// What is put in the place of every value.
 fn replacements() -> Vec<Value> {
     let texts = [
-        "", "x", "*", "10.0.0.1", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.256", "010.0.0.1", "::ffff:10.0.0.1", "fd00::/8",
-        "FD00::1", ":", "tcp/0", "tcp/65535", "tcp/65536", "tcp/1e3", "tcp/9-1", "proto/6", "proto/255", "icmp/1", "user:",
-        "group:eng", "net:10.0.0.0/8", "net:x", "mon", "mon-", "sun-mon,wed", "24:00-01:00", "22:00-06:00", "08:00-08:00",
-        "Europe/Nowhere", "noon", "2027-02-30T00:00:00Z", "2027-01-01", "2027-01-01T00:00:00+24", ">=", ">=14.x", "=1", "==",
-        "<1.2", " x", "x ", "a\u{7f}b", "allow", "audit", "10.0.0.1:0/tcp", "[fd00::1]:53/udp", "10.0.0.1/proto/17",
-        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB=", "1.2.3",
+        "",
+        "x",
+        "*",
+        "10.0.0.1",
+        "10.0.0.1/8",
+        "10.0.0.0/33",
+        "10.0.0.256",
+        "010.0.0.1",
+        "::ffff:10.0.0.1",
+        "fd00::/8",
+        "FD00::1",
+        ":",
+        "tcp/0",
+        "tcp/65535",
+        "tcp/65536",
+        "tcp/1e3",
+        "tcp/9-1",
+        "proto/6",
+        "proto/255",
+        "icmp/1",
+        "user:",
+        "group:eng",
+        "net:10.0.0.0/8",
+        "net:x",
+        "mon",
+        "mon-",
+        "sun-mon,wed",
+        "24:00-01:00",
+        "22:00-06:00",
+        "08:00-08:00",
+        "Europe/Nowhere",
+        "noon",
+        "2027-02-30T00:00:00Z",
+        "2027-01-01",
+        "2027-01-01T00:00:00+24",
+        ">=",
+        ">=14.x",
+        "=1",
+        "==",
+        "<1.2",
+        " x",
+        "x ",
+        "a\u{7f}b",
+        "allow",
+        "audit",
+        "10.0.0.1:0/tcp",
+        "[fd00::1]:53/udp",
+        "10.0.0.1/proto/17",
+        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB=",
+        "1.2.3",
     ];
     let others = [
-        json!(null), json!(true), json!(0), json!(1), json!(1.0), json!(-1), json!(1.5), json!([]), json!({}), json!([null]),
-        json!([""]), json!(["*"]), json!(["x", 1]), json!({ "x": null }), json!({ "x": [] }), json!({ "x": "y" }),
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(1),
+        json!(1.0),
+        json!(-1),
+        json!(1.5),
+        json!([]),
+        json!({}),
+        json!([null]),
+        json!([""]),
+        json!(["*"]),
+        json!(["x", 1]),
+        json!({ "x": null }),
+        json!({ "x": [] }),
+        json!({ "x": "y" }),
     ];
     texts.into_iter().map(Value::from).chain(others).collect()
 }
@@ -138,13 +197,15 @@ fn mutations(good: &Value) -> Vec<Value> {
         mutate(pointer, &mut |value| match value {
             Value::Object(object) => drop(object.insert("more".to_owned(), json!(1))),
             Value::Array(items) => items.push(json!(1)),
-            other => *other = json!([other.clone()]),
+            other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
+                *other = json!([other.clone()])
+            }
         });
         let Some((parent, last)) = pointer.rsplit_once('/') else { continue };
         mutate(parent, &mut |value| match value {
             Value::Object(object) => drop(object.remove(last)),
             Value::Array(items) => drop(items.remove(last.parse().expect("an index"))),
-            _ => {}
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         });
         for name in ["", " x", "x:y", "10.0.0.1", "a*b", "a b", "Names", "a\u{85}"] {
             mutate(parent, &mut |value| {

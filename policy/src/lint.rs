@@ -105,7 +105,9 @@ impl<'r, K: Known> Lint<'r, K> {
             asked = subtract(asked, *hole, MAX_PIECES)?;
         }
         if asked.is_empty() {
-            return Some(format!("rule {id} never {does}: nothing is left of its \"to\" by its services and \"not_to\""));
+            return Some(format!(
+                "rule {id} never {does}: nothing is left of its \"to\" by its services and \"not_to\""
+            ));
         }
         let mut deciders = Vec::new();
         for selector in rule.from.written() {
@@ -278,4 +280,3 @@ impl Entry<'_> {
 fn ranges(services: Option<&ServiceSet>) -> Vec<(u32, u32)> {
     services.map_or_else(|| EVERY_SERVICE.to_vec(), ServiceSet::numbers)
 }
-

@@ -1,5 +1,5 @@
 //! Warnings about whole policies, and against brute force: whatever is warned about never happens.
-#![expect(clippy::unwrap_used, reason = "a wrong assumption shall fail the test")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a wrong assumption shall fail the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -63,36 +63,58 @@ fn rules_that_earlier_ones_cover_are_named() {
     let any = r#""from": ["*"], "to": ["*"]"#;
     let covered = |rules: &[&str], by: &str| {
         let (last, place) = (char::from(b'a' + u8::try_from(rules.len() - 1).unwrap()), rules.len() - 1);
-        let expected = format!("{}:1: rules[{place}]: rule \"{last}\" never decides: {by} first everything it could", place + 4);
+        let expected =
+            format!("{}:1: rules[{place}]: rule \"{last}\" never decides: {by} first everything it could", place + 4);
         let all = of_rules(rules);
         assert!(all.contains(&expected), "{rules:?}: {all:?}");
     };
     covered(&[any, any], "\"a\" matches");
-    covered(&[any, r#""from": ["group:dba", "net:10.0.0.0/8"], "to": ["db"], "services": ["tcp/80"]"#], "\"a\" matches");
+    covered(
+        &[any, r#""from": ["group:dba", "net:10.0.0.0/8"], "to": ["db"], "services": ["tcp/80"]"#],
+        "\"a\" matches",
+    );
     covered(&[any, r#""from": ["user:ann"], "to": ["*"], "when": { "posture": ["p"] }"#], "\"a\" matches");
     // By what the directory and the policy know of users, devices and groups.
-    covered(&[r#""from": ["group:eng"], "to": ["*"]"#, r#""from": ["user:bob", "device:laptop"], "to": ["*"]"#], "\"a\" matches");
+    covered(
+        &[r#""from": ["group:eng"], "to": ["*"]"#, r#""from": ["user:bob", "device:laptop"], "to": ["*"]"#],
+        "\"a\" matches",
+    );
     covered(&[r#""from": ["group:all"], "to": ["*"]"#, r#""from": ["group:eng"], "to": ["db"]"#], "\"a\" matches");
     covered(&[r#""from": ["user:bob"], "to": ["*"]"#, r#""from": ["device:phone"], "to": ["db"]"#], "\"a\" matches");
-    covered(&[r#""from": ["net:10.0.0.0/8"], "to": ["*"]"#, r#""from": ["net:10.1.0.0/16"], "to": ["db"]"#], "\"a\" matches");
+    covered(
+        &[r#""from": ["net:10.0.0.0/8"], "to": ["*"]"#, r#""from": ["net:10.1.0.0/16"], "to": ["db"]"#],
+        "\"a\" matches",
+    );
     // Together: halves of a network, halves of the ports, and one rule for each source.
     let half = |net: &str| format!("\"from\": [\"*\"], \"to\": [\"{net}\"]");
     covered(&[&half("10.0.0.0/9"), &half("10.128.0.0/9"), &half("10.0.0.0/8")], "\"a\" and \"b\" match");
     let ports = |ports: &str| format!("\"from\": [\"*\"], \"to\": [\"10.0.0.0/8\"], \"services\": [\"tcp/{ports}\"]");
     covered(&[&ports("1-99"), &ports("100-200"), &ports("90-110")], "\"a\" and \"b\" match");
     covered(
-        &[r#""from": ["user:ann"], "to": ["*"]"#, r#""from": ["user:bob"], "to": ["*"]"#, r#""from": ["user:ann", "user:bob"], "to": ["db"]"#],
+        &[
+            r#""from": ["user:ann"], "to": ["*"]"#,
+            r#""from": ["user:bob"], "to": ["*"]"#,
+            r#""from": ["user:ann", "user:bob"], "to": ["db"]"#,
+        ],
         "\"a\" and \"b\" match",
     );
     // Under the same condition, or within it.
     let when = |when: &str| format!("{any}, \"when\": {{ {when} }}");
     covered(&[&when(r#""posture": ["p"]"#), &when(r#""posture": ["p"], "days": "mon""#)], "\"a\" matches");
-    covered(&[&when(r#""days": "mon-fri", "hours": "08:00-18:00""#), &when(r#""days": "tue", "hours": "08:00-18:00""#)], "\"a\" matches");
-    covered(&[&when(r#""not_after": "2030-01-01T00:00:00Z""#), &when(r#""not_after": "2029-01-01T00:00:00Z""#)], "\"a\" matches");
+    covered(
+        &[&when(r#""days": "mon-fri", "hours": "08:00-18:00""#), &when(r#""days": "tue", "hours": "08:00-18:00""#)],
+        "\"a\" matches",
+    );
+    covered(
+        &[&when(r#""not_after": "2030-01-01T00:00:00Z""#), &when(r#""not_after": "2029-01-01T00:00:00Z""#)],
+        "\"a\" matches",
+    );
     // Its own exception is what an earlier rule leaves.
     covered(
-        &[r#""from": ["*"], "not_from": ["user:bob"], "to": ["*"], "not_to": ["10.1.0.0/16"]"#,
-          r#""from": ["*"], "not_from": ["user:bob"], "to": ["*"], "not_to": ["10.0.0.0/8"]"#],
+        &[
+            r#""from": ["*"], "not_from": ["user:bob"], "to": ["*"], "not_to": ["10.1.0.0/16"]"#,
+            r#""from": ["*"], "not_from": ["user:bob"], "to": ["*"], "not_to": ["10.0.0.0/8"]"#,
+        ],
         "\"a\" matches",
     );
 }
@@ -122,8 +144,14 @@ fn rules_that_something_is_left_for_are_not() {
 
 #[test]
 fn rules_that_exclude_themselves_are_named() {
-    let said = of_rules(&[r#""from": ["*"], "to": ["*"]"#, r#""from": ["user:ann"], "to": ["10.0.0.0/9"], "not_to": ["10.0.0.0/8"]"#]);
-    assert_eq!(said, [r#"5:1: rules[1]: rule "b" never decides: nothing is left of its "to" by its services and "not_to""#]);
+    let said = of_rules(&[
+        r#""from": ["*"], "to": ["*"]"#,
+        r#""from": ["user:ann"], "to": ["10.0.0.0/9"], "not_to": ["10.0.0.0/8"]"#,
+    ]);
+    assert_eq!(
+        said,
+        [r#"5:1: rules[1]: rule "b" never decides: nothing is left of its "to" by its services and "not_to""#]
+    );
     let said = of_rules(&[r#""from": ["*"], "to": ["db"], "services": ["udp/80"], "mode": "audit""#]);
     assert!(said.iter().any(|line| line.contains(r#"rule "a" never reports: nothing is left"#)), "{said:?}");
     let said = of_rules(&[r#""from": ["user:ann"], "not_from": ["user:ann"], "to": ["db"]"#]);
@@ -137,7 +165,9 @@ fn resources_and_tests_that_nobody_thought_of() {
             "{{ \"version\": 1, \"resources\": {{ \"db\": {{ \"addresses\": [\"10.0.5.12\"], \"services\": [\"tcp/5432\"] }} }},\n\"rules\": [{rules}] }}"
         ))
     };
-    let rule = |action: &str, members: &str| format!("{{ \"id\": \"{action}\", \"action\": \"{action}\", \"from\": [\"*\"], {members} }}");
+    let rule = |action: &str, members: &str| {
+        format!("{{ \"id\": \"{action}\", \"action\": \"{action}\", \"from\": [\"*\"], {members} }}")
+    };
     let unused = [r#"1:32: resources.db: resource "db": no rule uses it, and no allow rule lets anybody reach it"#];
     let unreached = [r#"1:32: resources.db: resource "db": no allow rule lets anybody reach it"#];
     assert_eq!(policy(""), unused);
@@ -153,7 +183,8 @@ fn resources_and_tests_that_nobody_thought_of() {
         let test = format!("{{ \"from\": \"ann\", \"to\": \"10.0.0.1:22/tcp\", \"expect\": \"deny\"{members} }}");
         warnings(&format!(
             "{{ \"version\": 1, \"rules\": [{}],\n\"tests\": [{test}] }}",
-            rule("deny", r#""to": ["10.0.0.1"], "when": { "posture": ["p"] }"#).replace(r#", "when": { "posture": ["p"] }"#, "")
+            rule("deny", r#""to": ["10.0.0.1"], "when": { "posture": ["p"] }"#)
+                .replace(r#", "when": { "posture": ["p"] }"#, "")
         ))
     };
     assert_eq!(test(""), [""; 0]);
@@ -180,8 +211,17 @@ fn ten_thousand_rules_are_looked_at_within_the_bound() {
 
 const NETS: [&str; 7] =
     ["10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "0.0.0.0/0", "fd00::/8", "10.1.2.3/32"];
-const ADDRESSES: [&str; 9] =
-    ["10.0.0.0", "10.1.2.3", "10.127.255.255", "10.128.0.0", "10.255.255.255", "11.0.0.0", "fd00::1", "fe00::", "0.0.0.0"];
+const ADDRESSES: [&str; 9] = [
+    "10.0.0.0",
+    "10.1.2.3",
+    "10.127.255.255",
+    "10.128.0.0",
+    "10.255.255.255",
+    "11.0.0.0",
+    "fd00::1",
+    "fe00::",
+    "0.0.0.0",
+];
 const SERVICES: [&str; 7] = ["tcp/1-99", "tcp/100-200", "tcp/50-150", "tcp/*", "icmp", "proto/47", "*"];
 const ASKED: [Service; 8] = [
     Service::Tcp(0),
@@ -195,11 +235,22 @@ const ASKED: [Service; 8] = [
 ];
 
 fn rule() -> impl Strategy<Value = Value> {
-    let sources = vec!["*", "user:ann", "user:bob", "group:eng", "group:dba", "group:all", "device:laptop", "device:phone",
-        "net:10.0.0.0/8", "net:10.1.0.0/16"];
+    let sources = vec![
+        "*",
+        "user:ann",
+        "user:bob",
+        "group:eng",
+        "group:dba",
+        "group:all",
+        "device:laptop",
+        "device:phone",
+        "net:10.0.0.0/8",
+        "net:10.1.0.0/16",
+    ];
     let targets = vec!["*", "db", "10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "0.0.0.0/0", "fd00::/8"];
     let not = |list: &[&'static str]| list.iter().copied().filter(|entry| *entry != "*").collect::<Vec<_>>();
-    let when = vec![json!({ "posture": ["p"] }), json!({ "days": "mon" }), json!({ "not_after": "2027-06-01T00:00:00Z" })];
+    let when =
+        vec![json!({ "posture": ["p"] }), json!({ "days": "mon" }), json!({ "not_after": "2027-06-01T00:00:00Z" })];
     (
         subsequence(sources.clone(), 1..4),
         prop::option::weighted(0.15, subsequence(not(&sources), 1..2)),

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use portcullis_policy::{Identity, Ruleset};
 use portcullis_policy::json::Problem;
+use portcullis_policy::{Identity, Ruleset};
 
 use crate::config::Config;
 use crate::files::{self, ReadError};

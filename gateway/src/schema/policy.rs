@@ -1,5 +1,8 @@
 //! `policy.json`.
-#![expect(missing_docs, reason = "what documents a key is what the schema says of it, and some say enough by their name")]
+#![expect(
+    missing_docs,
+    reason = "what documents a key is what the schema says of it, and some say enough by their name"
+)]
 
 use std::collections::BTreeMap;
 

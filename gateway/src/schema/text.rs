@@ -54,7 +54,8 @@ macro_rules! time {
 }
 
 /// Neither empty nor with a control character, nor with space around.
-pub const NAME: &str = "^[^\\s\u{0}-\u{1f}\u{7f}-\u{9f}]([^\u{0}-\u{1f}\u{7f}-\u{9f}]*[^\\s\u{0}-\u{1f}\u{7f}-\u{9f}])?$";
+pub const NAME: &str =
+    "^[^\\s\u{0}-\u{1f}\u{7f}-\u{9f}]([^\u{0}-\u{1f}\u{7f}-\u{9f}]*[^\\s\u{0}-\u{1f}\u{7f}-\u{9f}])?$";
 /// The same without what makes an address.
 pub const RESOURCE_NAME: &str = "^(?![0-9.]*$)[^\\s:/*\u{0}-\u{1f}\u{7f}-\u{9f}]([^:/*\u{0}-\u{1f}\u{7f}-\u{9f}]*[^\\s:/*\u{0}-\u{1f}\u{7f}-\u{9f}])?$";
 

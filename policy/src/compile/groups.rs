@@ -3,9 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::Context;
 use super::names::check_label;
 use super::rule::require;
-use super::Context;
 use crate::groups::{Groups, Member};
 use crate::json::{Node, quoted};
 
@@ -174,7 +174,8 @@ mod tests {
     }
 
     fn groups(groups: &Value, tests: &Value) -> Result<Ruleset, Vec<String>> {
-        let rule = json!({ "id": "r", "action": "allow", "from": ["group:tech"], "not_from": ["group:out"], "to": ["*"] });
+        let rule =
+            json!({ "id": "r", "action": "allow", "from": ["group:tech"], "not_from": ["group:out"], "to": ["*"] });
         compile(&json!({ "version": 1, "groups": groups, "rules": [rule], "tests": tests }).to_string())
     }
 
@@ -182,7 +183,8 @@ mod tests {
     fn members_of_members_are_members() {
         let test = |user: &str, expect: &str| json!({ "from": user, "to": "10.0.0.1:22/tcp", "expect": expect });
         let nested = json!({ "tech": ["group:eng"], "eng": ["group:dba", "user:eve"], "out": ["user:eve"] });
-        let ruleset = groups(&nested, &json!([test("ann", "allow"), test("bob", "allow"), test("eve", "deny")])).unwrap();
+        let ruleset =
+            groups(&nested, &json!([test("ann", "allow"), test("bob", "allow"), test("eve", "deny")])).unwrap();
         for (user, groups, all) in [
             // The directory's group of the same name has the members of both.
             ("ann", own(&["dba"]), own(&["dba", "eng", "tech"])),
@@ -209,10 +211,7 @@ mod tests {
         // What leads into the cycle is no part of it, and each cycle is one problem.
         refused(
             "\"a\": [\"group:b\"],\n\"b\": [\"group:c\", \"group:d\"],\n\"c\": [\"group:b\"],\n\"d\": [\"group:b\"]",
-            &[
-                &format!("4:7: groups.c[0]: {cycle}: b → c → b"),
-                &format!("5:7: groups.d[0]: {cycle}: b → d → b"),
-            ],
+            &[&format!("4:7: groups.c[0]: {cycle}: b → c → b"), &format!("5:7: groups.d[0]: {cycle}: b → d → b")],
         );
         // A group that is a member of two is no cycle.
         assert!(compile(r#"{"version": 1, "rules": [], "groups": {"a": ["group:b", "group:c"], "b": ["group:c"], "c": ["user:ann"]}}"#).is_ok());
@@ -229,7 +228,10 @@ mod tests {
         assert_eq!(ruleset.groups_of("eve", &own(&[])).len(), 100_000);
         let problems = chain("group:g99999").unwrap_err();
         assert_eq!(problems.len(), 1);
-        assert!(problems[0].contains(": g0 → g99999 → g99998") && problems[0].ends_with("(99968 more) → g0"), "{problems:?}");
+        assert!(
+            problems[0].contains(": g0 → g99999 → g99998") && problems[0].ends_with("(99968 more) → g0"),
+            "{problems:?}"
+        );
     }
 
     #[test]
@@ -249,9 +251,6 @@ mod tests {
         assert!(compile(5).is_ok());
         let problems = compile(6).unwrap_err();
         assert_eq!(problems.len(), 1, "{problems:?}");
-        assert_eq!(
-            problems[0].to_string(),
-            "1:34: groups: the groups add more than 524288 memberships of users"
-        );
+        assert_eq!(problems[0].to_string(), "1:34: groups: the groups add more than 524288 memberships of users");
     }
 }

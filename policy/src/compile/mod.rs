@@ -69,13 +69,17 @@ pub(crate) fn compile(
         };
         let rules = object.read("rules", |node| rule::rules(node, &names));
         let tests = object.read_or("tests", Vec::new(), |node| node.list(|node| testcase::read(node, &names)));
-        (schema?, version?);
+        schema?;
+        version?;
         let mut ruleset = Ruleset::new(revision, rules?, names.groups.groups);
         let mut warnings = Vec::new();
         for test in tests? {
             test.check_rule(&ruleset);
             if document.is_good() && test.run(&ruleset, now) == Some(Undecided) {
-                warnings.push((test.node().clone(), "no rule decides this test, it is denied because none matches".to_owned()));
+                warnings.push((
+                    test.node().clone(),
+                    "no rule decides this test, it is denied because none matches".to_owned(),
+                ));
             }
         }
         if document.is_good() {

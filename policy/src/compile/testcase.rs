@@ -80,7 +80,8 @@ fn asker(node: &Node<'_>, names: &Names<'_>) -> Option<Asker> {
         };
         let mut identity = device.identity.clone();
         // What the directory says of the user: an identity may have groups that another policy gave it.
-        let own = context.users.get(&*identity.user).map_or_else(|| Arc::clone(&identity.groups), |user| user.groups.into());
+        let own =
+            context.users.get(&*identity.user).map_or_else(|| Arc::clone(&identity.groups), |user| user.groups.into());
         identity.groups = groups(&identity.user, &own);
         return Some(Asker { identity, disabled: device.disabled, source: device.source });
     }

@@ -259,7 +259,16 @@ pub(crate) fn questions(nets: &[String]) -> impl Strategy<Value = Question> + us
     let fact = |values: Vec<Value>| prop::option::of(select(values));
     let posture = (
         fact(vec![json!(true), json!(false)]),
-        fact(vec![json!("14"), json!("14.1"), json!("14.1.0"), json!("9.9"), json!("15"), json!("new"), json!(15), json!(14.1)]),
+        fact(vec![
+            json!("14"),
+            json!("14.1"),
+            json!("14.1.0"),
+            json!("9.9"),
+            json!("15"),
+            json!("new"),
+            json!(15),
+            json!(14.1),
+        ]),
         fact(vec![json!("linux"), json!("windows"), json!(true)]),
         fact(vec![json!(7), json!(7.0), json!(6.5), json!("7"), json!("6.5.1")]),
     );

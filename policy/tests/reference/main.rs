@@ -8,7 +8,8 @@ mod reading;
 use std::collections::{BTreeMap, BTreeSet};
 
 use generate::{
-    DEVICES, GROUPS, POSTURES, Question, USERS, few_nets, instants, large_policies, nested_nets, policies, questions, when,
+    DEVICES, GROUPS, POSTURES, Question, USERS, few_nets, instants, large_policies, nested_nets, policies, questions,
+    when,
 };
 use jiff::{SignedDuration, Timestamp};
 use portcullis_policy::{Context, Identity, KnownDevice, KnownUser, Outcome, Request, Revision, Ruleset, Service};

@@ -19,15 +19,33 @@ use reading::{Answer, reference};
 const USERS: [&str; 3] = ["ann", "bob", "eve"];
 const GROUPS: [&str; 3] = ["dba", "eng", "ops"];
 const SOURCES: [&str; 12] = [
-    "*", "user:ann", "user:bob", "group:dba", "group:eng", "group:ops", "group:all", "group:tech", "net:10.0.0.0/8",
-    "net:10.1.2.3/32", "net:fd00::/8", "net:0.0.0.0/0",
+    "*",
+    "user:ann",
+    "user:bob",
+    "group:dba",
+    "group:eng",
+    "group:ops",
+    "group:all",
+    "group:tech",
+    "net:10.0.0.0/8",
+    "net:10.1.2.3/32",
+    "net:fd00::/8",
+    "net:0.0.0.0/0",
 ];
 const TARGETS: [&str; 9] =
     ["*", "db", "web", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "192.0.2.128/25", "fd00::/8", "0.0.0.0/0"];
 const SERVICES: [&str; 10] =
     ["*", "tcp/443", "tcp/100-200", "tcp/201", "tcp/*", "udp/1-1024", "udp/65535", "icmp", "proto/47", "proto/0"];
 const ADDRESSES: [&str; 10] = [
-    "10.0.0.0", "10.1.2.3", "10.1.2.4", "10.255.255.255", "9.255.255.255", "192.0.2.127", "192.0.2.128", "fd00::1", "fe00::",
+    "10.0.0.0",
+    "10.1.2.3",
+    "10.1.2.4",
+    "10.255.255.255",
+    "9.255.255.255",
+    "192.0.2.127",
+    "192.0.2.128",
+    "fd00::1",
+    "fe00::",
     "255.255.255.255",
 ];
 const MEMBERS: [&str; 5] = ["user:ann", "user:bob", "user:eve", "group:dba", "group:eng"];
@@ -35,7 +53,11 @@ const DAYS: [&str; 5] = ["mon-fri", "sat,sun", "sun", "fri-mon", "mon,wed-thu"];
 const HOURS: [&str; 5] = ["08:00-18:00", "22:00-06:00", "02:00-03:00", "00:00-00:01", "23:59-00:00"];
 const ZONES: [&str; 4] = ["UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe"];
 const INSTANTS: [&str; 5] = [
-    "2027-01-01T00:00:00Z", "2027-03-28T01:00:00Z", "2027-04-03T15:00:00Z", "2027-10-31T01:00:00Z", "2027-11-07T04:30:00Z",
+    "2027-01-01T00:00:00Z",
+    "2027-03-28T01:00:00Z",
+    "2027-04-03T15:00:00Z",
+    "2027-10-31T01:00:00Z",
+    "2027-11-07T04:30:00Z",
 ];
 /// The most rules of a policy and questions asked.
 const MOST: u8 = 24;
@@ -81,13 +103,14 @@ fn pick<'a>(input: &mut Input<'_>, from: &[&'a str]) -> &'a str {
 /// One to four different entries; none that is `*` when these are exceptions.
 fn some<'a>(input: &mut Input<'_>, from: &[&'a str], exceptions: bool) -> Vec<&'a str> {
     let count = 1 + input.byte() % 4;
-    let all: BTreeSet<&str> = (0..count).map(|_| pick(input, from)).filter(|entry| !exceptions || *entry != "*").collect();
+    let all: BTreeSet<&str> =
+        (0..count).map(|_| pick(input, from)).filter(|entry| !exceptions || *entry != "*").collect();
     all.into_iter().collect()
 }
 
 fn policy(input: &mut Input<'_>) -> Value {
     let groups = json!({ "tech": some(input, &MEMBERS, false), "all": ["group:tech", pick(input, &MEMBERS)] });
-    let mut resource = |input: &mut Input<'_>| {
+    let resource = |input: &mut Input<'_>| {
         let mut resource = json!({ "addresses": some(input, &TARGETS[3..], false) });
         if input.byte() % 2 == 1 {
             resource["services"] = some(input, &SERVICES, false).into();
@@ -102,7 +125,8 @@ fn policy(input: &mut Input<'_>) -> Value {
 
 fn rule(input: &mut Input<'_>, number: u8) -> Value {
     let kind = input.byte();
-    let mut rule = json!({ "id": format!("r{number}"), "from": some(input, &SOURCES, false), "to": some(input, &TARGETS, false) });
+    let mut rule =
+        json!({ "id": format!("r{number}"), "from": some(input, &SOURCES, false), "to": some(input, &TARGETS, false) });
     rule["action"] = if kind & 1 == 0 { "allow" } else { "deny" }.into();
     rule["mode"] = if kind & 2 == 0 { "enforce" } else { "audit" }.into();
     match kind & 5 {
@@ -156,7 +180,12 @@ fn identity(input: &mut Input<'_>) -> Identity {
     Identity {
         device: "laptop".into(),
         user: pick(input, &USERS).into(),
-        groups: GROUPS.iter().enumerate().filter(|(bit, _)| groups & 1 << bit != 0).map(|(_, name)| Arc::from(*name)).collect(),
+        groups: GROUPS
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| groups & 1 << bit != 0)
+            .map(|(_, name)| Arc::from(*name))
+            .collect(),
         posture: facts
             .into_iter()
             .map(|(name, values)| (name.to_owned(), values[usize::from(input.byte()) % 3].clone()))
@@ -208,7 +237,8 @@ mod tests {
     #[test]
     fn seeds_ask_what_rules_decide() {
         for number in 1..=6_u64 {
-            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("corpus/evaluate/random-{number}"));
+            let file =
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("corpus/evaluate/random-{number}"));
             if std::env::var_os("PORTCULLIS_WRITE_SEEDS").is_some() {
                 std::fs::write(&file, seed(number)).unwrap();
             }

@@ -32,9 +32,9 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: [(&str, Target); 7] = [
     ("packet", packet),
     ("policy", policy),
-    ("evaluate", evaluate),
     ("directory", directory),
     ("config", config),
     ("stack", stack),
     ("datagram", datagram),
+    ("evaluate", evaluate),
 ];
