@@ -374,6 +374,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_policy_does_not_mean_is_warned_about() {
+        let (dir, path) = files();
+        fs::write(dir.path().join("directory.json"), "{ \"users\": { \"ann\": {} }, \"devices\": {} }").unwrap();
+        let rule = |id: &str| {
+            format!(
+                "\n{{ \"id\": \"{id}\", \"action\": \"deny\", \"from\": [\"user:ann\"], \"to\": [\"10.0.0.0/8\"] }}"
+            )
+        };
+        let policy = dir.path().join("policy.json");
+        let text = format!("{{ \"version\": 1, \"rules\": [ {}, {} ] }}", rule("a"), rule("b"));
+        fs::write(&policy, text).unwrap();
+        let report = check(&path);
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        let expected = "rule \"b\" never decides: \"a\" matches first everything it could";
+        assert_eq!(report.warnings, [format!("{}:3:1: rules[1]: {expected}", policy.display())]);
+    }
+
+    #[test]
     fn exposed_metrics_and_readable_keys_are_warned_about() {
         let (dir, path) = files();
         let text = fs::read_to_string(&path).unwrap().replace("127.0.0.1:9464", "0.0.0.0:9464");
