@@ -298,7 +298,7 @@ fn all_requests(ruleset: &Ruleset, mut ask: impl FnMut(&Request<'_>, Timestamp))
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_warned_about_never_happens(mut rules in prop::collection::vec(rule(), 2..8), offered in subsequence(SERVICES.to_vec(), 1..3), net in select(NETS.to_vec())) {
