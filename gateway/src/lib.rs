@@ -52,6 +52,7 @@ pub mod offramp;
 pub mod onramp;
 pub mod prefix;
 pub mod rulesets;
+pub mod schema;
 pub mod shard;
 pub mod signals;
 pub mod state;

@@ -301,7 +301,11 @@ fn compile(
         .map_err(|problems| in_file(&config.directory, problems))?;
     let ruleset = Ruleset::compile(texts.policy.as_bytes(), &policy_context(config, &directory), revision, now)
         .map_err(|problems| in_file(&config.policy, problems))?;
-    Ok(Snapshot { ruleset: Arc::new(ruleset), directory: Arc::new(directory), own_addresses })
+    for warning in ruleset.warnings() {
+        tracing::warn!(warning = %warning.in_file(config.policy.display()), "policy");
+    }
+    let directory = Arc::new(directory.in_groups_of(&ruleset));
+    Ok(Snapshot { ruleset: Arc::new(ruleset), directory, own_addresses })
 }
 
 fn in_file(path: &Path, problems: Vec<json::Problem>) -> Vec<Problem> {

@@ -10,7 +10,8 @@ pub struct Identity {
     pub device: Arc<str>,
     /// Name of the user the device belongs to.
     pub user: Arc<str>,
-    /// Groups of the user, sorted, without repetition.
+    /// Every group the user is in, through the directory and through the policy, sorted, without repetition
+    /// ([`Ruleset::groups_of`](crate::Ruleset::groups_of)).
     pub groups: Arc<[Arc<str>]>,
     /// Posture facts of the device (JSON booleans, strings or numbers).
     pub posture: BTreeMap<String, serde_json::Value>,

@@ -21,11 +21,16 @@
 //!   clock could change what any rule asked so far says. Until then the same question has the same answer, and a flow needs to
 //!   be judged again only then or when the policy or directory changes.
 //! - [`Ruleset::explain`] asks every rule up to the deciding one, without the index, and says what each would have needed.
+//! - What is good and yet surely not meant, such as a rule that earlier ones leave nothing, is a warning (`lint`,
+//!   [`Ruleset::warnings`]).
 //! - A [`Permit`] can be made only here, and the gateway dials nothing without one.
 //!
 //! # What selectors mean
 //!
 //! - `from`: any one entry selects; `not_from`: none may. Posture names in `when.posture` must all hold.
+//! - A group of the policy (`groups`) has users and groups as members, and those of a group are its own too, however deep; a cycle
+//!   is refused. Where the directory has a group of the same name, it is one group with the members of both: what the policy
+//!   adds can never take somebody out. Rules, tests, explanations and the flow log see all groups of a user alike.
 //! - `to`: a prefix holds every service, a resource only its own; the rule's `services` narrow both. In `not_to` a resource
 //!   likewise stands for its addresses with its services.
 //! - `days` and `hours` follow the clock on the wall in `zone`; a window past midnight belongs to the day on which it begins.
@@ -38,9 +43,11 @@
 pub mod address;
 mod compile;
 mod explain;
+mod groups;
 pub mod identity;
 mod index;
 pub mod json;
+mod lint;
 mod posture;
 mod request;
 mod rule;

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::compile::{self, Context};
+use crate::groups::Groups;
 use crate::index::Index;
 use crate::json::Problem;
+use crate::lint::{self, Finding};
 use crate::rule::{Action, Rule};
 use crate::schedule::earliest;
+use crate::set::Resource;
 use crate::{Denial, Explanation, Request, Revision, Verdict};
 
 /// A compiled, immutable policy.
@@ -16,7 +19,9 @@ use crate::{Denial, Explanation, Request, Revision, Verdict};
 pub struct Ruleset {
     revision: Revision,
     rules: Box<[Rule]>,
+    groups: Groups,
     index: Index,
+    warnings: Box<[Problem]>,
 }
 
 /// What a listing shows of a rule.
@@ -47,8 +52,23 @@ impl Ruleset {
         compile::compile(text, context, revision, now)
     }
 
-    pub(crate) fn new(revision: Revision, rules: Vec<Rule>) -> Self {
-        Self { revision, index: Index::new(&rules), rules: rules.into() }
+    pub(crate) fn new(revision: Revision, rules: Vec<Rule>, groups: Groups) -> Self {
+        Self { revision, groups, index: Index::new(&rules), rules: rules.into(), warnings: [].into() }
+    }
+
+    pub(crate) fn findings(&self, context: &Context<'_>, resources: Vec<&Arc<Resource>>) -> Vec<Finding> {
+        lint::findings(&self.rules, &self.index, &self.groups, context, resources.into_iter())
+    }
+
+    pub(crate) fn warn(&mut self, warnings: Vec<Problem>) {
+        self.warnings = warnings.into();
+    }
+
+    /// What is no mistake and yet surely not meant, in the order of the document: rules that never decide because earlier
+    /// ones decide everything they could, resources that nobody may reach, tests that no rule decides. A warning is always
+    /// right for the directory that was compiled against; what is costly to find out is not warned about.
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
     }
 
     /// The revision it was compiled as.
@@ -74,6 +94,13 @@ impl Ruleset {
             audit: rule.audit,
             description: rule.description.as_ref(),
         })
+    }
+
+    /// Every group that a user is in: those that the directory gives (`own`) and those of this policy that name the user or
+    /// one of the user's groups, however deep. Sorted, without repetition; it is what [`Identity::groups`](crate::Identity)
+    /// must hold for this policy.
+    pub fn groups_of(&self, user: &str, own: &Arc<[Arc<str>]>) -> Arc<[Arc<str>]> {
+        self.groups.of(user, own)
     }
 
     /// The verdict on `request` at `now`: the first rule that matches decides, none is a denial.

@@ -267,6 +267,20 @@ impl Times {
         ((!open).then_some(Untimely::Closed), earliest(change, self.not_after))
     }
 
+    /// Whether these surely hold whenever `other` does: its bounds lie within these, and its window is the same or on fewer days.
+    pub(crate) fn hold_whenever(&self, other: &Self) -> bool {
+        let start = self.not_before.is_none_or(|start| other.not_before.is_some_and(|other| start <= other));
+        let end = self.not_after.is_none_or(|end| other.not_after.is_some_and(|other| other <= end));
+        let open = match (&self.schedule, &other.schedule) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(this), Some(other)) => {
+                this.zone == other.zone && this.hours == other.hours && this.days.union(other.days) == this.days
+            }
+        };
+        start && end && open
+    }
+
     /// What the clock says to the condition, and what it would have to say.
     pub(crate) fn sentence(&self, untimely: Untimely, now: Timestamp) -> (String, String) {
         let instant = |edge: Option<Timestamp>| edge.map(|edge| edge.to_string()).unwrap_or_default();

@@ -145,6 +145,8 @@ fn check(path: &Path) -> Report {
     let context = policy_context(&config, &directory);
     match Ruleset::compile(text.as_bytes(), &context, Revision(1), Timestamp::now()) {
         Ok(ruleset) => {
+            let warnings = ruleset.warnings().iter();
+            report.warnings.extend(warnings.map(|warning| warning.in_file(config.policy.display()).to_string()));
             if ruleset.is_empty() {
                 report.warnings.push(format!("{} has no rules, so everything is denied", config.policy.display()));
             }
@@ -369,6 +371,24 @@ mod tests {
         assert_eq!(problems(&path).len(), 1);
         policy("deny");
         assert_eq!(check(&path).counts, Some(Counts { users: 1, devices: 0, rules: 0, tests: 1 }));
+    }
+
+    #[test]
+    fn what_a_policy_does_not_mean_is_warned_about() {
+        let (dir, path) = files();
+        fs::write(dir.path().join("directory.json"), "{ \"users\": { \"ann\": {} }, \"devices\": {} }").unwrap();
+        let rule = |id: &str| {
+            format!(
+                "\n{{ \"id\": \"{id}\", \"action\": \"deny\", \"from\": [\"user:ann\"], \"to\": [\"10.0.0.0/8\"] }}"
+            )
+        };
+        let policy = dir.path().join("policy.json");
+        let text = format!("{{ \"version\": 1, \"rules\": [ {}, {} ] }}", rule("a"), rule("b"));
+        fs::write(&policy, text).unwrap();
+        let report = check(&path);
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        let expected = "rule \"b\" never decides: \"a\" matches first everything it could";
+        assert_eq!(report.warnings, [format!("{}:3:1: rules[1]: {expected}", policy.display())]);
     }
 
     #[test]

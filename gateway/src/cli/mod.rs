@@ -13,6 +13,7 @@ pub mod kill;
 pub mod output;
 pub mod reload;
 pub mod run;
+pub mod schema;
 pub mod status;
 
 use std::ffi::OsString;
@@ -58,6 +59,8 @@ pub enum Command {
     /// Ask the policy
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Print the JSON Schema of policy.json or directory.json, for editors
+    Schema(schema::SchemaArgs),
 }
 
 /// `--config`, which every verb takes.
@@ -291,6 +294,7 @@ fn dispatch(command: Command) -> ExitStatus {
         Command::Flows(args) => flows::run(args),
         Command::Kill(args) => kill::run(args),
         Command::Policy(PolicyCommand::Explain(args)) => explain::run(args),
+        Command::Schema(args) => schema::run(&args),
     }
 }
 

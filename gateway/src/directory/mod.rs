@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use portcullis_policy::Identity;
 use portcullis_policy::json::Problem;
+use portcullis_policy::{Identity, Ruleset};
 
 use crate::config::Config;
 use crate::files::{self, ReadError};
@@ -36,7 +36,7 @@ impl fmt::Debug for PresharedKey {
 /// One user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// Its groups, sorted, without repetition.
+    /// The groups the directory gives it, sorted, without repetition; a policy may add to them.
     pub groups: Arc<[Arc<str>]>,
     /// None of its devices may do anything.
     pub disabled: bool,
@@ -158,6 +158,22 @@ impl Directory {
             Arc::clone(barred)
         });
         Some(Self::assemble(self.users.clone(), devices.collect()))
+    }
+
+    /// The same directory with every device in the groups that `ruleset` puts its user into besides. What users say of
+    /// themselves stays as the file has it, so that another policy begins from there.
+    pub fn in_groups_of(self, ruleset: &Ruleset) -> Self {
+        let groups: BTreeMap<&Arc<str>, Arc<[Arc<str>]>> =
+            self.users.iter().map(|(name, user)| (name, ruleset.groups_of(name, &user.groups))).collect();
+        let device = |device: &Arc<Device>| match groups.get(&device.identity.user) {
+            Some(groups) if *groups != device.identity.groups => {
+                let identity = Identity { groups: Arc::clone(groups), ..device.identity.clone() };
+                Arc::new(Device { identity, ..Device::clone(device) })
+            }
+            Some(_) | None => Arc::clone(device),
+        };
+        let devices = self.devices().map(device).collect();
+        Self::assemble(self.users.clone(), devices)
     }
 
     /// The devices that may do something at `now`, and nothing any more by `next`: they are gone from it, barred in it,

@@ -25,7 +25,8 @@ type Users = BTreeMap<Arc<str>, User>;
 pub(super) fn read(text: &str, context: &DirectoryContext) -> Result<(Users, Vec<Device>), Vec<Problem>> {
     let document = Document::parse(text.as_bytes())?;
     let read = || {
-        let root = document.root().object(&["users", "devices"])?;
+        let root = document.root().object(&["$schema", "users", "devices"])?;
+        root.read_or("$schema", None, |node| node.string().map(Some));
         let users = root.required("users").and_then(|node| users(&node));
         let mut reader = DeviceReader { users: users.as_ref(), context, seen: Seen::default() };
         let devices = root.required("devices").and_then(|node| reader.devices(&node));

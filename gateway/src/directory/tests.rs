@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use portcullis_policy::{Context, KnownUser, Revision};
+
 use super::*;
 use crate::keys::encode_key;
 
@@ -461,4 +463,31 @@ fn ten_thousand_devices_are_found() {
     assert_eq!(&*device.identity.device, "d9999");
     let allocated = allocate::allocate(&directory, &context()).unwrap();
     assert_eq!(allocated, ["100.96.39.18".parse::<IpAddr>().unwrap(), "fd00:96::2".parse().unwrap()]);
+}
+
+#[test]
+fn a_policy_adds_to_the_groups_of_devices() {
+    let directory = parse(&with_devices(
+        "\"d\": { \"user\": \"ann\", \"networks\": [\"10.0.0.0/8\"] },\n\"e\": { \"user\": \"bob\", \"networks\": [\"11.0.0.0/8\"] }",
+    ))
+    .unwrap();
+    let own = Arc::clone(&directory.user("ann").unwrap().groups);
+    let policy = |groups: &str| {
+        let users = ["ann", "bob"]
+            .map(|name| (name, KnownUser { groups: &directory.user(name).unwrap().groups, disabled: false }));
+        let context = Context { users: users.into(), ..Context::default() };
+        let text = format!("{{ \"version\": 1, \"rules\": [], \"groups\": {{ {groups} }} }}");
+        Ruleset::compile(text.as_bytes(), &context, Revision(1), Timestamp::UNIX_EPOCH).unwrap()
+    };
+    let (nested, none) = (policy(r#""out": ["group:in"], "in": ["user:ann"]"#), policy(""));
+    let unchanged = Arc::clone(directory.device("e").unwrap());
+    let directory = directory.in_groups_of(&nested);
+    let groups: Vec<&str> = directory.device("d").unwrap().identity.groups.iter().map(|group| &**group).collect();
+    assert!(groups.contains(&"in") && groups.contains(&"out"), "{groups:?}");
+    assert!(Arc::ptr_eq(directory.device("e").unwrap(), &unchanged));
+    let barred = directory.barring("d").unwrap();
+    assert_eq!(barred.device("d").unwrap().identity.groups, directory.device("d").unwrap().identity.groups);
+    // The next policy begins from what the file says.
+    assert_eq!(directory.user("ann").unwrap().groups, own);
+    assert_eq!(directory.in_groups_of(&none).device("d").unwrap().identity.groups, own);
 }

@@ -13,7 +13,7 @@ pub struct Context<'a> {
     pub users: BTreeMap<&'a str, KnownUser<'a>>,
     /// Devices by name.
     pub devices: BTreeMap<&'a str, KnownDevice<'a>>,
-    /// Groups that users are in.
+    /// Groups that users are in, without those that a policy defines.
     pub groups: BTreeSet<&'a str>,
     /// Off-ramps, `direct` included.
     pub offramps: BTreeSet<&'a str>,
@@ -22,7 +22,7 @@ pub struct Context<'a> {
 /// A user, for tests that ask as one.
 #[derive(Debug, Clone, Copy)]
 pub struct KnownUser<'a> {
-    /// Groups of the user.
+    /// Groups that the directory gives the user.
     pub groups: &'a [Arc<str>],
     /// Whether the user may do nothing at all.
     pub disabled: bool,

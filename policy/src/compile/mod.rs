@@ -1,9 +1,11 @@
 //! From `policy.json` to a ruleset.
 
 mod context;
+mod groups;
 mod names;
 mod rule;
 mod testcase;
+mod warn;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use jiff::Timestamp;
 
 pub use context::{Context, KnownDevice, KnownUser};
 use names::{check_label, check_resource_name};
+use testcase::Undecided;
 
 use crate::address::parse_net_or_address;
 use crate::json::{Document, Kind, Node, Object, Problem};
@@ -26,8 +29,20 @@ const VERSION: u64 = 1;
 /// reported again wherever the name is used.
 struct Names<'c> {
     context: &'c Context<'c>,
+    groups: groups::Defined,
     resources: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
     postures: BTreeMap<Arc<str>, Option<Arc<Posture>>>,
+}
+
+impl Names<'_> {
+    /// Whether the directory or the policy has the group.
+    fn has_group(&self, name: &str) -> bool {
+        self.context.groups.contains(name) || self.groups.names.contains(name)
+    }
+
+    fn group_names(&self) -> impl Iterator<Item = &str> {
+        self.groups.names.iter().map(|name| &**name).chain(self.context.groups.iter().copied())
+    }
 }
 
 pub(crate) fn compile(
@@ -38,21 +53,39 @@ pub(crate) fn compile(
 ) -> Result<Ruleset, Vec<Problem>> {
     let document = Document::parse(text)?;
     let read = || {
-        let object = document.root().object(&["version", "resources", "postures", "rules", "tests"])?;
+        let known = ["$schema", "version", "groups", "resources", "postures", "rules", "tests"];
+        let object = document.root().object(&known)?;
+        let schema = object.read_or("$schema", None, |node| node.string().map(Some));
         let version = object.read("version", version);
+        let groups = object.read_or("groups", groups::Defined::default(), |node| groups::read(node, context));
         let resources =
             object.read_or("resources", BTreeMap::new(), |node| definitions(node, check_resource_name, resource));
         let postures = object.read_or("postures", BTreeMap::new(), |node| definitions(node, check_label, posture));
-        let names = Names { context, resources: resources.unwrap_or_default(), postures: postures.unwrap_or_default() };
+        let names = Names {
+            context,
+            groups: groups.unwrap_or_default(),
+            resources: resources.unwrap_or_default(),
+            postures: postures.unwrap_or_default(),
+        };
         let rules = object.read("rules", |node| rule::rules(node, &names));
-        let tests = object.read_or("tests", Vec::new(), |node| node.list(|node| testcase::read(node, context)));
+        let tests = object.read_or("tests", Vec::new(), |node| node.list(|node| testcase::read(node, &names)));
+        schema?;
         version?;
-        let ruleset = Ruleset::new(revision, rules?);
+        let mut ruleset = Ruleset::new(revision, rules?, names.groups.groups);
+        let mut warnings = Vec::new();
         for test in tests? {
             test.check_rule(&ruleset);
-            if document.is_good() {
-                test.run(&ruleset, now);
+            if document.is_good() && test.run(&ruleset, now) == Some(Undecided) {
+                warnings.push((
+                    test.node().clone(),
+                    "no rule decides this test, it is denied because none matches".to_owned(),
+                ));
             }
+        }
+        if document.is_good() {
+            let resources: Vec<&Arc<Resource>> = names.resources.values().flatten().collect();
+            warnings.extend(warn::nodes(&object, ruleset.findings(context, resources)));
+            ruleset.warn(warn::placed(warnings));
         }
         Some(ruleset)
     };

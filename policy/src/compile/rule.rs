@@ -123,7 +123,7 @@ fn source(node: &Node<'_>, names: &Names<'_>) -> Option<SourceSelector> {
             Some(SourceSelector::User(name.into()))
         }
         Some(("group", name)) => {
-            require(context.groups.contains(name), node, "group", name, context.groups.iter().copied())?;
+            require(names.has_group(name), node, "group", name, names.group_names())?;
             Some(SourceSelector::Group(name.into()))
         }
         Some(("device", name)) => {
@@ -140,7 +140,7 @@ fn source(node: &Node<'_>, names: &Names<'_>) -> Option<SourceSelector> {
         None | Some(_) => {
             let of_kind = [
                 ("user", context.users.contains_key(text.as_str())),
-                ("group", context.groups.contains(text.as_str())),
+                ("group", names.has_group(&text)),
                 ("device", context.devices.contains_key(text.as_str())),
                 ("net", parse_net(&text).is_ok()),
             ];
@@ -167,7 +167,7 @@ fn target(node: &Node<'_>, names: &Names<'_>) -> Option<Target> {
 }
 
 /// Notes that a name does not exist, with the one that was probably meant.
-fn require<'a>(
+pub(super) fn require<'a>(
     exists: bool,
     node: &Node<'_>,
     kind: &str,

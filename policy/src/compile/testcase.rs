@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::Context;
+use super::Names;
 use crate::address::parse_address;
 use crate::json::{Node, Object, hint, quoted};
 use crate::request::parse_destination;
@@ -25,15 +25,19 @@ pub(super) struct TestCase<'d> {
     at: Option<Timestamp>,
 }
 
+/// No rule decided a test that names none: it shows what nobody wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Undecided;
+
 struct Asker {
     identity: Identity,
     disabled: bool,
     source: Option<IpAddr>,
 }
 
-pub(super) fn read<'d>(node: &Node<'d>, context: &Context<'_>) -> Option<TestCase<'d>> {
+pub(super) fn read<'d>(node: &Node<'d>, names: &Names<'_>) -> Option<TestCase<'d>> {
     let object = node.object(&["from", "source", "posture", "to", "expect", "rule", "at", "description"])?;
-    let asker = object.read("from", |node| asker(node, context));
+    let asker = object.read("from", |node| asker(node, names));
     let posture = posture(&object);
     let source = object.read_or("source", None, |node| node.parsed(parse_address).map(Some));
     let to = object.read("to", |node| node.parsed(parse_destination));
@@ -63,7 +67,9 @@ fn posture(object: &Object<'_>) -> Option<BTreeMap<String, serde_json::Value>> {
     })
 }
 
-fn asker(node: &Node<'_>, context: &Context<'_>) -> Option<Asker> {
+fn asker(node: &Node<'_>, names: &Names<'_>) -> Option<Asker> {
+    let context = names.context;
+    let groups = |user: &str, own| names.groups.groups.of(user, own);
     let text = node.string()?;
     if let Some(name) = text.strip_prefix("device:") {
         let Some(device) = context.devices.get(name) else {
@@ -72,22 +78,33 @@ fn asker(node: &Node<'_>, context: &Context<'_>) -> Option<Asker> {
             });
             return None;
         };
-        return Some(Asker { identity: device.identity.clone(), disabled: device.disabled, source: device.source });
+        let mut identity = device.identity.clone();
+        // What the directory says of the user: an identity may have groups that another policy gave it.
+        let own =
+            context.users.get(&*identity.user).map_or_else(|| Arc::clone(&identity.groups), |user| user.groups.into());
+        identity.groups = groups(&identity.user, &own);
+        return Some(Asker { identity, disabled: device.disabled, source: device.source });
     }
     let name = text.strip_prefix("user:").unwrap_or(&text);
     let Some(user) = context.users.get(name) else {
         node.problem_with(|| format!("there is no user {}{}", quoted(name), hint(name, context.users.keys().copied())));
         return None;
     };
-    let mut groups = user.groups.to_vec();
-    groups.sort_unstable();
-    groups.dedup();
-    let identity =
-        Identity { device: Arc::from(""), user: name.into(), groups: groups.into(), posture: BTreeMap::new() };
+    let identity = Identity {
+        device: Arc::from(""),
+        user: name.into(),
+        groups: groups(name, &user.groups.into()),
+        posture: BTreeMap::new(),
+    };
     Some(Asker { identity, disabled: user.disabled, source: None })
 }
 
-impl TestCase<'_> {
+impl<'d> TestCase<'d> {
+    /// The test in the document.
+    pub(super) fn node(&self) -> &Node<'d> {
+        &self.node
+    }
+
     /// Notes when the expected rule does not exist.
     pub(super) fn check_rule(&self, ruleset: &Ruleset) {
         let Some((node, rule)) = &self.rule else {
@@ -100,7 +117,7 @@ impl TestCase<'_> {
     }
 
     /// Notes when the ruleset answers otherwise than expected.
-    pub(super) fn run(&self, ruleset: &Ruleset, now: Timestamp) {
+    pub(super) fn run(&self, ruleset: &Ruleset, now: Timestamp) -> Option<Undecided> {
         let expected_rule = self.rule.as_ref().map(|(_, rule)| rule.as_str());
         let by = expected_rule.map(|rule| format!(" by rule {}", quoted(rule))).unwrap_or_default();
         let failed =
@@ -109,7 +126,7 @@ impl TestCase<'_> {
             if self.expect != Action::Deny || expected_rule.is_some() {
                 failed("the device or its user is disabled, which denies everything");
             }
-            return;
+            return None;
         }
         let unspecified = match self.destination {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -128,11 +145,12 @@ impl TestCase<'_> {
         };
         let decider = verdict.rule().map(|rule| &**rule);
         if action == self.expect && (expected_rule.is_none() || expected_rule == decider) {
-            return;
+            return decider.is_none().then_some(Undecided);
         }
         match decider {
             Some(rule) => failed(&format!("rule {} decides: {action}", quoted(rule))),
             None => failed("no rule matches: deny"),
         }
+        None
     }
 }

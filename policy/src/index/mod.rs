@@ -87,7 +87,7 @@ impl Index {
 }
 
 /// Services as numbers, so that a range of ports is a range of numbers.
-fn service_number(service: Service) -> u32 {
+pub(crate) fn service_number(service: Service) -> u32 {
     let (kind, number) = match service {
         Service::Tcp(port) => (0, port),
         Service::Udp(port) => (1, port),
@@ -95,6 +95,17 @@ fn service_number(service: Service) -> u32 {
         Service::Protocol(number) => (3, u16::from(number)),
     };
     kind << 16 | u32::from(number)
+}
+
+/// The service that has a number.
+pub(crate) fn service_of(number: u32) -> Service {
+    let port = u16::try_from(number & 0xffff).unwrap_or_default();
+    match number >> 16 {
+        0 => Service::Tcp(port),
+        1 => Service::Udp(port),
+        2 => Service::Icmp,
+        _ => Service::Protocol(u8::try_from(port).unwrap_or(u8::MAX)),
+    }
 }
 
 #[cfg(test)]

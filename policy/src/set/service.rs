@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::{holds, merge, write_list};
 use crate::Service;
+use crate::index::service_number;
 use crate::json::quoted;
 
 /// One entry of `services`, as written.
@@ -141,6 +142,19 @@ impl ServiceSet {
                 Service::Icmp => self.icmp,
                 Service::Protocol(number) => self.protocols.binary_search(&number).is_ok(),
             }
+    }
+
+    /// The services as ranges of the numbers that the index gives them, ends included.
+    pub(crate) fn numbers(&self) -> Vec<(u32, u32)> {
+        if self.any {
+            return crate::lint::EVERY_SERVICE.to_vec();
+        }
+        let one = |service| (service_number(service), service_number(service));
+        let tcp = self.tcp.iter().map(|(first, last)| (Service::Tcp(*first), Service::Tcp(*last)));
+        let udp = self.udp.iter().map(|(first, last)| (Service::Udp(*first), Service::Udp(*last)));
+        let ports = tcp.chain(udp).map(|(first, last)| (service_number(first), service_number(last)));
+        let others = self.protocols.iter().map(|number| one(Service::Protocol(*number)));
+        ports.chain(self.icmp.then(|| one(Service::Icmp))).chain(others).collect()
     }
 
     /// The selectors as they were written.

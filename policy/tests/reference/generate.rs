@@ -4,13 +4,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use portcullis_policy::{Identity, Request, Service};
+use portcullis_policy::{Identity, Request, Ruleset, Service};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
 
 pub(crate) const USERS: [&str; 3] = ["ann", "bob", "eve"];
 pub(crate) const GROUPS: [&str; 3] = ["dba", "eng", "ops"];
+/// Groups that every policy here defines; the last has a group of the same name in the directory.
+const NESTED: [&str; 3] = ["all", "tech", "eng"];
+pub(crate) const POSTURES: [&str; 5] = ["managed", "unix", "old", "odd", "built"];
 pub(crate) const DEVICES: [&str; 3] = ["laptop", "phone", "branch"];
 const NETS: [&str; 10] = [
     "10.0.0.0/8",
@@ -98,7 +101,7 @@ fn sources(nets: &[String]) -> impl Strategy<Value = String> + use<> {
     prop_oneof![
         2 => Just("*".to_owned()),
         2 => select(USERS.to_vec()).prop_map(|name| format!("user:{name}")),
-        3 => select(GROUPS.to_vec()).prop_map(|name| format!("group:{name}")),
+        3 => select([&GROUPS[..], &NESTED[..]].concat()).prop_map(|name| format!("group:{name}")),
         2 => select(DEVICES.to_vec()).prop_map(|name| format!("device:{name}")),
         2 => select(nets.to_vec()).prop_map(|net| format!("net:{net}")),
     ]
@@ -118,7 +121,7 @@ fn some_services() -> impl Strategy<Value = Vec<&'static str>> {
 
 pub(crate) fn when() -> impl Strategy<Value = Value> {
     let bounds = prop::option::of((0..INSTANTS.len(), 0..INSTANTS.len()));
-    let posture = prop::option::weighted(0.2, subsequence(vec!["managed", "unix"], 1..=2));
+    let posture = prop::option::weighted(0.2, subsequence(POSTURES.to_vec(), 1..=2));
     let days = prop::option::of(select(DAYS.to_vec()));
     let hours = prop::option::of(select(HOURS.to_vec()));
     (days, hours, select(ZONES.to_vec()), bounds, posture).prop_map(|(days, hours, zone, bounds, posture)| {
@@ -169,6 +172,25 @@ fn rules(nets: &[String]) -> impl Strategy<Value = Value> + use<> {
     )
 }
 
+/// Every comparison, lists, and both kinds of values to compare with.
+pub(crate) fn postures() -> Value {
+    json!({
+        "managed": { "disk": true, "version": ">=14.1" },
+        "unix": { "os": ["linux", "macos"] },
+        "old": { "version": "<14.1" },
+        "odd": { "version": ["==15", "<=9.9", "new"], "os": ["==linux", true] },
+        "built": { "build": [7, ">6.5"] },
+    })
+}
+
+/// Groups in groups, and one that adds to the group of the directory of the same name.
+fn groups() -> impl Strategy<Value = Value> {
+    let all = subsequence(vec!["group:tech", "group:ops", "user:bob"], 1..=3);
+    let tech = subsequence(vec!["group:eng", "group:dba", "user:ann"], 1..=3);
+    let eng = subsequence(vec!["group:dba", "user:eve", "group:ops"], 1..=2);
+    (all, tech, eng).prop_map(|(all, tech, eng)| json!({ "all": all, "tech": tech, "eng": eng }))
+}
+
 /// A handful of rules.
 pub(crate) fn policies() -> impl Strategy<Value = Value> {
     policies_of(&few_nets(), prop::collection::vec(rules(&few_nets()), 0..7).boxed())
@@ -188,7 +210,7 @@ pub(crate) fn large_policies() -> impl Strategy<Value = Value> {
 
 fn policies_of(nets: &[String], rules: BoxedStrategy<Vec<Value>>) -> impl Strategy<Value = Value> + use<> {
     let resource = || (subsequence(nets.to_vec(), 1..3), prop::option::of(some_services()));
-    (resource(), resource(), rules).prop_map(|(db, web, mut rules)| {
+    (resource(), resource(), groups(), rules).prop_map(|(db, web, groups, mut rules)| {
         for (index, rule) in rules.iter_mut().enumerate() {
             rule["id"] = format!("rule-{index}").into();
         }
@@ -199,7 +221,8 @@ fn policies_of(nets: &[String], rules: BoxedStrategy<Vec<Value>>) -> impl Strate
         json!({
             "version": 1,
             "resources": { "db": resource(db), "web": resource(web), "all": { "addresses": ["0.0.0.0/0", "::/0"] } },
-            "postures": { "managed": { "disk": true, "version": ">=14.1" }, "unix": { "os": ["linux", "macos"] } },
+            "groups": groups,
+            "postures": postures(),
             "rules": rules
         })
     })
@@ -215,8 +238,20 @@ pub(crate) struct Question {
 }
 
 impl Question {
+    /// What is asked, by somebody in the groups of the directory only.
     pub(crate) fn request(&self) -> Request<'_> {
-        Request { identity: &self.identity, source: self.source, destination: self.destination, service: self.service }
+        self.request_as(&self.identity)
+    }
+
+    /// The same, asked by `identity`.
+    pub(crate) fn request_as<'a>(&self, identity: &'a Identity) -> Request<'a> {
+        Request { identity, source: self.source, destination: self.destination, service: self.service }
+    }
+
+    /// Who asks, in the groups that a ruleset adds too.
+    pub(crate) fn identity_in(&self, ruleset: &Ruleset) -> Identity {
+        let Identity { user, groups, .. } = &self.identity;
+        Identity { groups: ruleset.groups_of(user, groups), ..self.identity.clone() }
     }
 }
 
@@ -224,12 +259,22 @@ pub(crate) fn questions(nets: &[String]) -> impl Strategy<Value = Question> + us
     let fact = |values: Vec<Value>| prop::option::of(select(values));
     let posture = (
         fact(vec![json!(true), json!(false)]),
-        fact(vec![json!("14"), json!("14.1"), json!("14.1.0"), json!("9.9"), json!("15"), json!("new")]),
-        fact(vec![json!("linux"), json!("windows")]),
+        fact(vec![
+            json!("14"),
+            json!("14.1"),
+            json!("14.1.0"),
+            json!("9.9"),
+            json!("15"),
+            json!("new"),
+            json!(15),
+            json!(14.1),
+        ]),
+        fact(vec![json!("linux"), json!("windows"), json!(true)]),
+        fact(vec![json!(7), json!(7.0), json!(6.5), json!("7"), json!("6.5.1")]),
     );
     let identity = (select(DEVICES.to_vec()), select(USERS.to_vec()), subsequence(GROUPS.to_vec(), 0..=3), posture)
-        .prop_map(|(device, user, groups, (disk, version, os))| {
-            let facts = [("disk", disk), ("version", version), ("os", os)];
+        .prop_map(|(device, user, groups, (disk, version, os, build))| {
+            let facts = [("disk", disk), ("version", version), ("os", os), ("build", build)];
             Identity {
                 device: device.into(),
                 user: user.into(),

@@ -53,7 +53,7 @@ pub(crate) fn reference(policy: &Value, request: &Request<'_>, now: Timestamp) -
 }
 
 fn matches(policy: &Value, rule: &Value, request: &Request<'_>, now: Timestamp) -> bool {
-    let from = |key: &str| list(&rule[key]).iter().any(|entry| is_source(entry, request));
+    let from = |key: &str| list(&rule[key]).iter().any(|entry| is_source(policy, entry, request));
     let to = |key: &str| list(&rule[key]).iter().any(|entry| is_target(policy, entry, request));
     from("from")
         && !from("not_from")
@@ -73,12 +73,18 @@ fn list(value: &Value) -> Vec<String> {
         .unwrap_or_default()
 }
 
-fn is_source(entry: &str, request: &Request<'_>) -> bool {
+/// Groups are asked from the outermost inwards: does the directory say so, or is any of its members the user or a group that
+/// holds the user?
+fn is_source(policy: &Value, entry: &str, request: &Request<'_>) -> bool {
     let identity = request.identity;
+    let is_in = |group: &str| {
+        identity.groups.iter().any(|own| **own == *group)
+            || list(&policy["groups"][group]).iter().any(|member| is_source(policy, member, request))
+    };
     entry == "*"
         || entry == format!("user:{}", identity.user)
         || entry == format!("device:{}", identity.device)
-        || identity.groups.iter().any(|group| entry == format!("group:{group}"))
+        || entry.strip_prefix("group:").is_some_and(is_in)
         || entry.strip_prefix("net:").is_some_and(|net| holds(net, request.source))
 }
 
@@ -128,16 +134,31 @@ fn has_posture(posture: &Value, identity: &Identity) -> bool {
         numbers.resize(4, 0);
         Some(numbers)
     };
+    let text = |fact: &Value| fact.as_str().map(str::to_owned).or_else(|| fact.as_number().map(ToString::to_string));
+    let met = |expected: &Value, fact: &Value| {
+        let written = expected.as_str().unwrap_or_default();
+        let sign: String = written.chars().take_while(|c| "<=>".contains(*c)).collect();
+        let version = numbers(&written[sign.len()..]);
+        match (sign.as_str(), version, text(fact).as_deref().and_then(numbers)) {
+            ("", _, _) if expected.is_number() => expected.as_f64() == fact.as_f64(),
+            ("", _, _) => expected == fact,
+            ("==", None, _) => fact == &written[2..],
+            (_, None, _) | (_, _, None) => false,
+            ("<", Some(version), Some(fact)) => fact < version,
+            ("<=", Some(version), Some(fact)) => fact <= version,
+            ("==", Some(version), Some(fact)) => fact == version,
+            (">=", Some(version), Some(fact)) => fact >= version,
+            (">", Some(version), Some(fact)) => fact > version,
+            (sign, _, _) => panic!("unknown comparison {sign}"),
+        }
+    };
     posture.as_object().unwrap().iter().all(|(fact, expected)| {
         let Some(fact) = identity.posture.get(fact) else {
             return false;
         };
-        match expected {
-            Value::Array(choices) => choices.contains(fact),
-            Value::String(text) if text.starts_with(">=") => {
-                fact.as_str().and_then(numbers).is_some_and(|fact| fact >= numbers(&text[2..]).unwrap())
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => expected == fact,
+        match expected.as_array() {
+            Some(choices) => choices.iter().any(|choice| met(choice, fact)),
+            None => met(expected, fact),
         }
     })
 }

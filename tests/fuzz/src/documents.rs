@@ -141,6 +141,8 @@ mod tests {
         assert!(try_policy(include_bytes!("../corpus/policy/specification.json")));
         assert!(try_policy(include_bytes!("../corpus/policy/small.json")));
         assert!(try_policy(include_bytes!("../corpus/policy/everything.json")));
+        assert!(try_policy(include_bytes!("../corpus/policy/groups.json")));
+        assert!(!try_policy(include_bytes!("../corpus/policy/cycle.json")));
         assert!(try_directory(include_bytes!("../corpus/directory/specification.json")));
         assert!(try_directory(include_bytes!("../corpus/directory/empty.json")));
         assert!(try_config(include_bytes!("../corpus/config/specification.toml")));

@@ -12,6 +12,7 @@
 
 mod datagram;
 mod documents;
+mod evaluate;
 mod fragments;
 mod input;
 pub mod mutate;
@@ -20,6 +21,7 @@ mod stack;
 
 pub use datagram::datagram;
 pub use documents::{config, directory, policy};
+pub use evaluate::evaluate;
 pub use packets::packet;
 pub use stack::stack;
 
@@ -27,11 +29,12 @@ pub use stack::stack;
 pub type Target = fn(&[u8]);
 
 /// Every target with the name of its corpus.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("packet", packet),
     ("policy", policy),
     ("directory", directory),
     ("config", config),
     ("stack", stack),
     ("datagram", datagram),
+    ("evaluate", evaluate),
 ];

@@ -54,6 +54,12 @@ fn mutations_of_packets() {
     try_mutations(TARGETS[0].0, TARGETS[0].1, MUTATIONS);
 }
 
+/// A quarter as many: each is a policy of up to two dozen rules and as many questions.
+#[test]
+fn mutations_of_evaluations() {
+    try_mutations(TARGETS[6].0, TARGETS[6].1, MUTATIONS / 4);
+}
+
 #[test]
 fn mutations_of_policies() {
     try_mutations(TARGETS[1].0, TARGETS[1].1, MUTATIONS);
