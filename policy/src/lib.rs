@@ -21,6 +21,7 @@
 //!   clock could change what any rule asked so far says. Until then the same question has the same answer, and a flow needs to
 //!   be judged again only then or when the policy or directory changes.
 //! - [`Ruleset::explain`] asks every rule up to the deciding one, without the index, and says what each would have needed.
+//! - [`Ruleset::difference`] says exactly what another ruleset would open and close ([`plan`]).
 //! - A [`Permit`] can be made only here, and the gateway dials nothing without one.
 //!
 //! # What selectors mean
@@ -41,6 +42,7 @@ mod explain;
 pub mod identity;
 mod index;
 pub mod json;
+pub mod plan;
 mod posture;
 mod request;
 mod rule;

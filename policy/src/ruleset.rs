@@ -51,6 +51,10 @@ impl Ruleset {
         Self { revision, index: Index::new(&rules), rules: rules.into() }
     }
 
+    pub(crate) fn rule_list(&self) -> &[Rule] {
+        &self.rules
+    }
+
     /// The revision it was compiled as.
     pub fn revision(&self) -> Revision {
         self.revision

@@ -143,6 +143,11 @@ impl ServiceSet {
             }
     }
 
+    /// TCP ports, UDP ports and other protocols that are named, sorted; the first two as ranges.
+    pub(crate) fn ranges(&self) -> (&[(u16, u16)], &[(u16, u16)], &[u8]) {
+        (&self.tcp, &self.udp, &self.protocols)
+    }
+
     /// The selectors as they were written.
     pub(crate) fn written(&self) -> &[ServiceSelector] {
         &self.written
