@@ -14,7 +14,7 @@ use crate::schedule::{Times, Untimely};
 use crate::set::{Reach, TargetSet};
 
 /// Destinations by what becomes of which services.
-type Found = BTreeMap<(Turn, Vec<ServiceRange>), Vec<IpNet>>;
+type Found<T = IpNet> = BTreeMap<(Turn, Vec<ServiceRange>), Vec<T>>;
 
 /// Everything that changes for a class; `None` when the questions ran out.
 pub(super) fn compare(class: &Class<'_>, moved: &Moved, at: Timestamp, questions: &mut u64) -> Option<Found> {
@@ -41,7 +41,7 @@ pub(super) fn compare(class: &Class<'_>, moved: &Moved, at: Timestamp, questions
     events.sort_unstable();
     edges.sort_unstable();
     edges.dedup();
-    let mut areas: BTreeMap<(Turn, Vec<ServiceRange>), Vec<(u128, u128)>> = BTreeMap::new();
+    let mut areas: Found<(u128, u128)> = BTreeMap::new();
     let mut active: BTreeMap<usize, i32> = BTreeMap::new();
     let mut active_moved = 0_usize;
     let mut events = events.into_iter().peekable();

@@ -75,7 +75,7 @@ pub(super) fn at(place: u32) -> Service {
 
 /// The places at which `set` may begin or cease to hold services.
 pub(super) fn edges(set: &ServiceSet, edges: &mut Vec<u32>) {
-    let (tcp, udp, protocols) = set.ranges();
+    let (tcp, udp, protocols) = (set.tcp(), set.udp(), set.protocols());
     edges.extend(PARTS.map(|(first, _)| first));
     edges.extend(tcp.iter().flat_map(|(first, last)| [u32::from(*first), u32::from(*last) + 1]));
     edges.extend(udp.iter().flat_map(|(first, last)| [UDP + u32::from(*first), UDP + u32::from(*last) + 1]));

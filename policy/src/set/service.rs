@@ -143,9 +143,19 @@ impl ServiceSet {
             }
     }
 
-    /// TCP ports, UDP ports and other protocols that are named, sorted; the first two as ranges.
-    pub(crate) fn ranges(&self) -> (&[(u16, u16)], &[(u16, u16)], &[u8]) {
-        (&self.tcp, &self.udp, &self.protocols)
+    /// Ranges of TCP ports, sorted.
+    pub(crate) fn tcp(&self) -> &[(u16, u16)] {
+        &self.tcp
+    }
+
+    /// Ranges of UDP ports, sorted.
+    pub(crate) fn udp(&self) -> &[(u16, u16)] {
+        &self.udp
+    }
+
+    /// Numbers of other protocols, sorted.
+    pub(crate) fn protocols(&self) -> &[u8] {
+        &self.protocols
     }
 
     /// The selectors as they were written.
