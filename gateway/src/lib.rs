@@ -50,6 +50,7 @@ pub mod limits;
 pub mod metrics;
 pub mod offramp;
 pub mod onramp;
+pub mod plan;
 pub mod prefix;
 pub mod rulesets;
 pub mod schema;

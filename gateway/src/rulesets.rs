@@ -308,7 +308,8 @@ fn compile(
     Ok(Snapshot { ruleset: Arc::new(ruleset), directory, own_addresses })
 }
 
-fn in_file(path: &Path, problems: Vec<json::Problem>) -> Vec<Problem> {
+/// Problems of a document with the name of its file.
+pub(crate) fn in_file(path: &Path, problems: Vec<json::Problem>) -> Vec<Problem> {
     let place = |problem: json::Problem| Problem {
         file: path.display().to_string(),
         line: Some(problem.place.line),

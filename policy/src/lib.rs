@@ -23,6 +23,7 @@
 //! - [`Ruleset::explain`] asks every rule up to the deciding one, without the index, and says what each would have needed.
 //! - What is good and yet surely not meant, such as a rule that earlier ones leave nothing, is a warning (`lint`,
 //!   [`Ruleset::warnings`]).
+//! - [`Ruleset::difference`] says exactly what another ruleset would open and close ([`plan`]).
 //! - A [`Permit`] can be made only here, and the gateway dials nothing without one.
 //!
 //! # What selectors mean
@@ -48,6 +49,7 @@ pub mod identity;
 mod index;
 pub mod json;
 mod lint;
+pub mod plan;
 mod posture;
 mod request;
 mod rule;

@@ -19,7 +19,7 @@ pub(crate) struct Posture {
 }
 
 /// One fact and what it must be. A fact the device does not have holds nothing.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Condition {
     pub(crate) fact: Arc<str>,
     pub(crate) expected: Expected,

@@ -71,6 +71,10 @@ impl Ruleset {
         &self.warnings
     }
 
+    pub(crate) fn rule_list(&self) -> &[Rule] {
+        &self.rules
+    }
+
     /// The revision it was compiled as.
     pub fn revision(&self) -> Revision {
         self.revision

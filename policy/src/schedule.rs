@@ -156,7 +156,7 @@ pub(crate) fn parse_zone(name: &str) -> Result<TimeZone, ScheduleError> {
 
 /// A weekly window on the clock of a zone: it is open when a clock on the wall there shows a time within it, so that a
 /// change to or from summer time moves it in UTC. A window past midnight belongs to the day on which it begins.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Schedule {
     days: Days,
     hours: Option<Hours>,
@@ -237,7 +237,7 @@ impl fmt::Display for Schedule {
 }
 
 /// Every condition of a rule on the time.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Times {
     pub(crate) schedule: Option<Schedule>,
     /// Included.
@@ -255,6 +255,11 @@ pub(crate) enum Untimely {
 }
 
 impl Times {
+    /// Whether there is no condition.
+    pub(crate) fn is_always(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Which condition does not hold at `now`, if any, and an instant before which the answer stays the same.
     pub(crate) fn at(&self, now: Timestamp) -> (Option<Untimely>, Option<Timestamp>) {
         if self.not_after.is_some_and(|end| end <= now) {

@@ -2,13 +2,15 @@
 
 use std::process::ExitCode;
 
-/// The exit codes of every verb; the numbers above 1 are those of `sysexits.h`.
+/// The exit codes of every verb; the numbers above 2 are those of `sysexits.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     /// Done.
     Done = 0,
     /// It was tried and failed.
     Failed = 1,
+    /// Done, and something would change (`policy plan`).
+    Changes = 2,
     /// The command line makes no sense (EX_USAGE).
     Usage = 64,
     /// The gateway is not running (EX_UNAVAILABLE).

@@ -11,6 +11,7 @@ pub mod flows;
 pub mod init;
 pub mod kill;
 pub mod output;
+pub mod plan;
 pub mod reload;
 pub mod run;
 pub mod schema;
@@ -242,6 +243,8 @@ pub struct KillArgs {
 pub enum PolicyCommand {
     /// Say what the policy answers to one question, and why
     Explain(ExplainArgs),
+    /// Say what a policy would change: live flows that end, access that opens and closes; exits 2 when anything does
+    Plan(plan::PlanArgs),
 }
 
 /// `portcullis policy explain`: one of `--device` and `--user`.
@@ -295,6 +298,7 @@ fn dispatch(command: Command) -> ExitStatus {
         Command::Kill(args) => kill::run(args),
         Command::Policy(PolicyCommand::Explain(args)) => explain::run(args),
         Command::Schema(args) => schema::run(&args),
+        Command::Policy(PolicyCommand::Plan(args)) => plan::run(args),
     }
 }
 
@@ -352,6 +356,7 @@ mod tests {
             "portcullis flows --user u --device d --to 10.0.0.1 --json",
             "portcullis kill --flow 7",
             "portcullis kill --device d --json",
+            "portcullis policy plan next.json --offline --at 2027-01-01T00:00:00Z --json",
             "portcullis policy explain --user u --to 10.0.0.1:22/tcp --policy p --at 2027-01-01T00:00:00Z --json",
         ] {
             assert_eq!(exit(line), ExitStatus::Done, "{line}");

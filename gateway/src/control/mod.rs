@@ -7,6 +7,7 @@ pub mod api;
 pub mod changes;
 pub mod listener;
 pub mod peer;
+pub mod plan;
 pub mod server;
 pub mod shards;
 pub mod socket;

@@ -14,23 +14,29 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::api::{
     BarReport, BarRequest, DeviceInForce, ErrorBody, ExplainRequest, Explanation, FlowList, FlowsQuery, KillReport,
     KillRequest, MAX_FLOWS_LISTED, Onramp, Peer, Problem, ReloadReport, ShardStatus, Status,
 };
 use super::peer::Admin;
+use super::plan::{PlanReport, PlanRequest};
 use super::shards::{Shards, Unanswered};
 use crate::config::Config;
 use crate::explain::{self, ExplainError};
 use crate::flow_record::FlowLine;
 use crate::metrics::server::Phase;
+use crate::plan;
 use crate::rulesets::{ReloadError, Rulesets};
 use crate::shard::link::FlowFilter;
 
 /// Largest request body in bytes.
 const MAX_BODY: usize = 1 << 20;
+/// Largest body of `/v1/plan` in bytes: a policy of 16 MiB, each of its characters escaped once.
+const MAX_PLAN_BODY: usize = 33 << 20;
+/// Plans are worked on one at a time, however many are asked for.
+static PLANNING: Semaphore = Semaphore::const_new(1);
 /// How long a request may take, its body included. More than a reload waits for its shards.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -82,6 +88,9 @@ pub enum ApiError {
         /// Devices barred all the same.
         barred: Vec<String>,
     },
+    /// A policy that is asked about is bad.
+    #[error("this policy would be refused")]
+    BadPolicy(Vec<Problem>),
     /// A task of the gateway did not come to its end.
     #[error("the gateway could not finish this: {0}")]
     Unfinished(#[from] tokio::task::JoinError),
@@ -103,13 +112,18 @@ impl IntoResponse for ApiError {
             }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Refused { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Refused { .. } | Self::BadPolicy(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Unanswered(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unfinished(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let error = self.to_string();
-        let (problems, barred) =
-            if let Self::Refused { problems, barred, .. } = self { (problems, barred) } else { Default::default() };
+        let (problems, barred) = if let Self::Refused { problems, barred, .. } = self {
+            (problems, barred)
+        } else if let Self::BadPolicy(problems) = self {
+            (problems, Vec::new())
+        } else {
+            Default::default()
+        };
         (status, Json(ErrorBody { error, problems, barred })).into_response()
     }
 }
@@ -137,6 +151,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/bar", post(bar))
         .route("/v1/kill", post(kill))
         .route("/v1/explain", post(explain))
+        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MAX_PLAN_BODY)))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -298,4 +313,16 @@ async fn explain(
 ) -> Result<Json<Explanation>, ApiError> {
     let now = Timestamp::now();
     Ok(Json(explain::explain(&context.rulesets.current(), &context.config, &request, now)?))
+}
+
+async fn plan(State(context): State<Context>, Body(request): Body<PlanRequest>) -> Result<Json<PlanReport>, ApiError> {
+    // The semaphore is never closed; without a permit the plan would merely not be alone.
+    let alone = PLANNING.acquire().await.ok();
+    let flows = context.shards.flows(&FlowFilter::default()).await?;
+    let (snapshot, config) = (context.rulesets.current(), Arc::clone(&context.config));
+    let planned = tokio::task::spawn_blocking(move || {
+        let _alone = alone;
+        plan::plan(&snapshot, &config, &request, Some(&flows), Timestamp::now())
+    });
+    planned.await?.map(Json).map_err(ApiError::BadPolicy)
 }

@@ -17,6 +17,7 @@ use super::api::{
     BarReport, DeviceInForce, ExplainRequest, Explanation, FlowList, KillReport, KillRequest, ReloadReport, Status,
 };
 use super::peer::{MaybePeer, Peer};
+use super::plan::{PlanReport, PlanRequest};
 use super::server::{Context, router};
 use super::shards::Shards;
 use super::shards::tests::FakeShard;
@@ -273,4 +274,30 @@ async fn explanations() {
     for bad in [device("x", "10.0.0.1:22/tcp"), device("ann-laptop", "10.0.0.1"), nobody, both] {
         assert!(matches!(ask(bad.clone()).await, Err(ClientError::Failed(_))), "{bad:?}");
     }
+}
+
+#[tokio::test]
+async fn a_plan_names_the_flows_that_end_and_changes_nothing() {
+    let server = Server::start(Some(1000));
+    let (socket, told) = (server.socket.clone(), Arc::clone(&server.told));
+    let plan = move |policy: String| {
+        let socket = socket.clone();
+        let request = PlanRequest { file: "next.json".to_owned(), policy, at: None };
+        tokio::task::spawn_blocking(move || client::post::<PlanReport>(&socket, "/v1/plan", &request))
+    };
+    // Larger than what other routes take.
+    let padding = " ".repeat(2 << 20);
+    let report = plan(format!("{padding}{POLICY}")).await.unwrap().unwrap().value;
+    assert!(report.is_nothing(), "{report:?}");
+
+    let shut = POLICY.replace("\"tcp/22\"", "\"tcp/22\", \"tcp/5432\"");
+    let report = plan(shut).await.unwrap().unwrap().value;
+    assert_eq!(report.revision, Some(1));
+    let ending: Vec<_> = report.flows.iter().flatten().map(|f| (f.id, f.rule_then.as_deref())).collect();
+    assert!(ending.contains(&(7, Some("no-ssh"))), "{report:?}");
+    assert!(report.changes.iter().any(|c| c.kind == "closes" && c.services == ["tcp/5432"]), "{report:?}");
+
+    let error = plan("{".to_owned()).await.unwrap().unwrap_err();
+    assert!(matches!(&error, ClientError::Refused { problems, .. } if problems[0].file == "next.json"), "{error}");
+    assert!(told.lock().unwrap().is_empty(), "a plan only asks");
 }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{holds, merge, write_list};
 
 /// A set of addresses, made of prefixes; a question costs a binary search.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct NetSet {
     v4: Box<[(u32, u32)]>,
     v6: Box<[(u128, u128)]>,

@@ -157,6 +157,21 @@ impl ServiceSet {
         ports.chain(self.icmp.then(|| one(Service::Icmp))).chain(others).collect()
     }
 
+    /// Ranges of TCP ports, sorted.
+    pub(crate) fn tcp(&self) -> &[(u16, u16)] {
+        &self.tcp
+    }
+
+    /// Ranges of UDP ports, sorted.
+    pub(crate) fn udp(&self) -> &[(u16, u16)] {
+        &self.udp
+    }
+
+    /// Numbers of other protocols, sorted.
+    pub(crate) fn protocols(&self) -> &[u8] {
+        &self.protocols
+    }
+
     /// The selectors as they were written.
     pub(crate) fn written(&self) -> &[ServiceSelector] {
         &self.written

@@ -31,7 +31,7 @@ impl fmt::Display for SourceSelector {
 }
 
 /// The sources that any one of some selectors selects.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct SourceSet {
     any: bool,
     /// These three are sorted.

@@ -29,7 +29,7 @@ const NETS: [&str; 10] = [
 ];
 const SERVICES: [&str; 10] =
     ["tcp/443", "tcp/100-200", "tcp/201", "tcp/*", "udp/1-1024", "udp/65535", "icmp", "proto/47", "proto/0", "*"];
-const PORTS: [u16; 14] = [0, 1, 99, 100, 200, 201, 202, 442, 443, 444, 1024, 1025, 65534, 65535];
+pub(crate) const PORTS: [u16; 14] = [0, 1, 99, 100, 200, 201, 202, 442, 443, 444, 1024, 1025, 65534, 65535];
 const ZONES: [&str; 4] = ["UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe"];
 const DAYS: [&str; 5] = ["mon-fri", "sat,sun", "sun", "fri-mon", "mon,wed-thu"];
 const HOURS: [&str; 8] = [
@@ -70,7 +70,7 @@ pub(crate) fn nested_nets() -> Vec<String> {
 }
 
 /// Addresses on both sides of both edges of every prefix.
-fn edge_addresses(nets: &[String]) -> Vec<IpAddr> {
+pub(crate) fn edge_addresses(nets: &[String]) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for net in nets {
         match net.parse().unwrap() {

@@ -2,6 +2,7 @@
 //! of ports, prefixes and times.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a wrong assumption shall fail the test")]
 
+mod difference;
 mod generate;
 mod reading;
 
