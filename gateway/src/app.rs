@@ -31,10 +31,11 @@ use crate::host::{SteeredRoutes, TableClaim, TunDevice, WatchedRoutes};
 use crate::keys::{KeyFileError, PrivateKey};
 use crate::metrics::exporter::Exporter;
 use crate::metrics::server::{self as metrics_server, Phase};
-use crate::rulesets::Rulesets;
+use crate::rulesets::{Cause, Rulesets};
 use crate::shard::{self, BindError, BoundShards, ShardHandle};
 use crate::signals::SignalEvent;
-use crate::state::{self, Keeper, Memory, StateInUse, StateLock};
+use crate::state::revisions::Source;
+use crate::state::{self, Keeper, Memory, Revisions, StateInUse, StateLock};
 
 /// How often the host's own addresses are looked at.
 const OWN_ADDRESSES_EVERY: Duration = Duration::from_secs(5);
@@ -133,16 +134,19 @@ impl Gateway {
         let key = config.wireguard.as_ref().map(|w| PrivateKey::read_file(&w.key_file)).transpose()?;
         let own = destination::own_addresses(&config).map_err(StartError::OwnAddresses)?;
         let public_key = key.as_ref().map(PrivateKey::public);
-        let rulesets = Rulesets::load(Arc::clone(&config), public_key, own).map_err(StartError::Files)?;
-        // First of all sockets: a second gateway must find out before it touches anything of the first one's.
+        // First of all: a second gateway must find out before it touches anything of the first one's.
         let control = ControlSocket::bind(&config.control)?;
+        let keeps_state = config.wireguard.is_some() || config.state_dir.is_dir();
         let claims = Claims {
-            _state: config.wireguard.as_ref().map(|_| StateLock::take(&config.state_dir)).transpose()?,
+            _state: keeps_state.then(|| StateLock::take(&config.state_dir)).transpose()?,
             _table: match &config.tun {
                 Some(tun) => Some(TableClaim::take(tun.table).await?),
                 None => None,
             },
         };
+        let memory = config.wireguard.as_ref().map(|_| Memory::open(&config.state_dir.join(state::FILE)));
+        let history = keeps_state.then(|| open_history(&config)).flatten();
+        let rulesets = Rulesets::load(Arc::clone(&config), public_key, own, history).map_err(StartError::Files)?;
         let metrics = match config.metrics {
             Some(address) => {
                 let listener = TcpListener::bind(address).await;
@@ -152,7 +156,6 @@ impl Gateway {
         };
         let flow_log = FlowLog::open(&config.flow_log)
             .map_err(|source| StartError::FlowLog { path: config.flow_log.clone(), source })?;
-        let memory = config.wireguard.as_ref().map(|_| Memory::open(&config.state_dir.join(state::FILE)));
         look_at_host(&config);
         let (tun, index) = match &config.tun {
             Some(tun) => {
@@ -195,6 +198,7 @@ impl Gateway {
         let handles = shards.start().map_err(StartError::Thread)?;
         let shards = Shards::new(&handles);
         rulesets.attach(shards.clone());
+        rulesets.watch_pending();
         let keeper = memory.map(|memory| Keeper::start(memory, shards.clone(), rulesets.subscribe()));
         let (phase, phases) = watch::channel(Phase::Starting);
         let (listener, socket) = control.into_parts();
@@ -369,7 +373,7 @@ async fn reload(rulesets: Arc<Rulesets>) {
         Err(_) => notify(&[NotifyState::Reloading]),
     }
     // What it found is in the log; a process that got SIGHUP has nobody else to tell.
-    let _ = rulesets.reload().await;
+    let _ = rulesets.reload(Cause::of(Source::Reload)).await;
     notify(&[NotifyState::Ready]);
 }
 
@@ -393,6 +397,14 @@ fn serve_control(listener: UnixListener, router: Router) {
 
 fn serve_metrics(listener: TcpListener, router: Router) {
     tokio::spawn(async move { axum::serve(Bounded::new(listener), router).await });
+}
+
+/// The history of policies. Without it the gateway serves all the same.
+fn open_history(config: &Config) -> Option<Arc<Revisions>> {
+    let path = config.state_dir.join(state::FILE);
+    let opened = Revisions::open(&path);
+    let said = |error| tracing::warn!(path = %path.display(), %error, "no history of policies is kept");
+    opened.map_err(said).ok().map(Arc::new)
 }
 
 /// Uses as many descriptors as we may, and says what of the host would stop or slow the gateway.

@@ -1,7 +1,8 @@
 //! Reading files that people edit, and opening those that nobody else should.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 
 /// The largest configuration, directory or policy file that is read.
@@ -57,6 +58,25 @@ pub fn open_private(path: &Path) -> io::Result<File> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
+}
+
+/// Puts `text` in the place of the file at `path`, whole or not at all, with its mode and owner. A link stays a link: what it
+/// leads to is replaced.
+pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let path = fs::canonicalize(path)?;
+    let old = fs::metadata(&path)?;
+    let place = path.parent().unwrap_or_else(|| Path::new("/"));
+    let mut new = tempfile::Builder::new().prefix(".portcullis-").tempfile_in(place)?;
+    new.write_all(text.as_bytes())?;
+    let made = new.as_file().metadata()?;
+    if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
+        fchown(new.as_file(), Some(old.uid()), Some(old.gid()))?;
+    }
+    new.as_file().set_permissions(old.permissions())?;
+    new.as_file().sync_all()?;
+    new.persist(&path).map_err(|error| error.error)?;
+    // Without this a crash of the machine could bring the old file back.
+    File::open(place)?.sync_all()
 }
 
 /// Reads what is left of an open regular file as text.

@@ -1,4 +1,9 @@
 //! Policy and directory in force: loaded, swapped whole, and judged by again.
+//!
+//! Each load that is taken is a revision, with a number of its own for as long as the state directory lives. [`apply`] puts
+//! in force what is not in the files yet.
+
+pub mod apply;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -16,6 +21,8 @@ use crate::control::shards::Shards;
 use crate::directory::{Device, Directory, DirectoryContext};
 use crate::files;
 use crate::shard::link::Snapshot;
+use crate::state::Revisions;
+use crate::state::revisions::{Entry, Source, sha256};
 
 /// A reload was refused; what was in force stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -41,17 +48,61 @@ pub struct Rulesets {
     loaded: tokio::sync::Mutex<Texts>,
     last: Mutex<LastReload>,
     failures: Arc<AtomicU64>,
+    /// Where revisions are written down; `None` where there is no place for it.
+    history: Option<Arc<Revisions>>,
+}
+
+/// What had a load happen, and who.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// What.
+    pub source: Source,
+    /// The user at the other end of the control socket.
+    pub uid: Option<u32>,
+    /// What that one said about it.
+    pub message: Option<String>,
+    /// Why it was rolled back.
+    pub reason: Option<String>,
+    /// The revision whose policy it is again.
+    pub back_to: Option<u64>,
+}
+
+impl Cause {
+    /// Nobody in particular.
+    pub fn of(source: Source) -> Self {
+        Self { source, uid: None, message: None, reason: None, back_to: None }
+    }
+
+    /// A user of the control socket.
+    pub fn by(source: Source, uid: u32) -> Self {
+        Self { uid: Some(uid), ..Self::of(source) }
+    }
+
+    fn entry(&self, revision: Revision, at: Timestamp, texts: &Texts) -> Entry {
+        let Self { source, uid, message, reason, back_to } = self.clone();
+        Entry {
+            revision: revision.0,
+            at,
+            source,
+            uid,
+            policy_sha256: sha256(&texts.policy),
+            directory_sha256: sha256(&texts.directory),
+            message,
+            reason,
+            back_to,
+        }
+    }
 }
 
 /// The files in force, as they were written.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Texts {
     policy: String,
     directory: String,
 }
 
 impl Rulesets {
-    /// Loads both files as the first revision.
+    /// Loads both files: as the newest revision of `history` when they are what that was, else as the next.
     ///
     /// # Errors
     ///
@@ -60,10 +111,15 @@ impl Rulesets {
         config: Arc<Config>,
         own_key: Option<[u8; 32]>,
         own_addresses: Arc<[IpAddr]>,
+        history: Option<Arc<Revisions>>,
     ) -> Result<Self, Vec<Problem>> {
         let now = Timestamp::now();
         let texts = Texts::read(&config)?;
-        let snapshot = compile(&config, own_key, &texts, own_addresses, Revision(1), now)?;
+        let (revision, texts, cause) = apply::resume(&config, own_key, history.as_deref(), texts, now);
+        let snapshot = compile(&config, own_key, &texts, own_addresses, revision, now)?;
+        if let (Some(cause), Some(history)) = (cause, &history) {
+            note(history, &cause.entry(revision, now, &texts), &texts.policy);
+        }
         Ok(Self {
             config,
             own_key,
@@ -72,6 +128,7 @@ impl Rulesets {
             loaded: tokio::sync::Mutex::new(texts),
             last: Mutex::new(LastReload { at: now, ok: true, problems: Vec::new() }),
             failures: Arc::default(),
+            history,
         })
     }
 
@@ -111,10 +168,10 @@ impl Rulesets {
     /// # Errors
     ///
     /// Every problem of both files.
-    pub async fn reload(self: &Arc<Self>) -> Result<ReloadReport, ReloadError> {
+    pub async fn reload(self: &Arc<Self>, cause: Cause) -> Result<ReloadReport, ReloadError> {
         let this = Arc::clone(self);
         let revision = self.current().ruleset.revision().0;
-        tokio::spawn(async move { this.swap().await }).await.unwrap_or_else(|error| {
+        tokio::spawn(async move { this.swap(cause).await }).await.unwrap_or_else(|error| {
             let message = format!("the reload stopped: {error}");
             let file = self.config.policy.display().to_string();
             Err(ReloadError {
@@ -125,16 +182,24 @@ impl Rulesets {
         })
     }
 
-    async fn swap(&self) -> Result<ReloadReport, ReloadError> {
+    async fn swap(&self, cause: Cause) -> Result<ReloadReport, ReloadError> {
         let mut loaded = self.loaded.lock().await;
         let before = self.current();
         let (config, own) = (Arc::clone(&self.config), Arc::clone(&before.own_addresses));
-        let own_key = self.own_key;
+        let (own_key, history) = (self.own_key, self.history.clone());
+        let policy_before = loaded.policy.clone();
         let next = Revision(before.ruleset.revision().0 + 1);
         // Up to 32 MiB are read and compiled: not on the thread that answers the control socket.
         let compiled = tokio::task::spawn_blocking(move || {
             let texts = Texts::read(&config)?;
-            let snapshot = compile(&config, own_key, &texts, own, next, Timestamp::now())?;
+            let now = Timestamp::now();
+            let snapshot = compile(&config, own_key, &texts, own, next, now)?;
+            if let Some(history) = history {
+                if texts.policy != policy_before {
+                    apply::overtaken(&history);
+                }
+                note(&history, &cause.entry(next, now, &texts), &texts.policy);
+            }
             Ok((texts, snapshot, needs_restart(&config)))
         });
         let result = compiled.await.unwrap_or_else(|panic| {
@@ -256,6 +321,14 @@ impl Rulesets {
     }
 }
 
+/// Writes down a load that was taken. One that cannot be written down counts all the same: it may take access away.
+fn note(history: &Revisions, entry: &Entry, policy: &str) {
+    let pending = history.pending().ok().flatten();
+    if let Err(error) = history.record(entry, policy, pending) {
+        tracing::warn!(revision = entry.revision, %error, "the revision is missing from the history");
+    }
+}
+
 /// What both files of `config` mean now, without putting anything in force.
 ///
 /// # Errors
@@ -299,13 +372,26 @@ fn compile(
     // A policy is read against its directory: while that one is bad, names in the policy prove nothing.
     let directory = Directory::parse(&texts.directory, &DirectoryContext::new(config, own_key))
         .map_err(|problems| in_file(&config.directory, problems))?;
-    let ruleset = Ruleset::compile(texts.policy.as_bytes(), &policy_context(config, &directory), revision, now)
-        .map_err(|problems| in_file(&config.policy, problems))?;
+    let (ruleset, directory) = compile_policy(config, &directory, &config.policy, &texts.policy, revision, now)?;
+    Ok(Snapshot { ruleset, directory, own_addresses })
+}
+
+/// A policy against a directory, and the directory with the groups that the policy makes.
+fn compile_policy(
+    config: &Config,
+    directory: &Directory,
+    file: &Path,
+    text: &str,
+    revision: Revision,
+    now: Timestamp,
+) -> Result<(Arc<Ruleset>, Arc<Directory>), Vec<Problem>> {
+    let ruleset = Ruleset::compile(text.as_bytes(), &policy_context(config, directory), revision, now)
+        .map_err(|problems| in_file(file, problems))?;
     for warning in ruleset.warnings() {
-        tracing::warn!(warning = %warning.in_file(config.policy.display()), "policy");
+        tracing::warn!(warning = %warning.in_file(file.display()), "policy");
     }
     let directory = Arc::new(directory.in_groups_of(&ruleset));
-    Ok(Snapshot { ruleset: Arc::new(ruleset), directory, own_addresses })
+    Ok((Arc::new(ruleset), directory))
 }
 
 /// Problems of a document with the name of its file.
@@ -368,185 +454,4 @@ fn summary(changes: &[Change]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering;
-
-    use super::*;
-    use crate::control::shards::tests::FakeShard;
-    use crate::control::tests::{DIRECTORY, Files, POLICY};
-
-    fn lines(report: &ReloadReport) -> Vec<String> {
-        report.changes.iter().map(ToString::to_string).collect()
-    }
-
-    #[tokio::test]
-    async fn a_swap_publishes_both_files_at_once_and_judges_again() {
-        let files = Files::new();
-        let rulesets = files.rulesets();
-        let shard = FakeShard::default();
-        let told = Arc::clone(&shard.told);
-        rulesets.attach(Shards::from_parts([shard.start()]));
-        let mut watch = rulesets.subscribe();
-        watch.mark_unchanged();
-
-        files.write_policy(&POLICY.replace("tcp/22", "tcp/23").replace("\"eng\", \"action\"", "\"staff\", \"action\""));
-        files.write_directory(
-            &DIRECTORY.replace("\"networks\": [\"192.168.8.0/24\"]", "\"networks\": [\"192.168.9.0/24\"]"),
-        );
-        let report = rulesets.reload().await.unwrap();
-        assert_eq!((report.revision, report.judged), (2, true));
-        assert_eq!(
-            lines(&report),
-            ["device bob-phone changed", "rule no-ssh changed", "rule staff added", "rule eng removed"]
-        );
-        assert_eq!(*told.lock().unwrap(), ["rejudge"]);
-        assert!(watch.has_changed().unwrap());
-        let seen = Arc::clone(&watch.borrow_and_update());
-        assert_eq!(seen.ruleset.revision(), Revision(2));
-        assert!(seen.directory.device_by_network("192.168.9.1".parse().unwrap()).is_some());
-
-        let report = rulesets.reload().await.unwrap();
-        assert_eq!((report.revision, lines(&report).len()), (3, 0), "the same bytes are judged by again");
-        assert_eq!(told.lock().unwrap().len(), 2);
-
-        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
-        std::fs::write(&files.config.source, format!("{}# new\n", files.config.text)).unwrap();
-        let warnings = rulesets.reload().await.unwrap().warnings;
-        assert!(matches!(&warnings[..], [one] if one.ends_with("that needs a restart")), "{warnings:?}");
-        std::fs::remove_file(&files.config.source).unwrap();
-        assert_eq!(rulesets.reload().await.unwrap().warnings.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_bad_file_changes_nothing() {
-        let files = Files::new();
-        let rulesets = files.rulesets();
-        let shard = FakeShard::default();
-        let told = Arc::clone(&shard.told);
-        rulesets.attach(Shards::from_parts([shard.start()]));
-        let before = rulesets.current();
-        let mut refused = 0;
-        for (policy, directory) in [
-            (Some("{"), None),
-            (Some(""), None),
-            (Some(r#"{"version":1,"rules":[],"rules":[]}"#), None),
-            (Some(r#"{"version":1,"rules":[{"id":"x","action":"allow","from":[],"to":["*"]}]}"#), None),
-            (None, Some("[]")),
-            (None, Some(r#"{"users":{},"devices":{"a":{"user":"nobody","networks":["10.0.0.0/8"]}}}"#)),
-            (Some(POLICY), Some(r#"{"users":{},"devices":{}} x"#)),
-        ] {
-            files.write_policy(policy.unwrap_or(POLICY));
-            files.write_directory(directory.unwrap_or(DIRECTORY));
-            let error = rulesets.reload().await.unwrap_err();
-            refused += 1;
-            assert_eq!(error.revision, 1);
-            let bad = if directory.is_some() { &files.config.directory } else { &files.config.policy };
-            assert!(!error.problems.is_empty());
-            assert!(
-                error.problems.iter().all(|p| p.file == bad.display().to_string() && p.line.is_some()),
-                "{error:?}"
-            );
-            assert!(Arc::ptr_eq(&before, &rulesets.current()));
-            assert_eq!(rulesets.failures().load(Ordering::Relaxed), refused);
-            assert_eq!(rulesets.last_reload().problems, error.problems);
-        }
-        std::fs::remove_file(&files.config.policy).unwrap();
-        let error = rulesets.reload().await.unwrap_err();
-        assert!(error.problems[0].to_string().starts_with(&files.config.policy.display().to_string()));
-        assert!(told.lock().unwrap().is_empty());
-
-        files.write_policy(POLICY);
-        files.write_directory(DIRECTORY);
-        assert_eq!(rulesets.reload().await.unwrap().revision, 2);
-        assert!(rulesets.last_reload().ok);
-    }
-
-    #[tokio::test]
-    async fn a_barred_device_stays_so_until_a_load_is_taken() {
-        let files = Files::new();
-        let rulesets = files.rulesets();
-        let shard = FakeShard::default();
-        let told = Arc::clone(&shard.told);
-        rulesets.attach(Shards::from_parts([shard.start()]));
-        let before = rulesets.current();
-        let disabled = |name: &str| rulesets.current().directory.device(name).unwrap().disabled;
-        let behind = |address: &str| {
-            let snapshot = rulesets.current();
-            snapshot.directory.device_by_network(address.parse().unwrap()).unwrap().disabled
-        };
-        assert!(!disabled("ann-laptop"));
-
-        files.write_policy("{");
-        let report = rulesets.bar("ann-laptop".to_owned()).await.unwrap();
-        assert_eq!(report, BarReport { device: "ann-laptop".to_owned(), known: true, judged: true });
-        assert!(disabled("ann-laptop") && behind("192.168.7.1"));
-        assert_eq!(*told.lock().unwrap(), ["rejudge"]);
-        assert!(Arc::ptr_eq(&before.ruleset, &rulesets.current().ruleset), "the policy is the same");
-        assert!(rulesets.bar("ann-laptop".to_owned()).await.unwrap().judged);
-        assert_eq!(told.lock().unwrap().len(), 2, "asked twice, judged twice");
-        assert!(!rulesets.bar("nobody".to_owned()).await.unwrap().known);
-
-        rulesets.set_own_addresses(["198.51.100.1".parse().unwrap()].into()).await;
-        rulesets.reload().await.unwrap_err();
-        assert!(disabled("ann-laptop"), "neither new addresses nor a refused load lift it");
-
-        files.write_policy(POLICY);
-        rulesets.reload().await.unwrap();
-        assert!(!disabled("ann-laptop") && !behind("192.168.7.1"));
-    }
-
-    #[tokio::test]
-    async fn a_refused_load_takes_access_away_all_the_same() {
-        let user_disabled = DIRECTORY.replace("\"groups\": [\"eng\"] }", "\"groups\": [\"eng\"], \"disabled\": true }");
-        let revoked = DIRECTORY.replace("[\"192.168.7.0/24\"] }", "[\"192.168.7.0/24\"], \"revoked\": true }");
-        let removed = r#"{ "users": {}, "devices": {} }"#.to_owned();
-        for directory in [user_disabled, revoked, removed] {
-            let files = Files::new();
-            let rulesets = files.rulesets();
-            let shard = FakeShard::default();
-            let told = Arc::clone(&shard.told);
-            rulesets.attach(Shards::from_parts([shard.start()]));
-            files.write_policy("{");
-            files.write_directory(&directory);
-            let error = rulesets.reload().await.unwrap_err();
-            assert_eq!((error.revision, error.barred), (1, vec!["ann-laptop".to_owned()]), "{directory}");
-            assert!(rulesets.current().directory.device("ann-laptop").unwrap().disabled);
-            assert_eq!(*told.lock().unwrap(), ["rejudge"]);
-            assert!(rulesets.reload().await.unwrap_err().barred.is_empty(), "nothing is left to take away");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_refused_load_gives_nobody_access() {
-        let files = Files::new();
-        let rulesets = files.rulesets();
-        files.write_policy("{");
-        files.write_directory(&DIRECTORY.replace("\"disabled\": true", "\"disabled\": false"));
-        assert!(rulesets.reload().await.unwrap_err().barred.is_empty());
-        assert!(rulesets.current().directory.device("bob-phone").unwrap().disabled);
-    }
-
-    #[tokio::test]
-    async fn reloads_come_one_after_another() {
-        let files = Files::new();
-        let rulesets = files.rulesets();
-        let reloads = (0..8).map(|_| rulesets.reload());
-        let mut revisions: Vec<_> =
-            futures_util::future::join_all(reloads).await.into_iter().map(|report| report.unwrap().revision).collect();
-        revisions.sort_unstable();
-        assert_eq!(revisions, [2, 3, 4, 5, 6, 7, 8, 9]);
-    }
-
-    #[tokio::test]
-    async fn own_addresses_are_published_when_they_change() {
-        let files = Files::new();
-        let rulesets = files.rulesets();
-        let before = rulesets.current();
-        rulesets.set_own_addresses(Arc::clone(&before.own_addresses)).await;
-        assert!(Arc::ptr_eq(&before, &rulesets.current()));
-        rulesets.set_own_addresses(["198.51.100.1".parse().unwrap()].into()).await;
-        let now = rulesets.current();
-        assert_eq!(now.own_addresses[..], ["198.51.100.1".parse::<IpAddr>().unwrap()]);
-        assert!(Arc::ptr_eq(&before.ruleset, &now.ruleset), "the revision is the same");
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ pub mod init;
 pub mod kill;
 pub mod output;
 pub mod plan;
+pub mod policy;
 pub mod reload;
 pub mod run;
 pub mod schema;
@@ -245,6 +246,18 @@ pub enum PolicyCommand {
     Explain(ExplainArgs),
     /// Say what a policy would change: live flows that end, access that opens and closes; exits 2 when anything does
     Plan(plan::PlanArgs),
+    /// Put a policy in force and in the place of the policy file, to be confirmed or for good
+    Apply(policy::ApplyArgs),
+    /// Keep the policy that was applied to be confirmed
+    Confirm(policy::PlainArgs),
+    /// List the revisions: when, by whom, and why
+    History(policy::PlainArgs),
+    /// Print the policy of a revision
+    Show(policy::ShowArgs),
+    /// Compare the policies of two revisions
+    Diff(policy::DiffArgs),
+    /// Put the policy of an earlier revision in force again
+    Rollback(policy::RollbackArgs),
 }
 
 /// `portcullis policy explain`: one of `--device` and `--user`.
@@ -299,6 +312,12 @@ fn dispatch(command: Command) -> ExitStatus {
         Command::Policy(PolicyCommand::Explain(args)) => explain::run(args),
         Command::Schema(args) => schema::run(&args),
         Command::Policy(PolicyCommand::Plan(args)) => plan::run(args),
+        Command::Policy(PolicyCommand::Apply(args)) => policy::apply(args),
+        Command::Policy(PolicyCommand::Confirm(args)) => policy::confirm(args),
+        Command::Policy(PolicyCommand::History(args)) => policy::history(args),
+        Command::Policy(PolicyCommand::Show(args)) => policy::show(args),
+        Command::Policy(PolicyCommand::Diff(args)) => policy::diff(args),
+        Command::Policy(PolicyCommand::Rollback(args)) => policy::rollback(args),
     }
 }
 

@@ -12,9 +12,14 @@ use crate::telemetry::escape;
 
 /// Prints `text`, which ends in a newline or gets one. A reader that went away is no failure.
 pub fn print(text: &str) -> ExitStatus {
-    let mut out = io::stdout().lock();
     let newline = if text.ends_with('\n') { "" } else { "\n" };
-    match out.write_all(text.as_bytes()).and_then(|()| out.write_all(newline.as_bytes())).and_then(|()| out.flush()) {
+    print_exactly(&format!("{text}{newline}"))
+}
+
+/// Prints `text` byte for byte. A reader that went away is no failure.
+pub fn print_exactly(text: &str) -> ExitStatus {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => ExitStatus::Done,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitStatus::Done,
         Err(error) => {

@@ -25,7 +25,7 @@ pub fn run(args: ReloadArgs) -> ExitStatus {
     }
 }
 
-fn page(report: &ReloadReport) -> String {
+pub(super) fn page(report: &ReloadReport) -> String {
     let mut out = format!("revision {} in force\n", report.revision);
     if report.changes.is_empty() {
         out.push_str("unchanged\n");

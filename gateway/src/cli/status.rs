@@ -27,6 +27,13 @@ fn page(status: &Status, now: Timestamp) -> String {
     let _ = writeln!(out, "portcullis {} {} (process {})", status.version, status.phase, status.pid);
     let _ = writeln!(out, "up         {}, since {:.0}", seconds(status.uptime_s), status.since);
     let _ = writeln!(out, "revision   {}", status.revision);
+    if let Some(pending) = &status.pending {
+        let _ = writeln!(
+            out,
+            "CONFIRM    revision {} by {:.0} (`portcullis policy confirm`), or revision {} comes back",
+            pending.revision, pending.until, pending.back_to
+        );
+    }
     let load = &status.last_reload;
     let result = if load.ok { "taken" } else { "REFUSED, the revision before stays in force" };
     let _ = writeln!(out, "last load  {}, {result}", ago(Some(load.at), now));
@@ -86,6 +93,7 @@ mod tests {
             directory: "/etc/portcullis/directory.json".to_owned(),
             users: 1,
             devices: 2,
+            pending: None,
             last_reload: LastReload {
                 at: "2027-01-01T00:01:00Z".parse().unwrap(),
                 ok: false,

@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::state::revisions::Pending;
+
 /// Most flows that one answer lists.
 pub const MAX_FLOWS_LISTED: usize = 10_000;
 
@@ -43,6 +45,9 @@ pub struct Status {
     pub devices: usize,
     /// How the last load of policy and directory went.
     pub last_reload: LastReload,
+    /// The policy that is to be confirmed.
+    #[serde(default)]
+    pub pending: Option<Pending>,
     /// WireGuard peers that have been heard of.
     pub peers: Vec<Peer>,
 }

@@ -5,9 +5,11 @@
 
 pub mod api;
 pub mod changes;
+pub mod history;
 pub mod listener;
 pub mod peer;
 pub mod plan;
+mod revisions;
 pub mod server;
 pub mod shards;
 pub mod socket;

@@ -22,14 +22,17 @@ use super::api::{
 };
 use super::peer::Admin;
 use super::plan::{PlanReport, PlanRequest};
+use super::revisions;
 use super::shards::{Shards, Unanswered};
 use crate::config::Config;
 use crate::explain::{self, ExplainError};
 use crate::flow_record::FlowLine;
 use crate::metrics::server::Phase;
 use crate::plan;
-use crate::rulesets::{ReloadError, Rulesets};
+use crate::rulesets::apply::ApplyError;
+use crate::rulesets::{Cause, ReloadError, Rulesets};
 use crate::shard::link::FlowFilter;
+use crate::state::revisions::Source;
 
 /// Largest request body in bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -94,6 +97,9 @@ pub enum ApiError {
     /// A task of the gateway did not come to its end.
     #[error("the gateway could not finish this: {0}")]
     Unfinished(#[from] tokio::task::JoinError),
+    /// A policy was not put in force, or what is asked of the history is not there.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
     /// The data plane did not answer.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
@@ -113,13 +119,21 @@ impl IntoResponse for ApiError {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Refused { .. } | Self::BadPolicy(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Unanswered(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Apply(ApplyError::Bad(..)) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Apply(ApplyError::NoRevision(_)) => StatusCode::NOT_FOUND,
+            Self::Apply(ApplyError::Pending(_) | ApplyError::NothingPending | ApplyError::Edited(_)) => {
+                StatusCode::CONFLICT
+            }
+            Self::Unanswered(_) | Self::Apply(ApplyError::NoHistory(_) | ApplyError::History(_)) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Apply(ApplyError::File { .. } | ApplyError::Unfinished(_)) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unfinished(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let error = self.to_string();
         let (problems, barred) = if let Self::Refused { problems, barred, .. } = self {
             (problems, barred)
-        } else if let Self::BadPolicy(problems) = self {
+        } else if let Self::BadPolicy(problems) | Self::Apply(ApplyError::Bad(_, problems)) = self {
             (problems, Vec::new())
         } else {
             Default::default()
@@ -130,7 +144,7 @@ impl IntoResponse for ApiError {
 
 /// `axum::Json` and `axum::extract::Query` with our error body.
 #[derive(Debug)]
-struct Body<T>(T);
+pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<Context> for Body<T> {
     type Rejection = ApiError;
@@ -152,6 +166,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/kill", post(kill))
         .route("/v1/explain", post(explain))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MAX_PLAN_BODY)))
+        .merge(revisions::routes())
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -202,6 +217,7 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
         users: users.len(),
         devices: snapshot.directory.devices().count(),
         last_reload: rulesets.last_reload(),
+        pending: rulesets.pending(),
         peers: peers
             .into_iter()
             .map(|p| Peer {
@@ -251,7 +267,7 @@ fn parse_prefix(text: &str) -> Result<IpNet, ApiError> {
 
 async fn reload(Admin(peer): Admin, State(context): State<Context>) -> Result<Json<ReloadReport>, ApiError> {
     tracing::info!(uid = peer.uid, "reload asked for over the control socket");
-    match context.rulesets.reload().await {
+    match context.rulesets.reload(Cause::by(Source::Reload, peer.uid)).await {
         Ok(report) => Ok(Json(report)),
         Err(ReloadError { revision, problems, barred }) => Err(ApiError::Refused { revision, problems, barred }),
     }

@@ -80,7 +80,17 @@ impl Files {
 
     pub(crate) fn rulesets(&self) -> Arc<Rulesets> {
         let own = ["192.0.2.9".parse().unwrap()];
-        Arc::new(Rulesets::load(Arc::new(self.config.clone()), None, own.into()).unwrap())
+        Arc::new(Rulesets::load(Arc::new(self.config.clone()), None, own.into(), None).unwrap())
+    }
+}
+
+impl Files {
+    /// As the process does it, with the history in the state directory.
+    pub(crate) fn rulesets_with_history(&self) -> Arc<Rulesets> {
+        fs::create_dir_all(&self.config.state_dir).unwrap();
+        let history = crate::state::Revisions::open(&self.config.state_dir.join(crate::state::FILE)).unwrap();
+        let own = ["192.0.2.9".parse().unwrap()];
+        Arc::new(Rulesets::load(Arc::new(self.config.clone()), None, own.into(), Some(Arc::new(history))).unwrap())
     }
 }
 

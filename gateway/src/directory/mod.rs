@@ -162,7 +162,7 @@ impl Directory {
 
     /// The same directory with every device in the groups that `ruleset` puts its user into besides. What users say of
     /// themselves stays as the file has it, so that another policy begins from there.
-    pub fn in_groups_of(self, ruleset: &Ruleset) -> Self {
+    pub fn in_groups_of(&self, ruleset: &Ruleset) -> Self {
         let groups: BTreeMap<&Arc<str>, Arc<[Arc<str>]>> =
             self.users.iter().map(|(name, user)| (name, ruleset.groups_of(name, &user.groups))).collect();
         let device = |device: &Arc<Device>| match groups.get(&device.identity.user) {

@@ -19,7 +19,8 @@ const BESIDE: [&str; 2] = ["-wal", "-shm"];
 
 /// What makes each version of the schema out of the one before, the first out of an empty database. SQLite's `user_version`
 /// says how many have been done.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE peers (
         key      BLOB    PRIMARY KEY NOT NULL CHECK (length(key) = 32),
         endpoint TEXT    NOT NULL,
@@ -28,11 +29,34 @@ const STEPS: &[&str] = &["
         shards   INTEGER NOT NULL,
         heard    INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE policies (
+        sha256 TEXT PRIMARY KEY NOT NULL,
+        text   TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE revisions (
+        revision  INTEGER PRIMARY KEY NOT NULL,
+        at        INTEGER NOT NULL,
+        source    TEXT    NOT NULL,
+        uid       INTEGER,
+        policy    TEXT    NOT NULL REFERENCES policies (sha256),
+        directory TEXT    NOT NULL,
+        message   TEXT,
+        reason    TEXT,
+        back_to   INTEGER
+    ) STRICT;
+    CREATE TABLE pending (
+        revision INTEGER NOT NULL,
+        back_to  INTEGER NOT NULL,
+        until    INTEGER NOT NULL
+    ) STRICT;
+",
+];
 
 /// Why the database is of no use.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DatabaseError {
+pub enum DatabaseError {
     /// The file cannot be made or opened.
     #[error("{0}")]
     File(#[from] io::Error),
@@ -87,6 +111,11 @@ impl Database {
             connection.execute_batch(&format!("BEGIN IMMEDIATE; {steps} PRAGMA user_version = {version}; COMMIT;"))?;
         }
         Ok(Self(connection))
+    }
+
+    /// The connection, for the tables of others.
+    pub(super) fn connection(&mut self) -> &mut Connection {
+        &mut self.0
     }
 
     /// Every peer in it. Rows that make no sense are left out.

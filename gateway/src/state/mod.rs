@@ -1,4 +1,4 @@
-//! What outlives the process: where WireGuard clients were, in `state.db`.
+//! What outlives the process, in `state.db`: where WireGuard clients were, and the history of policies ([`revisions`]).
 //!
 //! A stock client whose gateway was restarted notices only after fifteen seconds that nobody answers. A gateway that
 //! remembers where its clients are opens the handshakes itself, and they pass traffic again at once.
@@ -14,14 +14,17 @@ mod database;
 mod keeper;
 mod lock;
 mod memory;
+pub mod revisions;
 
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 
+pub use database::DatabaseError;
 pub use keeper::Keeper;
 pub use lock::{StateInUse, StateLock};
 pub use memory::Memory;
+pub use revisions::Revisions;
 
 /// Name of the database in the state directory.
 pub const FILE: &str = "state.db";

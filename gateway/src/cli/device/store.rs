@@ -1,8 +1,7 @@
 //! Reading and replacing `directory.json`: checked before, checked after, and never half.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt, fchown};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use portcullis_policy::json::Problem;
@@ -88,7 +87,7 @@ pub(super) struct Store {
     pub(super) text: String,
     pub(super) directory: Directory,
     /// The lock goes with the descriptor. On the folder, because the file itself is replaced.
-    folder: File,
+    _folder: File,
 }
 
 impl Store {
@@ -107,27 +106,14 @@ impl Store {
             .map_err(|source| DirectoryError::Read { path: config.directory.clone(), source })?;
         let directory = Directory::parse(&text, &context)
             .map_err(|problems| DirectoryError::Problems { path: config.directory.clone(), problems })?;
-        Ok(Self { path, context, text, directory, folder })
+        Ok(Self { path, context, text, directory, _folder: folder })
     }
 
     /// Puts `text` in the place of the file, whole or not at all, with its mode and owner; when it is a sound directory.
     pub(super) fn replace(&self, text: &str) -> Result<(), StoreError> {
         Directory::parse(text, &self.context)
             .map_err(|problems| StoreError::WouldBeBad { path: self.path.clone(), problems })?;
-        let failed = |source| StoreError::Io { path: self.path.clone(), source };
-        let old = fs::metadata(&self.path).map_err(failed)?;
-        let place = self.path.parent().unwrap_or_else(|| Path::new("/"));
-        let mut new = tempfile::Builder::new().prefix(".directory-").tempfile_in(place).map_err(failed)?;
-        new.write_all(text.as_bytes()).map_err(failed)?;
-        let made = new.as_file().metadata().map_err(failed)?;
-        if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
-            fchown(new.as_file(), Some(old.uid()), Some(old.gid())).map_err(failed)?;
-        }
-        new.as_file().set_permissions(old.permissions()).map_err(failed)?;
-        new.as_file().sync_all().map_err(failed)?;
-        new.persist(&self.path).map_err(|error| failed(error.error))?;
-        // Without this a crash of the machine could bring the old file back.
-        self.folder.sync_all().map_err(failed)
+        files::replace(&self.path, text).map_err(|source| StoreError::Io { path: self.path.clone(), source })
     }
 
     pub(super) fn not_edited(&self, source: EditError) -> StoreError {

@@ -1,0 +1,331 @@
+//! Loads and swaps of policy and directory.
+
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::control::shards::tests::FakeShard;
+use crate::control::tests::{DIRECTORY, Files, POLICY};
+
+fn lines(report: &ReloadReport) -> Vec<String> {
+    report.changes.iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test]
+async fn a_swap_publishes_both_files_at_once_and_judges_again() {
+    let files = Files::new();
+    let rulesets = files.rulesets();
+    let shard = FakeShard::default();
+    let told = Arc::clone(&shard.told);
+    rulesets.attach(Shards::from_parts([shard.start()]));
+    let mut watch = rulesets.subscribe();
+    watch.mark_unchanged();
+
+    files.write_policy(&POLICY.replace("tcp/22", "tcp/23").replace("\"eng\", \"action\"", "\"staff\", \"action\""));
+    files.write_directory(
+        &DIRECTORY.replace("\"networks\": [\"192.168.8.0/24\"]", "\"networks\": [\"192.168.9.0/24\"]"),
+    );
+    let report = rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+    assert_eq!((report.revision, report.judged), (2, true));
+    assert_eq!(
+        lines(&report),
+        ["device bob-phone changed", "rule no-ssh changed", "rule staff added", "rule eng removed"]
+    );
+    assert_eq!(*told.lock().unwrap(), ["rejudge"]);
+    assert!(watch.has_changed().unwrap());
+    let seen = Arc::clone(&watch.borrow_and_update());
+    assert_eq!(seen.ruleset.revision(), Revision(2));
+    assert!(seen.directory.device_by_network("192.168.9.1".parse().unwrap()).is_some());
+
+    let report = rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+    assert_eq!((report.revision, lines(&report).len()), (3, 0), "the same bytes are judged by again");
+    assert_eq!(told.lock().unwrap().len(), 2);
+
+    assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+    std::fs::write(&files.config.source, format!("{}# new\n", files.config.text)).unwrap();
+    let warnings = rulesets.reload(Cause::of(Source::Reload)).await.unwrap().warnings;
+    assert!(matches!(&warnings[..], [one] if one.ends_with("that needs a restart")), "{warnings:?}");
+    std::fs::remove_file(&files.config.source).unwrap();
+    assert_eq!(rulesets.reload(Cause::of(Source::Reload)).await.unwrap().warnings.len(), 1);
+}
+
+#[tokio::test]
+async fn a_bad_file_changes_nothing() {
+    let files = Files::new();
+    let rulesets = files.rulesets();
+    let shard = FakeShard::default();
+    let told = Arc::clone(&shard.told);
+    rulesets.attach(Shards::from_parts([shard.start()]));
+    let before = rulesets.current();
+    let mut refused = 0;
+    for (policy, directory) in [
+        (Some("{"), None),
+        (Some(""), None),
+        (Some(r#"{"version":1,"rules":[],"rules":[]}"#), None),
+        (Some(r#"{"version":1,"rules":[{"id":"x","action":"allow","from":[],"to":["*"]}]}"#), None),
+        (None, Some("[]")),
+        (None, Some(r#"{"users":{},"devices":{"a":{"user":"nobody","networks":["10.0.0.0/8"]}}}"#)),
+        (Some(POLICY), Some(r#"{"users":{},"devices":{}} x"#)),
+    ] {
+        files.write_policy(policy.unwrap_or(POLICY));
+        files.write_directory(directory.unwrap_or(DIRECTORY));
+        let error = rulesets.reload(Cause::of(Source::Reload)).await.unwrap_err();
+        refused += 1;
+        assert_eq!(error.revision, 1);
+        let bad = if directory.is_some() { &files.config.directory } else { &files.config.policy };
+        assert!(!error.problems.is_empty());
+        assert!(error.problems.iter().all(|p| p.file == bad.display().to_string() && p.line.is_some()), "{error:?}");
+        assert!(Arc::ptr_eq(&before, &rulesets.current()));
+        assert_eq!(rulesets.failures().load(Ordering::Relaxed), refused);
+        assert_eq!(rulesets.last_reload().problems, error.problems);
+    }
+    std::fs::remove_file(&files.config.policy).unwrap();
+    let error = rulesets.reload(Cause::of(Source::Reload)).await.unwrap_err();
+    assert!(error.problems[0].to_string().starts_with(&files.config.policy.display().to_string()));
+    assert!(told.lock().unwrap().is_empty());
+
+    files.write_policy(POLICY);
+    files.write_directory(DIRECTORY);
+    assert_eq!(rulesets.reload(Cause::of(Source::Reload)).await.unwrap().revision, 2);
+    assert!(rulesets.last_reload().ok);
+}
+
+#[tokio::test]
+async fn a_barred_device_stays_so_until_a_load_is_taken() {
+    let files = Files::new();
+    let rulesets = files.rulesets();
+    let shard = FakeShard::default();
+    let told = Arc::clone(&shard.told);
+    rulesets.attach(Shards::from_parts([shard.start()]));
+    let before = rulesets.current();
+    let disabled = |name: &str| rulesets.current().directory.device(name).unwrap().disabled;
+    let behind = |address: &str| {
+        let snapshot = rulesets.current();
+        snapshot.directory.device_by_network(address.parse().unwrap()).unwrap().disabled
+    };
+    assert!(!disabled("ann-laptop"));
+
+    files.write_policy("{");
+    let report = rulesets.bar("ann-laptop".to_owned()).await.unwrap();
+    assert_eq!(report, BarReport { device: "ann-laptop".to_owned(), known: true, judged: true });
+    assert!(disabled("ann-laptop") && behind("192.168.7.1"));
+    assert_eq!(*told.lock().unwrap(), ["rejudge"]);
+    assert!(Arc::ptr_eq(&before.ruleset, &rulesets.current().ruleset), "the policy is the same");
+    assert!(rulesets.bar("ann-laptop".to_owned()).await.unwrap().judged);
+    assert_eq!(told.lock().unwrap().len(), 2, "asked twice, judged twice");
+    assert!(!rulesets.bar("nobody".to_owned()).await.unwrap().known);
+
+    rulesets.set_own_addresses(["198.51.100.1".parse().unwrap()].into()).await;
+    rulesets.reload(Cause::of(Source::Reload)).await.unwrap_err();
+    assert!(disabled("ann-laptop"), "neither new addresses nor a refused load lift it");
+
+    files.write_policy(POLICY);
+    rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+    assert!(!disabled("ann-laptop") && !behind("192.168.7.1"));
+}
+
+#[tokio::test]
+async fn a_refused_load_takes_access_away_all_the_same() {
+    let user_disabled = DIRECTORY.replace("\"groups\": [\"eng\"] }", "\"groups\": [\"eng\"], \"disabled\": true }");
+    let revoked = DIRECTORY.replace("[\"192.168.7.0/24\"] }", "[\"192.168.7.0/24\"], \"revoked\": true }");
+    let removed = r#"{ "users": {}, "devices": {} }"#.to_owned();
+    for directory in [user_disabled, revoked, removed] {
+        let files = Files::new();
+        let rulesets = files.rulesets();
+        let shard = FakeShard::default();
+        let told = Arc::clone(&shard.told);
+        rulesets.attach(Shards::from_parts([shard.start()]));
+        files.write_policy("{");
+        files.write_directory(&directory);
+        let error = rulesets.reload(Cause::of(Source::Reload)).await.unwrap_err();
+        assert_eq!((error.revision, error.barred), (1, vec!["ann-laptop".to_owned()]), "{directory}");
+        assert!(rulesets.current().directory.device("ann-laptop").unwrap().disabled);
+        assert_eq!(*told.lock().unwrap(), ["rejudge"]);
+        assert!(
+            rulesets.reload(Cause::of(Source::Reload)).await.unwrap_err().barred.is_empty(),
+            "nothing is left to take away"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refused_load_gives_nobody_access() {
+    let files = Files::new();
+    let rulesets = files.rulesets();
+    files.write_policy("{");
+    files.write_directory(&DIRECTORY.replace("\"disabled\": true", "\"disabled\": false"));
+    assert!(rulesets.reload(Cause::of(Source::Reload)).await.unwrap_err().barred.is_empty());
+    assert!(rulesets.current().directory.device("bob-phone").unwrap().disabled);
+}
+
+#[tokio::test]
+async fn reloads_come_one_after_another() {
+    let files = Files::new();
+    let rulesets = files.rulesets();
+    let reloads = (0..8).map(|_| rulesets.reload(Cause::of(Source::Reload)));
+    let mut revisions: Vec<_> =
+        futures_util::future::join_all(reloads).await.into_iter().map(|report| report.unwrap().revision).collect();
+    revisions.sort_unstable();
+    assert_eq!(revisions, [2, 3, 4, 5, 6, 7, 8, 9]);
+}
+
+#[tokio::test]
+async fn own_addresses_are_published_when_they_change() {
+    let files = Files::new();
+    let rulesets = files.rulesets();
+    let before = rulesets.current();
+    rulesets.set_own_addresses(Arc::clone(&before.own_addresses)).await;
+    assert!(Arc::ptr_eq(&before, &rulesets.current()));
+    rulesets.set_own_addresses(["198.51.100.1".parse().unwrap()].into()).await;
+    let now = rulesets.current();
+    assert_eq!(now.own_addresses[..], ["198.51.100.1".parse::<IpAddr>().unwrap()]);
+    assert!(Arc::ptr_eq(&before.ruleset, &now.ruleset), "the revision is the same");
+}
+
+mod applied {
+    use std::time::Duration;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::rulesets::apply::{Apply, ApplyError};
+    use crate::state::revisions::Pending;
+
+    const NOBODY: &str = r#"{ "version": 1, "rules": [] }"#;
+
+    fn applying(policy: &str, confirm_within: Option<Duration>) -> Apply {
+        Apply {
+            file: "next.json".to_owned(),
+            policy: policy.to_owned(),
+            cause: Cause::by(Source::Apply, 1000),
+            confirm_within,
+        }
+    }
+
+    fn in_file(files: &Files) -> String {
+        std::fs::read_to_string(&files.config.policy).unwrap()
+    }
+
+    fn sources(rulesets: &Rulesets) -> Vec<(u64, Source, Option<u64>)> {
+        let revisions = rulesets.history().unwrap().list().unwrap();
+        revisions.iter().map(|entry| (entry.revision, entry.source, entry.back_to)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_policy_is_put_in_force_into_the_file_and_into_the_history() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        let applied = rulesets.apply(applying(NOBODY, None)).await.unwrap();
+        assert_eq!((applied.report.revision, applied.confirm_until), (2, None));
+        assert!(applied.report.changes.iter().any(|change| change.to_string() == "rule eng removed"));
+        assert_eq!((in_file(&files).as_str(), rulesets.current().ruleset.revision().0), (NOBODY, 2));
+        assert_eq!(sources(&rulesets), [(2, Source::Apply, None), (1, Source::Start, None)]);
+
+        let applied = rulesets.roll_back(1, Cause::by(Source::Rollback, 0)).await.unwrap();
+        assert_eq!((applied.report.revision, in_file(&files).as_str()), (3, POLICY));
+        assert_eq!(sources(&rulesets)[0], (3, Source::Rollback, Some(1)));
+        assert!(matches!(
+            rulesets.roll_back(9, Cause::by(Source::Rollback, 0)).await.unwrap_err(),
+            ApplyError::NoRevision(9)
+        ));
+
+        // The next life has the same revision, until something is different.
+        drop(rulesets);
+        assert_eq!(files.rulesets_with_history().current().ruleset.revision().0, 3);
+        files.write_policy(NOBODY);
+        assert_eq!(files.rulesets_with_history().current().ruleset.revision().0, 4);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_changes_nothing() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        let error = rulesets.apply(applying("{", None)).await.unwrap_err();
+        assert!(matches!(&error, ApplyError::Bad(1, problems) if problems[0].file == "next.json"), "{error:?}");
+        files.write_policy("{ edited");
+        let error = rulesets.apply(applying(NOBODY, None)).await.unwrap_err();
+        assert!(matches!(error, ApplyError::Edited(_)), "{error:?}");
+        assert_eq!((in_file(&files).as_str(), sources(&rulesets).len()), ("{ edited", 1));
+        // Somebody who edits the file in its place and applies that loses nothing.
+        files.write_policy(NOBODY);
+        rulesets.apply(applying(NOBODY, None)).await.unwrap();
+
+        std::fs::remove_file(&files.config.policy).unwrap();
+        assert!(rulesets.apply(applying(POLICY, None)).await.is_err());
+        assert_eq!((sources(&rulesets).len(), rulesets.current().ruleset.revision().0), (2, 2));
+
+        let without = Files::new();
+        let error = without.rulesets().apply(applying(NOBODY, None)).await.unwrap_err();
+        assert!(matches!(error, ApplyError::NoHistory(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_rollback_to_what_is_gone_is_refused_by_name() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        files.write_policy(NOBODY);
+        files.write_directory(r#"{ "users": {}, "devices": {} }"#);
+        rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+        let error = rulesets.roll_back(1, Cause::by(Source::Rollback, 0)).await.unwrap_err();
+        let ApplyError::Bad(2, problems) = error else { panic!("{error:?}") };
+        assert!(problems.iter().any(|problem| problem.message.contains("eng")), "{problems:?}");
+        assert_eq!((problems[0].file.as_str(), in_file(&files).as_str()), ("revision 1", NOBODY));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_confirmed_goes_back() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        let applied = rulesets.apply(applying(NOBODY, Some(Duration::from_millis(300)))).await.unwrap();
+        let pending = rulesets.pending().unwrap();
+        assert_eq!((Some(pending.until), pending.back_to), (applied.confirm_until, 1));
+        let error = rulesets.apply(applying(POLICY, None)).await.unwrap_err();
+        assert!(matches!(error, ApplyError::Pending(other) if other == pending), "{error:?}");
+        rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+        assert_eq!(rulesets.pending(), Some(pending), "a reload of the same confirms nothing");
+
+        let mut changed = rulesets.subscribe();
+        changed.wait_for(|snapshot| snapshot.ruleset.revision().0 == 4).await.unwrap();
+        assert_eq!((in_file(&files).as_str(), rulesets.pending()), (POLICY, None));
+        assert_eq!(sources(&rulesets)[0], (4, Source::Revert, Some(1)));
+    }
+
+    #[tokio::test]
+    async fn what_is_confirmed_or_overtaken_stays() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        rulesets.apply(applying(NOBODY, Some(Duration::from_millis(50)))).await.unwrap();
+        assert_eq!(rulesets.confirm().await.unwrap(), 2);
+        assert!(matches!(rulesets.confirm().await.unwrap_err(), ApplyError::NothingPending));
+        let pending = Pending { revision: 2, back_to: 1, until: Timestamp::now() };
+        rulesets.go_back(pending).await;
+        assert_eq!((in_file(&files).as_str(), sources(&rulesets).len()), (NOBODY, 2));
+
+        rulesets.apply(applying(POLICY, Some(Duration::from_secs(60)))).await.unwrap();
+        files.write_policy(&format!("{NOBODY} "));
+        rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+        assert_eq!(rulesets.pending(), None, "whoever edits the file decides");
+    }
+
+    #[tokio::test]
+    async fn the_next_life_goes_back_for_the_one_that_was_killed() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        rulesets.apply(applying(NOBODY, Some(Duration::from_secs(60)))).await.unwrap();
+        let pending = rulesets.pending().unwrap();
+        drop(rulesets);
+        // Not yet due.
+        let rulesets = files.rulesets_with_history();
+        assert_eq!((rulesets.pending(), rulesets.current().ruleset.revision().0), (Some(pending), 2));
+        let history = rulesets.history().unwrap();
+        let (entry, policy) = history.find(2).unwrap().unwrap();
+        history.unrecord(2).unwrap();
+        let due = Pending { until: Timestamp::UNIX_EPOCH, ..pending };
+        history.record(&entry, &policy, Some(due)).unwrap();
+        drop((rulesets, history));
+
+        let rulesets = files.rulesets_with_history();
+        assert_eq!((in_file(&files).as_str(), rulesets.pending()), (POLICY, None));
+        assert_eq!(sources(&rulesets)[0], (3, Source::Revert, Some(1)));
+        assert_eq!(rulesets.current().ruleset.revision().0, 3);
+    }
+}

@@ -1,0 +1,318 @@
+//! The history of policies in force, in `state.db`: one row for each load that was taken, and the text of its policy.
+//!
+//! Of the directory only the hash is kept: it holds preshared keys, and nothing goes back to an old one.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::database::{Database, DatabaseError};
+
+/// How many revisions are kept at least, while their texts are within [`KEPT_BYTES`]; older ones go.
+pub const KEPT: u32 = 200;
+/// Bytes of the policy texts that are kept, each different text once. The revision in force stays whatever its size.
+pub const KEPT_BYTES: u64 = 256 << 20;
+
+/// What had a policy loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The start of the process.
+    Start,
+    /// `portcullis reload`, or SIGHUP.
+    Reload,
+    /// The file changed.
+    Watch,
+    /// `portcullis policy apply`.
+    Apply,
+    /// `portcullis policy rollback`.
+    Rollback,
+    /// A policy that was to be confirmed and was not.
+    Revert,
+}
+
+impl Source {
+    const ALL: [Self; 6] = [Self::Start, Self::Reload, Self::Watch, Self::Apply, Self::Rollback, Self::Revert];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Reload => "reload",
+            Self::Watch => "watch",
+            Self::Apply => "apply",
+            Self::Rollback => "rollback",
+            Self::Revert => "revert",
+        }
+    }
+}
+
+/// A load that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its number.
+    pub revision: u64,
+    /// When it was put in force.
+    pub at: Timestamp,
+    /// By what.
+    pub source: Source,
+    /// The user who asked for it over the control socket.
+    pub uid: Option<u32>,
+    /// SHA-256 of the policy's text, in hexadecimal digits.
+    pub policy_sha256: String,
+    /// SHA-256 of the directory's text.
+    pub directory_sha256: String,
+    /// What whoever applied it said.
+    pub message: Option<String>,
+    /// Why it was rolled back.
+    pub reason: Option<String>,
+    /// The revision whose policy this is again.
+    pub back_to: Option<u64>,
+}
+
+/// A policy that goes back unless it is confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The revision to confirm.
+    pub revision: u64,
+    /// The one whose policy comes back.
+    pub back_to: u64,
+    /// When.
+    pub until: Timestamp,
+}
+
+/// SHA-256 of a text, in hexadecimal digits.
+pub fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The history. Its methods block on the disk.
+#[derive(Debug)]
+pub struct Revisions(Mutex<Database>);
+
+impl Revisions {
+    /// Opens the history in the database at `path`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such place, or what is there is no database of this release.
+    pub fn open(path: &Path) -> Result<Self, DatabaseError> {
+        Database::open(path).map(|database| Self(Mutex::new(database)))
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&mut Connection) -> Result<R, rusqlite::Error>) -> Result<R, DatabaseError> {
+        let mut database = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(work(database.connection())?)
+    }
+
+    /// Writes down a load with the text of its policy. What is to be confirmed is `pending` from then on.
+    pub fn record(&self, entry: &Entry, policy: &str, pending: Option<Pending>) -> Result<(), DatabaseError> {
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute(
+                "INSERT OR IGNORE INTO policies (sha256, text) VALUES (?, ?)",
+                params![entry.policy_sha256, policy],
+            )?;
+            transaction.execute(
+                "INSERT INTO revisions (revision, at, source, uid, policy, directory, message, reason, back_to)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                params![
+                    number(entry.revision),
+                    entry.at.as_microsecond(),
+                    entry.source.as_str(),
+                    entry.uid,
+                    entry.policy_sha256,
+                    entry.directory_sha256,
+                    entry.message,
+                    entry.reason,
+                    entry.back_to.map(number),
+                ],
+            )?;
+            set_pending(&transaction, pending)?;
+            prune(&transaction)?;
+            transaction.commit()
+        })
+    }
+
+    /// Takes back the newest row, whose policy did not come into force after all.
+    pub fn unrecord(&self, revision: u64) -> Result<(), DatabaseError> {
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM revisions WHERE revision = ?", [number(revision)])?;
+            set_pending(&transaction, None)?;
+            transaction.commit()
+        })
+    }
+
+    /// Nothing is to be confirmed any more.
+    pub fn settle(&self) -> Result<(), DatabaseError> {
+        self.with(|connection| set_pending(connection, None))
+    }
+
+    /// What is to be confirmed.
+    pub fn pending(&self) -> Result<Option<Pending>, DatabaseError> {
+        let row = self.with(|connection| {
+            connection.query_row("SELECT revision, back_to, until FROM pending", [], pending).optional()
+        })?;
+        Ok(row.flatten())
+    }
+
+    /// Every revision that is kept, newest first.
+    pub fn list(&self) -> Result<Vec<Entry>, DatabaseError> {
+        self.with(|connection| {
+            let mut statement = connection.prepare("SELECT * FROM revisions ORDER BY revision DESC")?;
+            let rows = statement.query_map([], |row| Ok(entry(row)))?.collect::<Result<Vec<_>, _>>()?;
+            Ok(rows.into_iter().flatten().collect())
+        })
+    }
+
+    /// The newest revision.
+    pub fn last(&self) -> Result<Option<Entry>, DatabaseError> {
+        let row = self.with(|connection| {
+            let newest = "SELECT * FROM revisions ORDER BY revision DESC LIMIT 1";
+            connection.query_row(newest, [], |row| Ok(entry(row))).optional()
+        })?;
+        Ok(row.flatten())
+    }
+
+    /// A revision and the text of its policy, when it is kept.
+    pub fn find(&self, revision: u64) -> Result<Option<(Entry, String)>, DatabaseError> {
+        let row = self.with(|connection| {
+            let one = "SELECT revisions.*, policies.text FROM revisions
+                       JOIN policies ON policies.sha256 = revisions.policy WHERE revision = ?";
+            let found = |row: &Row<'_>| Ok((entry(row), row.get("text")?));
+            connection.query_row(one, [number(revision)], found).optional()
+        })?;
+        Ok(row.and_then(|(entry, text)| Some((entry?, text))))
+    }
+}
+
+/// SQLite's numbers have a sign; a gateway does not live to load 2^63 policies.
+fn number(revision: u64) -> i64 {
+    i64::try_from(revision).unwrap_or(i64::MAX)
+}
+
+fn set_pending(connection: &Connection, pending: Option<Pending>) -> Result<(), rusqlite::Error> {
+    connection.execute("DELETE FROM pending", [])?;
+    if let Some(Pending { revision, back_to, until }) = pending {
+        let row = params![number(revision), number(back_to), until.as_microsecond()];
+        connection.execute("INSERT INTO pending (revision, back_to, until) VALUES (?, ?, ?)", row)?;
+    }
+    Ok(())
+}
+
+/// Deletes the oldest revisions beyond the bounds, and texts that none has. What may come back stays.
+fn prune(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection.execute(
+        "DELETE FROM revisions WHERE revision <= (SELECT max(revision) FROM revisions) - ?
+         AND revision NOT IN (SELECT back_to FROM pending)",
+        [KEPT],
+    )?;
+    loop {
+        connection.execute("DELETE FROM policies WHERE sha256 NOT IN (SELECT policy FROM revisions)", [])?;
+        let bytes: i64 =
+            connection.query_row("SELECT coalesce(sum(length(text)), 0) FROM policies", [], |row| row.get(0))?;
+        if u64::try_from(bytes).unwrap_or_default() <= KEPT_BYTES {
+            return Ok(());
+        }
+        let oldest = "DELETE FROM revisions WHERE revision = (SELECT min(revision) FROM revisions
+                      WHERE revision NOT IN (SELECT back_to FROM pending)
+                      AND revision < (SELECT max(revision) FROM revisions))";
+        if connection.execute(oldest, [])? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn pending(row: &Row<'_>) -> Result<Option<Pending>, rusqlite::Error> {
+    let (revision, back_to, until): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let positive = |number: i64| u64::try_from(number).ok();
+    let Some((revision, back_to)) = positive(revision).zip(positive(back_to)) else { return Ok(None) };
+    Ok(Timestamp::from_microsecond(until).ok().map(|until| Pending { revision, back_to, until }))
+}
+
+/// A row, unless it makes no sense.
+fn entry(row: &Row<'_>) -> Option<Entry> {
+    let source: String = row.get("source").ok()?;
+    let positive = |number: i64| u64::try_from(number).ok();
+    Some(Entry {
+        revision: positive(row.get("revision").ok()?)?,
+        at: Timestamp::from_microsecond(row.get("at").ok()?).ok()?,
+        source: Source::ALL.into_iter().find(|known| known.as_str() == source)?,
+        uid: row.get("uid").ok()?,
+        policy_sha256: row.get("policy").ok()?,
+        directory_sha256: row.get("directory").ok()?,
+        message: row.get("message").ok()?,
+        reason: row.get("reason").ok()?,
+        back_to: row.get::<_, Option<i64>>("back_to").ok()?.and_then(positive),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(revision: u64, policy: &str) -> Entry {
+        Entry {
+            revision,
+            at: "2027-01-01T00:00:00.5Z".parse().unwrap(),
+            source: Source::Apply,
+            uid: Some(1000),
+            policy_sha256: sha256(policy),
+            directory_sha256: sha256("{}"),
+            message: Some("less".to_owned()),
+            reason: None,
+            back_to: None,
+        }
+    }
+
+    fn history() -> (tempfile::TempDir, Revisions) {
+        let dir = tempfile::tempdir().unwrap();
+        let history = Revisions::open(&dir.path().join("state.db")).unwrap();
+        (dir, history)
+    }
+
+    #[test]
+    fn what_was_recorded_is_read_again_by_the_next_process() {
+        let (dir, history) = history();
+        assert_eq!((history.last().unwrap(), history.pending().unwrap()), (None, None));
+        let pending = Pending { revision: 2, back_to: 1, until: "2027-01-01T00:01:00Z".parse().unwrap() };
+        history.record(&entry(1, "old"), "old", None).unwrap();
+        let second = Entry { source: Source::Rollback, back_to: Some(1), uid: None, ..entry(2, "new ☃\0") };
+        history.record(&second, "new ☃\0", Some(pending)).unwrap();
+        drop(history);
+
+        let history = Revisions::open(&dir.path().join("state.db")).unwrap();
+        assert_eq!(history.list().unwrap(), [second.clone(), entry(1, "old")]);
+        assert_eq!(history.last().unwrap(), Some(second.clone()));
+        assert_eq!(history.find(2).unwrap(), Some((second, "new ☃\0".to_owned())));
+        assert_eq!(history.find(3).unwrap(), None);
+        assert_eq!(history.pending().unwrap(), Some(pending));
+        history.settle().unwrap();
+        assert_eq!(history.pending().unwrap(), None);
+        assert!(history.record(&entry(2, "other"), "other", None).is_err(), "a revision is never another one");
+        history.unrecord(2).unwrap();
+        assert_eq!(history.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_oldest_go_but_what_may_come_back_stays() {
+        let (_dir, history) = history();
+        let pending = Pending { revision: 2, back_to: 1, until: Timestamp::UNIX_EPOCH };
+        for revision in 1..=u64::from(KEPT) + 9 {
+            let text = format!("policy {}", revision % 7);
+            history.record(&entry(revision, &text), &text, Some(pending)).unwrap();
+        }
+        let kept: Vec<u64> = history.list().unwrap().iter().map(|entry| entry.revision).collect();
+        assert_eq!((kept.len(), kept[0], kept[kept.len() - 2..].to_vec()), (201, 209, vec![10, 1]));
+        let count = "SELECT count(*) FROM policies";
+        let texts: i64 = history.with(|connection| connection.query_row(count, [], |row| row.get(0))).unwrap();
+        assert_eq!(texts, 7, "each text is kept once");
+        history.record(&entry(210, "x"), "x", None).unwrap();
+        assert_eq!(history.find(1).unwrap(), None);
+    }
+}
