@@ -11,6 +11,7 @@ use portcullis_policy::{Request, Ruleset, Service};
 use crate::config::Config;
 use crate::control::api::Problem;
 use crate::control::plan::{AccessChange, EndingFlow, PlanReport, PlanRequest, Who};
+use crate::directory::Directory;
 use crate::flow_record::{FlowProtocol, FlowRecord};
 use crate::rulesets::{in_file, policy_context};
 use crate::shard::link::Snapshot;
@@ -32,29 +33,33 @@ pub fn plan(
     let then = Ruleset::compile(request.policy.as_bytes(), &context, revision, now)
         .map_err(|problems| in_file(Path::new(&request.file), problems))?;
     let at = request.at.unwrap_or(now);
+    // The same devices, in the groups that the other policy would put them into.
+    let directory = snapshot.directory.in_groups_of(&then);
     let devices: Vec<_> = snapshot
         .directory
         .devices()
         .filter(|device| device.usable_at(at))
-        .map(|device| {
+        .filter_map(|device| {
+            let then = &directory.device(&device.identity.device)?.identity;
             let own = device.addresses.iter().copied().map(IpNet::from);
-            (&device.identity, own.chain(device.networks.iter().copied()).collect::<Vec<_>>())
+            Some((&device.identity, then, own.chain(device.networks.iter().copied()).collect::<Vec<_>>()))
         })
         .collect();
-    let subjects: Vec<Subject<'_>> = devices.iter().map(|(identity, sources)| Subject { identity, sources }).collect();
+    let subjects: Vec<Subject<'_>> =
+        devices.iter().map(|(now, then, sources)| Subject { now, then, sources }).collect();
     let difference = snapshot.ruleset.difference(&then, &subjects, at);
     Ok(PlanReport {
         revision: Some(revision.0),
         at,
-        flows: flows.map(|flows| flows.iter().filter_map(|flow| ending(snapshot, &then, flow, at)).collect()),
+        flows: flows.map(|flows| flows.iter().filter_map(|flow| ending(&directory, &then, flow, at)).collect()),
         changes: difference.changes.into_iter().map(change).collect(),
         complete: difference.complete,
     })
 }
 
-/// What to say of a live flow that `then` would end.
-fn ending(snapshot: &Snapshot, then: &Ruleset, flow: &FlowRecord, at: Timestamp) -> Option<EndingFlow> {
-    let device = snapshot.directory.device(&flow.device)?;
+/// What to say of a live flow that `then` would end, with its devices in `directory`.
+fn ending(directory: &Directory, then: &Ruleset, flow: &FlowRecord, at: Timestamp) -> Option<EndingFlow> {
+    let device = directory.device(&flow.device)?;
     let port = flow.destination.port();
     let service = match flow.protocol {
         FlowProtocol::Tcp => Service::Tcp(port),

@@ -8,9 +8,9 @@ use ipnet::IpNet;
 
 use super::cells::{bits, prefixes, span};
 use super::{Subject, Who};
-use crate::Request;
 use crate::rule::Rule;
 use crate::set::{ServiceSet, SourceSelector, SourceSet, TargetSet};
+use crate::{Identity, Request};
 
 /// Rules of either policy that the other does not have at a place that agrees in order; by their address in memory.
 pub(super) type Moved = HashSet<*const Rule>;
@@ -22,13 +22,29 @@ pub(super) struct Class<'a> {
     pub(super) then: Vec<&'a Rule>,
 }
 
-/// The rules that are not part of the longest list that both policies hold in the same order.
-pub(super) fn moved(now: &[Rule], then: &[Rule]) -> Moved {
+/// The groups that somebody would leave or come into.
+pub(super) fn regrouped<'a>(subjects: &[Subject<'a>]) -> HashSet<&'a str> {
+    let mut groups = HashSet::new();
+    for Subject { now, then, .. } in subjects {
+        groups.extend(now.groups.iter().filter(|group| !then.groups.contains(group)).map(|group| &**group));
+        groups.extend(then.groups.iter().filter(|group| !now.groups.contains(group)).map(|group| &**group));
+    }
+    groups
+}
+
+/// The rules that are not part of the longest list that both policies hold in the same order, and those that select by a
+/// group which others are in.
+pub(super) fn moved(now: &[Rule], then: &[Rule], regrouped: &HashSet<&str>) -> Moved {
     let by_id: HashMap<&str, (usize, &Rule)> =
         now.iter().enumerate().map(|(index, rule)| (&*rule.id, (index, rule))).collect();
     let kept: Vec<(usize, &Rule)> = then
         .iter()
-        .filter_map(|rule| by_id.get(&*rule.id).filter(|(_, old)| same(old, rule)).map(|(index, _)| (*index, rule)))
+        .filter_map(|rule| {
+            by_id
+                .get(&*rule.id)
+                .filter(|(_, old)| same(old, rule) && !names(rule, regrouped))
+                .map(|(index, _)| (*index, rule))
+        })
         .collect();
     // Longest increasing subsequence: `ends[n]` is the entry that ends the list of n + 1 entries with the lowest number.
     let number = |entry: usize| kept.get(entry).map_or(usize::MAX, |(index, _)| *index);
@@ -54,6 +70,13 @@ pub(super) fn moved(now: &[Rule], then: &[Rule]) -> Moved {
         next = before.get(entry).copied().flatten();
     }
     moved
+}
+
+fn names(rule: &Rule, groups: &HashSet<&str>) -> bool {
+    rule.from.written().iter().chain(rule.not_from.written()).any(|selector| match selector {
+        SourceSelector::Group(group) => groups.contains(&**group),
+        SourceSelector::Any | SourceSelector::User(_) | SourceSelector::Device(_) | SourceSelector::Net(_) => false,
+    })
 }
 
 fn same(a: &Rule, b: &Rule) -> bool {
@@ -118,20 +141,20 @@ pub(super) fn of<'a>(
             let ends = starts.iter().skip(1).map(|start| start - 1).chain([last]);
             for (start, end) in starts.iter().zip(ends) {
                 let source = bits(*v4, *start);
-                let select = |rules: &[Rule]| -> Vec<usize> {
+                let select = |rules: &[Rule], identity: &Identity| -> Vec<usize> {
                     rules
                         .iter()
                         .enumerate()
-                        .filter(|(_, rule)| selects(rule, subject, source))
+                        .filter(|(_, rule)| selects(rule, identity, source))
                         .map(|(n, _)| n)
                         .collect()
                 };
                 let who = Who {
-                    user: Arc::clone(&subject.identity.user),
-                    device: Arc::clone(&subject.identity.device),
+                    user: Arc::clone(&subject.now.user),
+                    device: Arc::clone(&subject.now.device),
                     sources: prefixes(*v4, *start, end),
                 };
-                found.entry((*v4, select(now), select(then))).or_default().push(who);
+                found.entry((*v4, select(now, subject.now), select(then, subject.then))).or_default().push(who);
             }
         }
     }
@@ -153,13 +176,13 @@ fn nets(set: &SourceSet) -> impl Iterator<Item = &IpNet> {
 }
 
 /// Whether a rule that decides may select packets from `source`. A rule in audit mode decides nothing.
-fn selects(rule: &Rule, subject: &Subject<'_>, source: IpAddr) -> bool {
+fn selects(rule: &Rule, identity: &Identity, source: IpAddr) -> bool {
     // Neither of the two sets looks at destination and service.
-    let request = Request { identity: subject.identity, source, destination: source, service: crate::Service::Icmp };
+    let request = Request { identity, source, destination: source, service: crate::Service::Icmp };
     !rule.audit
         && rule.from.contains(&request)
         && !rule.not_from.contains(&request)
-        && rule.postures.iter().all(|posture| posture.unmet(&subject.identity.posture).is_none())
+        && rule.postures.iter().all(|posture| posture.unmet(&identity.posture).is_none())
 }
 
 /// One entry a device, sorted.

@@ -27,8 +27,10 @@ pub const MAX_QUESTIONS: u64 = 400_000_000;
 /// A device, and where its packets may come from.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
-    /// The device as rules see it.
-    pub identity: &'a Identity,
+    /// The device as the rules in force see it, with the groups that their policy adds.
+    pub now: &'a Identity,
+    /// The same device as the other rules would see it: another policy may add other groups.
+    pub then: &'a Identity,
     /// Its own addresses, and the networks behind it.
     pub sources: &'a [IpNet],
 }
@@ -112,7 +114,7 @@ impl Ruleset {
     /// What would change for `subjects`, judged at `at`, if `then` took the place of this ruleset.
     pub fn difference(&self, then: &Self, subjects: &[Subject<'_>], at: Timestamp) -> Difference {
         let (now, then) = (self.rule_list(), then.rule_list());
-        let moved = classes::moved(now, then);
+        let moved = classes::moved(now, then, &classes::regrouped(subjects));
         let mut questions = 0;
         let mut complete = true;
         let mut areas: BTreeMap<(Turn, Vec<ServiceRange>, Vec<IpNet>), Vec<Who>> = BTreeMap::new();

@@ -47,7 +47,7 @@ fn effect(verdict: &Verdict) -> (bool, Option<String>) {
 fn check(now: &Ruleset, then: &Ruleset, at: Timestamp, later: &[Timestamp]) -> Result<(), TestCaseError> {
     let identities = identities();
     let subjects: Vec<Subject<'_>> =
-        identities.iter().map(|(identity, sources)| Subject { identity, sources }).collect();
+        identities.iter().map(|(identity, sources)| Subject { now: identity, then: identity, sources }).collect();
     let plan = now.difference(then, &subjects, at);
     prop_assert!(plan.complete);
     let addresses = edge_addresses(&few_nets());
@@ -155,7 +155,7 @@ fn the_same_policy_changes_nothing_and_a_moved_window_is_said() {
     };
     let identities = identities();
     let subjects: Vec<Subject<'_>> =
-        identities.iter().map(|(identity, sources)| Subject { identity, sources }).collect();
+        identities.iter().map(|(identity, sources)| Subject { now: identity, then: identity, sources }).collect();
     let noon: Timestamp = "2027-01-15T12:00:00Z".parse().unwrap();
     let now = policy("08:00-18:00", "10.0.0.0/24");
     assert!(now.difference(&policy("08:00-18:00", "10.0.0.0/24"), &subjects, noon).is_nothing());
@@ -177,4 +177,34 @@ fn the_same_policy_changes_nothing_and_a_moved_window_is_said() {
             "destinations": ["10.0.1.0/24"], "services": ["tcp/443"]
         }] })
     );
+}
+
+#[test]
+fn whoever_comes_into_a_group_is_said() {
+    let text = |groups: serde_json::Value| {
+        json!({ "version": 1, "groups": groups, "rules": [
+            { "id": "a", "action": "allow", "from": ["group:dba"], "to": ["10.0.0.0/24"], "services": ["tcp/443"] },
+            { "id": "b", "action": "allow", "from": ["user:eve"], "to": ["10.0.0.0/24"], "services": ["tcp/443"] }
+        ] })
+    };
+    let (now, then) = (compile(&text(json!({}))), compile(&text(json!({ "dba": ["user:bob"] }))));
+    let identities = identities();
+    let after: Vec<Identity> = identities
+        .iter()
+        .map(|(identity, _)| Identity { groups: then.groups_of(&identity.user, &identity.groups), ..identity.clone() })
+        .collect();
+    let subjects: Vec<Subject<'_>> =
+        identities.iter().zip(&after).map(|((now, sources), then)| Subject { now, then, sources }).collect();
+    let noon: Timestamp = "2027-01-15T12:00:00Z".parse().unwrap();
+    let told = |difference: &portcullis_policy::plan::Difference| {
+        let one = |change: &portcullis_policy::plan::Change| {
+            let who: Vec<String> = change.who.iter().map(|who| who.user.to_string()).collect();
+            (change.kind, who)
+        };
+        difference.changes.iter().map(one).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&now.difference(&then, &subjects, noon)), [(Kind::Opens, vec!["bob".to_owned()])]);
+    let back: Vec<Subject<'_>> =
+        subjects.iter().map(|subject| Subject { now: subject.then, then: subject.now, ..*subject }).collect();
+    assert_eq!(told(&then.difference(&now, &back, noon)), [(Kind::Closes, vec!["bob".to_owned()])]);
 }
