@@ -199,6 +199,9 @@ impl Gateway {
         let shards = Shards::new(&handles);
         rulesets.attach(shards.clone());
         rulesets.watch_pending();
+        if config.watch {
+            crate::watch::start(&config, Arc::clone(&rulesets));
+        }
         let keeper = memory.map(|memory| Keeper::start(memory, shards.clone(), rulesets.subscribe()));
         let (phase, phases) = watch::channel(Phase::Starting);
         let (listener, socket) = control.into_parts();

@@ -59,3 +59,4 @@ pub mod signals;
 pub mod state;
 mod sys;
 pub mod telemetry;
+pub mod watch;

@@ -158,6 +158,14 @@ impl Rulesets {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether the files say something else than what is in force. One that cannot be read does.
+    pub async fn is_edited(&self) -> bool {
+        let config = Arc::clone(&self.config);
+        let loaded = self.loaded.lock().await;
+        let read = tokio::task::spawn_blocking(move || Texts::read(&config)).await;
+        !read.is_ok_and(|texts| texts.is_ok_and(|texts| texts == *loaded))
+    }
+
     /// Loads both files again and puts them in force, whole or not at all. Returns when live flows have been judged.
     ///
     /// It goes on to its end when the future is dropped, so that a caller who hangs up leaves nothing half done.

@@ -34,6 +34,7 @@ const ROOT: &[&str] = &[
     "log",
     "metrics",
 ];
+const POLICY: &[&str] = &["file", "watch"];
 const WIREGUARD: &[&str] = &["listen", "key_file", "addresses", "mtu", "endpoint", "client_routes"];
 const TUN: &[&str] = &["name", "addresses", "mtu", "routes", "exclude", "table", "fwmark", "on_stop"];
 const OFFRAMP: &[&str] = &["name", "kind", "source", "ports", "interface"];
@@ -48,6 +49,7 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
 pub(super) struct File {
     pub(super) directory: Option<PathBuf>,
     pub(super) policy: Option<PathBuf>,
+    pub(super) watch: Option<bool>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) control: Option<Located<PathBuf>>,
     pub(super) local_services: Vec<Located<SocketAddr>>,
@@ -122,10 +124,20 @@ impl<'t> Reader<'t> {
         let root = self.open("", self.place(0), document, ROOT);
         let mut file = File {
             directory: self.path(&root, "directory"),
-            policy: self.path(&root, "policy"),
             state_dir: self.path(&root, "state_dir"),
             ..File::default()
         };
+        // The path alone, or a table with more to say.
+        match self.value(&root, "policy") {
+            Some(value) if value.is_table() => {
+                if let Some(policy) = self.table(&value, POLICY) {
+                    file.policy = self.path(&policy, "file");
+                    file.watch = self.value(&policy, "watch").and_then(|value| self.boolean(&value));
+                }
+            }
+            Some(_) => file.policy = self.path(&root, "policy"),
+            None => {}
+        }
         file.control = self.value(&root, "control").and_then(|value| self.located(&value, path));
         file.local_services = {
             let value = self.value(&root, "local_services");

@@ -32,6 +32,10 @@ pub(super) struct Value<'t> {
 }
 
 impl Value<'_> {
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.value, DeValue::Table(_))
+    }
+
     pub(super) fn is_empty_list(&self) -> bool {
         matches!(self.value, DeValue::Array(items) if items.is_empty())
     }
@@ -110,6 +114,14 @@ impl<'t> Reader<'t> {
             Some(text)
         } else {
             self.wrong_type(value, "a string", value.value)
+        }
+    }
+
+    pub(super) fn boolean(&mut self, value: &Value<'t>) -> Option<bool> {
+        if let DeValue::Boolean(boolean) = value.value {
+            Some(*boolean)
+        } else {
+            self.wrong_type(value, "true or false", value.value)
         }
     }
 

@@ -35,6 +35,7 @@ pub(super) fn resolve(text: &str, file: File, source: &Path, cores: usize, findi
         text: text.into(),
         directory: base.join(file.directory.unwrap_or_else(|| PathBuf::from("directory.json"))),
         policy: base.join(file.policy.unwrap_or_else(|| PathBuf::from("policy.json"))),
+        watch: file.watch.unwrap_or(true),
         control: control(file.control, base, findings),
         local_services: local_services(file.local_services, findings),
         wireguard: file.wireguard.map(|wireguard| self::wireguard(wireguard, &state_dir, findings)),

@@ -24,6 +24,8 @@ pub struct Config {
     pub directory: PathBuf,
     /// `policy.json`.
     pub policy: PathBuf,
+    /// Whether policy and directory are loaded when their files change.
+    pub watch: bool,
     /// State directory, mode 0700.
     pub state_dir: PathBuf,
     /// Path of the control socket.

@@ -180,6 +180,22 @@ fn unknown_keys_name_the_nearest() {
 }
 
 #[test]
+fn the_policy_is_a_path_or_a_table() {
+    let read = |top: &str| {
+        let text = format!("{top}\n[tun]\naddresses = [\"100.97.0.1/32\"]\n");
+        let config = Config::resolve(&text, Path::new("/etc/portcullis/gateway.toml"), 1).unwrap();
+        (config.policy.display().to_string(), config.watch)
+    };
+    assert_eq!(read(""), ("/etc/portcullis/policy.json".to_owned(), true));
+    assert_eq!(read("policy = \"p.json\""), ("/etc/portcullis/p.json".to_owned(), true));
+    assert_eq!(read("[policy]\nwatch = false"), ("/etc/portcullis/policy.json".to_owned(), false));
+    assert_eq!(read("policy = { file = \"p.json\", watch = true }"), ("/etc/portcullis/p.json".to_owned(), true));
+    refused_at_top("policy = 1", "gateway.toml:1:10: policy: must be a string, not an integer");
+    refused_at_top("[policy]\nwach = true", "gateway.toml:2:1: policy.wach: unknown key; did you mean `watch`?");
+    refused_at_top("[policy]\nwatch = \"no\"", "gateway.toml:2:9: policy.watch: must be true or false, not a string");
+}
+
+#[test]
 fn wrong_types() {
     refused_at_top("directory = 1", "gateway.toml:1:13: directory: must be a string, not an integer");
     refused_at_top("drain = 10", "gateway.toml:1:9: drain: must be a string, not an integer");

@@ -37,6 +37,8 @@ pub struct Setup {
     pub ramps: Vec<OnRamp>,
     /// The policy.
     pub policy: Value,
+    /// Files are loaded when they change, and not only when a scenario says so.
+    pub watch: bool,
     /// IP version between WireGuard clients and the gateway.
     pub outer: Family,
     /// `[limits]` entries as they stand in the file.
@@ -63,6 +65,7 @@ impl Setup {
         Self {
             ramps: vec![ramp],
             policy: usual_policy(),
+            watch: false,
             outer: Family::V4,
             limits: Vec::new(),
             tables: String::new(),
@@ -79,6 +82,13 @@ impl Setup {
     #[must_use]
     pub fn and(mut self, ramp: OnRamp) -> Self {
         self.ramps.push(ramp);
+        self
+    }
+
+    /// Files are loaded when they change.
+    #[must_use]
+    pub fn watched(mut self) -> Self {
+        self.watch = true;
         self
     }
 
@@ -183,8 +193,9 @@ impl Setup {
     }
 
     fn gateway_toml(&self) -> String {
+        let watch = self.watch;
         let mut toml = format!(
-            "directory = \"directory.json\"\npolicy = \"policy.json\"\nstate_dir = \"state\"\n\
+            "directory = \"directory.json\"\npolicy = {{ file = \"policy.json\", watch = {watch} }}\nstate_dir = \"state\"\n\
              control = \"control.sock\"\ndrain = \"{}\"\n\n[log]\nflows = \"flows.jsonl\"\n\n[metrics]\nlisten = \"{}\"\n\n\
              [runtime]\nshards = {}\n",
             self.drain,
