@@ -84,6 +84,7 @@ pub(crate) fn config(tun: Option<TunConfig>) -> Config {
         text: "".into(),
         directory: file("directory.json"),
         policy: file("policy.json"),
+        watch: false,
         state_dir: file("state"),
         control: file("control.sock"),
         local_services: Vec::new(),

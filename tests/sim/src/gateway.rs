@@ -117,6 +117,7 @@ fn config(shards: usize, limits: Limits) -> Config {
         text: Arc::from(""),
         directory: file("directory.json"),
         policy: file("policy.json"),
+        watch: false,
         state_dir: file("state"),
         control: file("control.sock"),
         local_services: Vec::new(),

@@ -60,7 +60,11 @@ impl TcpSocket {
             self.gate.wanted.clear();
         }
         self.gate.wanted.retain(|range| before(una, range.end));
-        if self.gate.wanted.is_empty() {
+        if self.gate.shut {
+            // Nothing but smoltcp's questions may leave. It does not go back either, so what is wanted would be wanted, and
+            // its clock moved, without an end.
+            self.gate.wanted.clear();
+        } else if self.gate.wanted.is_empty() {
             self.recovery.repeat(now, outstanding, &mut self.gate.wanted);
         }
         if !self.gate.wanted.is_empty() {
