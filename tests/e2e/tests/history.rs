@@ -18,11 +18,12 @@ fn history(world: &World<'_>) -> Value {
 /// Number, source and where it goes back to, newest first.
 fn revisions(world: &World<'_>) -> Vec<(u64, String, Option<u64>)> {
     let history = history(world);
+    let number = |entry: &Value, key| entry.get(key).and_then(Value::as_u64);
     let one = |entry: &Value| {
-        let source = entry["source"].as_str().expect("a source").to_owned();
-        (entry["revision"].as_u64().expect("a number"), source, entry["back_to"].as_u64())
+        let source = entry.get("source").and_then(Value::as_str).expect("a source").to_owned();
+        (number(entry, "revision").expect("a number"), source, number(entry, "back_to"))
     };
-    history["revisions"].as_array().expect("a list").iter().map(one).collect()
+    history.get("revisions").and_then(Value::as_array).expect("a list").iter().map(one).collect()
 }
 
 /// A file with the usual policy, but that nobody reaches the open host.
