@@ -26,7 +26,8 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let toml = format!(
-            "state_dir = \"state\"\ncontrol = \"control.sock\"\ndrain = \"1s\"\n\
+            "policy = {{ file = \"policy.json\", watch = false }}\n\
+             state_dir = \"state\"\ncontrol = \"control.sock\"\ndrain = \"1s\"\n\
              [wireguard]\nlisten = \"{port}\"\naddresses = [\"100.96.0.1/16\"]\n\
              [log]\nflows = \"flows.jsonl\"\n[runtime]\nshards = 2\n"
         );

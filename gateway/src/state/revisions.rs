@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 
 use super::database::{Database, DatabaseError};
 
-/// How many revisions are kept at least, while their texts are within [`KEPT_BYTES`]; older ones go.
+/// How many revisions are kept, while their texts are within [`KEPT_BYTES`]. Beyond it those go that changed nothing, and
+/// then the oldest.
 pub const KEPT: u32 = 200;
 /// Bytes of the policy texts that are kept, each different text once. The revision in force stays whatever its size.
 pub const KEPT_BYTES: u64 = 256 << 20;
@@ -207,11 +208,25 @@ fn set_pending(connection: &Connection, pending: Option<Pending>) -> Result<(), 
 
 /// Deletes the oldest revisions beyond the bounds, and texts that none has. What may come back stays.
 fn prune(connection: &Connection) -> Result<(), rusqlite::Error> {
-    connection.execute(
-        "DELETE FROM revisions WHERE revision <= (SELECT max(revision) FROM revisions) - ?
-         AND revision NOT IN (SELECT back_to FROM pending)",
-        [KEPT],
-    )?;
+    let rows: u32 = connection.query_row("SELECT count(*) FROM revisions", [], |row| row.get(0))?;
+    if rows > KEPT {
+        connection.execute(
+            "DELETE FROM revisions WHERE revision IN (
+                 SELECT revision FROM (
+                     SELECT revision, policy, directory, lag(policy) OVER byage AS policy_before,
+                            lag(directory) OVER byage AS directory_before, lead(revision) OVER byage AS next
+                     FROM revisions WINDOW byage AS (ORDER BY revision)
+                 ) WHERE policy = policy_before AND directory = directory_before AND next IS NOT NULL
+             ) AND revision NOT IN (SELECT back_to FROM pending)",
+            [],
+        )?;
+        connection.execute(
+            "DELETE FROM revisions
+             WHERE revision NOT IN (SELECT revision FROM revisions ORDER BY revision DESC LIMIT ?)
+             AND revision NOT IN (SELECT back_to FROM pending)",
+            [KEPT],
+        )?;
+    }
     loop {
         connection.execute("DELETE FROM policies WHERE sha256 NOT IN (SELECT policy FROM revisions)", [])?;
         let bytes: i64 =
@@ -314,5 +329,12 @@ mod tests {
         assert_eq!(texts, 7, "each text is kept once");
         history.record(&entry(210, "x"), "x", None).unwrap();
         assert_eq!(history.find(1).unwrap(), None);
+
+        // However often the same is loaded, it takes nobody's place.
+        for revision in 211..1_000 {
+            history.record(&entry(revision, "x"), "x", None).unwrap();
+        }
+        let kept: Vec<u64> = history.list().unwrap().iter().map(|entry| entry.revision).collect();
+        assert!(kept.len() <= 200 && kept[0] == 999 && kept.contains(&210) && kept.contains(&100), "{kept:?}");
     }
 }
