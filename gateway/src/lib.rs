@@ -29,7 +29,10 @@
 //! - [`limits`]: a flow holds its share of what a device, its user and all may have; a flow over a limit is refused by
 //!   that limit's name. The counts are shared between shards and touched once a flow, not once a packet.
 //! - [`control`], [`metrics`] and [`flow_log`] run beside the shards: a slow reader of theirs costs no packet.
-//! - [`state`] remembers where WireGuard clients are, so that a restarted gateway opens the handshakes itself.
+//! - [`watch`] has changed files loaded; [`rulesets::apply`] puts policies in force that come over the control socket, and
+//!   takes back what nobody confirms.
+//! - [`state`] remembers where WireGuard clients are, so that a restarted gateway opens the handshakes itself, and every
+//!   policy that was in force.
 //! - [`host`] is what the kernel is asked for besides sockets: the TUN device, routes and rules, addresses, settings.
 //!   `sys` is the one module with unsafe code.
 
