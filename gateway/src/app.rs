@@ -209,6 +209,7 @@ impl Gateway {
             config: Arc::clone(&config),
             rulesets: Arc::clone(&rulesets),
             shards: shards.clone(),
+            denied: Arc::clone(flow_log.denied()),
             phase: phases.clone(),
             since: (Timestamp::now(), Instant::now()),
             own_uid: nix::unistd::geteuid().as_raw(),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::denied::Denied;
 use crate::flow_record::{FlowLine, FlowRecord};
 
 /// Records on their way from the shards to the writer.
@@ -52,6 +53,7 @@ pub struct FlowLog {
 pub struct FlowLogWriter {
     reopen: mpsc::Sender<()>,
     counters: Arc<FlowLogCounters>,
+    denied: Arc<Denied>,
     thread: JoinHandle<()>,
 }
 
@@ -65,12 +67,14 @@ impl FlowLog {
     pub fn start(self, records: mpsc::Receiver<FlowRecord>) -> io::Result<FlowLogWriter> {
         let (reopen, reopened) = mpsc::channel(1);
         let counters = Arc::new(FlowLogCounters::default());
+        let denied = Arc::new(Denied::default());
         let writer = Writer::new(self.path, self.file, Arc::clone(&counters));
+        let noted = Arc::clone(&denied);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new()
             .name("flow-log".to_owned())
-            .spawn(move || runtime.block_on(writer.run(records, reopened)))?;
-        Ok(FlowLogWriter { reopen, counters, thread })
+            .spawn(move || runtime.block_on(writer.run(records, reopened, &noted)))?;
+        Ok(FlowLogWriter { reopen, counters, denied, thread })
     }
 }
 
@@ -84,6 +88,11 @@ impl FlowLogWriter {
     /// What it counts.
     pub fn counters(&self) -> &Arc<FlowLogCounters> {
         &self.counters
+    }
+
+    /// The last refusals among the records.
+    pub fn denied(&self) -> &Arc<Denied> {
+        &self.denied
     }
 
     /// Waits until everything is written. Every sender of records must be gone, or this waits for them.
@@ -174,7 +183,7 @@ impl<F: Write> Writer<F> {
 }
 
 impl Writer<File> {
-    async fn run(mut self, mut records: mpsc::Receiver<FlowRecord>, mut reopen: mpsc::Receiver<()>) {
+    async fn run(mut self, mut records: mpsc::Receiver<FlowRecord>, mut reopen: mpsc::Receiver<()>, denied: &Denied) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -186,6 +195,7 @@ impl Writer<File> {
                 n = records.recv_many(&mut batch, BATCH) => {
                     for record in batch.drain(..) {
                         self.add(&record);
+                        denied.note(&record);
                     }
                     self.write();
                     if n == 0 {

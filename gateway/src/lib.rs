@@ -28,7 +28,8 @@
 //!   packets and judges its live flows again, in slices.
 //! - [`limits`]: a flow holds its share of what a device, its user and all may have; a flow over a limit is refused by
 //!   that limit's name. The counts are shared between shards and touched once a flow, not once a packet.
-//! - [`control`], [`metrics`] and [`flow_log`] run beside the shards: a slow reader of theirs costs no packet.
+//! - [`control`], [`metrics`] and [`flow_log`] run beside the shards: a slow reader of theirs costs no packet. [`denied`]
+//!   keeps the last refusals of what the log is written.
 //! - [`watch`] has changed files loaded; [`rulesets::apply`] puts policies in force that come over the control socket, and
 //!   takes back what nobody confirms.
 //! - [`state`] remembers where WireGuard clients are, so that a restarted gateway opens the handshakes itself, and every
@@ -40,6 +41,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod denied;
 pub mod destination;
 pub mod directory;
 pub mod drain;

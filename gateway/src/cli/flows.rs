@@ -13,6 +13,7 @@ pub fn run(args: FlowsArgs) -> ExitStatus {
     };
     match client::get::<FlowList>(&config.control, &path(&args)) {
         Ok(answer) if args.json => print(&answer.text),
+        Ok(answer) if args.denied => print(&denied_page(&answer.value)),
         Ok(answer) => print(&page(&answer.value)),
         Err(error) => error.report(),
     }
@@ -21,11 +22,46 @@ pub fn run(args: FlowsArgs) -> ExitStatus {
 fn path(args: &FlowsArgs) -> String {
     let to = args.to.map(|to| to.to_string());
     let pairs = [("user", &args.user), ("device", &args.device), ("to", &to)];
-    let query: Vec<_> = pairs
+    let mut query: Vec<_> = pairs
         .into_iter()
         .filter_map(|(key, value)| Some(format!("{key}={}", query_value(value.as_deref()?))))
         .collect();
+    if args.denied {
+        query.push("denied=true".to_owned());
+    }
     format!("/v1/flows?{}", query.join("&"))
+}
+
+fn denied_page(list: &FlowList) -> String {
+    let mut out = table(
+        ["TIME", "USER", "DEVICE", "DESTINATION", "SERVICE", "RULE", "WHY"],
+        list.flows.iter().map(|flow: &Flow| {
+            let rule = flow.rule.clone().unwrap_or_else(|| "-".to_owned());
+            [
+                format!("{:.0}", flow.start),
+                flow.user.clone(),
+                flow.device.clone(),
+                flow.destination.ip().to_string(),
+                flow.service.clone(),
+                rule,
+                why(flow),
+            ]
+        }),
+    );
+    if list.total > list.flows.len() {
+        out.push_str(&format!("{} of {} flows, the newest\n", list.flows.len(), list.total));
+    }
+    out
+}
+
+/// Why a flow was refused.
+fn why(flow: &Flow) -> String {
+    match (flow.ended.as_deref(), &flow.limit, &flow.rule) {
+        (Some("limit"), Some(limit), _) => format!("limit {limit}"),
+        (Some("denied"), _, Some(_)) => "denied".to_owned(),
+        (Some("denied"), _, None) => "denied, no rule allows it".to_owned(),
+        (ended, ..) => ended.unwrap_or("-").to_owned(),
+    }
 }
 
 fn page(list: &FlowList) -> String {
@@ -65,6 +101,22 @@ mod tests {
         let cli = Cli::try_parse_from("portcullis flows --user a&b --to 10.0.0.0/8".split(' ')).unwrap();
         let Command::Flows(args) = cli.command else { panic!("another verb") };
         assert_eq!(path(&args), "/v1/flows?user=a%26b&to=10.0.0.0%2F8");
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        use crate::flow_record::{FlowEnd, FlowRecord};
+        let rule = FlowRecord { allowed: false, ended: Some(FlowEnd::Denied), ..record(12) };
+        let default = FlowRecord { rule: None, ..rule.clone() };
+        let flows = vec![FlowLine(&rule), FlowLine(&default)];
+        let json = serde_json::to_string(&FlowList { total: 2, flows }).unwrap();
+        let page = denied_page(&serde_json::from_str(&json).unwrap());
+        let lines: Vec<&str> = page.lines().collect();
+        assert!(lines[1].ends_with("10.0.5.12    tcp/5432  dba-to-prod  denied"), "{page}");
+        assert!(lines[2].ends_with("tcp/5432  -            denied, no rule allows it"), "{page}");
+        let cli = Cli::try_parse_from("portcullis flows --denied --user a".split(' ')).unwrap();
+        let Command::Flows(args) = cli.command else { panic!("another verb") };
+        assert_eq!(path(&args), "/v1/flows?user=a&denied=true");
     }
 
     #[test]

@@ -213,6 +213,9 @@ pub struct FlowsArgs {
     /// Only flows towards this address or prefix
     #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
     pub to: Option<IpNet>,
+    /// Show those that were refused last, newest at the end, instead of those that are open
+    #[arg(long)]
+    pub denied: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -114,9 +114,11 @@ pub struct FlowsQuery {
     pub to: Option<String>,
     /// At most this many.
     pub limit: Option<usize>,
+    /// Those that were refused last, instead of those that are open.
+    pub denied: Option<bool>,
 }
 
-/// `GET /v1/flows`. The server writes each flow with [`FlowLine`](crate::flow_record::FlowLine).
+/// `GET /v1/flows`: the oldest of the open ones, or the newest of the refused ones, oldest first. The server writes each flow with [`FlowLine`](crate::flow_record::FlowLine).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FlowList<F = Flow> {
     /// Flows that match, listed or not.
@@ -146,6 +148,13 @@ pub struct Flow {
     pub bytes_down: u64,
     /// How long it has lived.
     pub duration_ms: f64,
+    /// When it began.
+    pub start: Timestamp,
+    /// Why it ended, when it has.
+    pub ended: Option<String>,
+    /// The limit that was reached, when one was.
+    #[serde(default)]
+    pub limit: Option<String>,
 }
 
 /// `POST /v1/kill`: exactly one of the three.

@@ -25,6 +25,7 @@ use super::plan::{PlanReport, PlanRequest};
 use super::revisions;
 use super::shards::{Shards, Unanswered};
 use crate::config::Config;
+use crate::denied::Denied;
 use crate::explain::{self, ExplainError};
 use crate::flow_record::FlowLine;
 use crate::metrics::server::Phase;
@@ -52,6 +53,8 @@ pub struct Context {
     pub rulesets: Arc<Rulesets>,
     /// The data plane.
     pub shards: Shards,
+    /// The last refusals.
+    pub denied: Arc<Denied>,
     /// What the process is doing.
     pub phase: watch::Receiver<Phase>,
     /// When it started.
@@ -250,8 +253,19 @@ async fn flows(
     let Query(query) = query.map_err(|error| ApiError::BadRequest(error.body_text()))?;
     let to = query.to.as_deref().map(parse_prefix).transpose()?;
     let filter = FlowFilter { id: None, device: query.device, user: query.user, to };
-    let records = context.shards.flows(&filter).await?;
-    let listed = records.iter().take(query.limit.unwrap_or(MAX_FLOWS_LISTED).min(MAX_FLOWS_LISTED));
+    let denied = query.denied.unwrap_or_default();
+    let records = if denied {
+        context.denied.list(|record| filter.matches(record))
+    } else {
+        context.shards.flows(&filter).await?
+    };
+    if records.is_empty() {
+        known(&context, &filter)?;
+    }
+    let limit = query.limit.unwrap_or(MAX_FLOWS_LISTED).min(MAX_FLOWS_LISTED);
+    // Of refusals the last are of interest, of live flows the oldest.
+    let left_out = if denied { records.len().saturating_sub(limit) } else { 0 };
+    let listed = records.iter().skip(left_out).take(limit);
     Ok(json(&FlowList { total: records.len(), flows: listed.map(FlowLine).collect() }))
 }
 
@@ -289,6 +303,18 @@ async fn bar(
     Ok(Json(report))
 }
 
+/// A misspelt name must not look like one that has no flows.
+fn known(context: &Context, filter: &FlowFilter) -> Result<(), ApiError> {
+    let directory = &context.rulesets.current().directory;
+    if let Some(name) = filter.device.as_ref().filter(|name| directory.device(name).is_none()) {
+        return Err(ExplainError::UnknownDevice(name.clone()).into());
+    }
+    if let Some(name) = filter.user.as_ref().filter(|name| directory.user(name).is_none()) {
+        return Err(ExplainError::UnknownUser(name.clone()).into());
+    }
+    Ok(())
+}
+
 async fn kill(
     Admin(peer): Admin,
     State(context): State<Context>,
@@ -303,14 +329,7 @@ async fn kill(
     let filter = FlowFilter { id: request.flow, device: request.device, user: request.user, to: None };
     let killed = context.shards.kill(&filter).await?;
     if killed == 0 {
-        // A misspelt name must not look like one that has no flows.
-        let directory = &context.rulesets.current().directory;
-        if let Some(name) = filter.device.as_ref().filter(|name| directory.device(name).is_none()) {
-            return Err(ExplainError::UnknownDevice(name.clone()).into());
-        }
-        if let Some(name) = filter.user.as_ref().filter(|name| directory.user(name).is_none()) {
-            return Err(ExplainError::UnknownUser(name.clone()).into());
-        }
+        known(&context, &filter)?;
     }
     tracing::info!(
         uid = peer.uid,

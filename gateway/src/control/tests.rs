@@ -118,6 +118,7 @@ impl Server {
             config: Arc::new(files.config.clone()),
             rulesets,
             shards,
+            denied: Arc::default(),
             phase: phases,
             since: (Timestamp::now(), Instant::now()),
             own_uid: 990,

@@ -10,7 +10,8 @@ use portcullis_e2e::expect;
 use portcullis_e2e::lab::{FAMILIES, Family, Host};
 use portcullis_e2e::metrics::OPENED;
 use portcullis_e2e::on_both_ramps;
-use portcullis_e2e::setup::{OnRamp, Setup, usual_policy};
+use portcullis_e2e::setup::{OnRamp, Setup, user, usual_policy};
+use portcullis_e2e::tools::said;
 use portcullis_e2e::wait;
 use portcullis_e2e::world::{World, scenario};
 
@@ -42,6 +43,15 @@ fn denied(world: &mut World<'_>) {
     }
     expect::ended(world, "denied", 4);
     expect::verdicts(world, "deny", 4);
+    // Whoever asks why is told, and a misspelt name does not look like one that was refused nothing.
+    let listed = world.gateway.verb(&["flows", "--denied", "--user", &user(client.index)]);
+    let tcp = |line: &str| line.contains(" tcp/443 ") && line.contains(" shut ") && line.ends_with("denied");
+    assert_eq!(listed.lines().filter(|line| tcp(line)).count(), 2, "{listed}");
+    for verb in [&["flows", "--denied"][..], &["flows"]] {
+        let nobody = world.gateway.try_verb(&[verb, &["--user", "nobody@example.com"]].concat());
+        assert_eq!(nobody.status.code(), Some(1), "{}", said(&nobody));
+        assert!(said(&nobody).contains("there is no user `nobody@example.com`"), "{}", said(&nobody));
+    }
 }
 on_both_ramps!(a_denied_flow_costs_the_target_nothing, denied);
 
