@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::ExitStatus;
 use crate::config::{Config, ConfigProblem};
+use crate::files;
 use crate::telemetry::escape;
 
 /// Prints `text`, which ends in a newline or gets one. A reader that went away is no failure.
@@ -38,6 +39,19 @@ pub fn load_config(path: &Path) -> Result<Config, ExitStatus> {
         }
         ExitStatus::of_files(problems.iter().map(ConfigProblem::is_denied))
     })
+}
+
+/// The name and the text of a file that the command line names, or why it cannot be read on standard error.
+pub fn read_named(path: &Path) -> Result<(String, String), ExitStatus> {
+    let name = path.display().to_string();
+    match files::read_text(path) {
+        Ok(text) => Ok((name, text)),
+        Err(error) => {
+            // Nobody reads standard error: the exit status still tells.
+            let _ = writeln!(io::stderr(), "{name} {error}");
+            Err(ExitStatus::of_files([error.is_denied()]))
+        }
+    }
 }
 
 /// Columns with a heading, each as wide as its widest cell. Control characters in cells are escaped.

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use clap::Args;
 use jiff::Timestamp;
 
-use super::output::{load_config, print};
+use super::output::{load_config, print, read_named};
 use super::{ConfigArg, ExitStatus, client};
 use crate::config::Config;
 use crate::control::api::Problem;
 use crate::control::plan::{AccessChange, EndingFlow, PlanReport, PlanRequest};
 use crate::telemetry::escape;
-use crate::{destination, files, rulesets};
+use crate::{destination, rulesets};
 
 /// `portcullis policy plan`.
 #[derive(Debug, Args)]
@@ -40,14 +40,9 @@ pub fn run(args: PlanArgs) -> ExitStatus {
         Ok(config) => config,
         Err(status) => return status,
     };
-    let file = args.file.display().to_string();
-    let policy = match files::read_text(&args.file) {
-        Ok(text) => text,
-        Err(error) => {
-            // Nobody reads standard error: the exit status still tells.
-            let _ = writeln!(io::stderr(), "{file} {error}");
-            return ExitStatus::of_files([error.is_denied()]);
-        }
+    let (file, policy) = match read_named(&args.file) {
+        Ok(read) => read,
+        Err(status) => return status,
     };
     let request = PlanRequest { file, policy, at: args.at };
     let report = if args.offline {

@@ -1,17 +1,15 @@
 //! `portcullis policy apply`, `confirm`, `history`, `show`, `diff` and `rollback`.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use nix::unistd::{Uid, User};
 
-use super::output::{load_config, print, print_exactly, table};
+use super::output::{load_config, print, print_exactly, read_named, table};
 use super::{ConfigArg, ExitStatus, client};
 use crate::config::{Config, parse_duration};
 use crate::control::history::{ApplyReport, ApplyRequest, ConfirmReport, Diff, History, RevisionText, RollbackRequest};
-use crate::files;
 use crate::state::revisions::Entry;
 
 /// `portcullis policy apply`.
@@ -126,14 +124,9 @@ fn ask_and<T>(
 
 /// Runs `policy apply`.
 pub fn apply(args: ApplyArgs) -> ExitStatus {
-    let file = args.file.display().to_string();
-    let policy = match files::read_text(&args.file) {
-        Ok(text) => text,
-        Err(error) => {
-            // Nobody reads standard error: the exit status still tells.
-            let _ = writeln!(io::stderr(), "{file} {error}");
-            return ExitStatus::of_files([error.is_denied()]);
-        }
+    let (file, policy) = match read_named(&args.file) {
+        Ok(read) => read,
+        Err(status) => return status,
     };
     let confirm_within_s = args.confirm_within.map(|within| within.as_secs());
     let request = ApplyRequest { file, policy, message: args.message, confirm_within_s };

@@ -12,6 +12,9 @@ use crate::state::revisions::Pending;
 /// Most flows that one answer lists.
 pub const MAX_FLOWS_LISTED: usize = 10_000;
 
+/// Bytes of the longest request with a policy in it: that may have 16 MiB, of which most bytes may have to be escaped.
+pub const MAX_POLICY_BODY: usize = 33 << 20;
+
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {

@@ -6,9 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::api::{Change, ReloadReport};
 use crate::state::revisions::{Entry, Pending};
 
-/// Bytes of the longest request with a policy of 16 MiB in it: each byte of that may have to be escaped.
-pub const MAX_APPLY_BODY: usize = 33 << 20;
-
 /// `POST /v1/apply`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

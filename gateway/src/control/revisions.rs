@@ -8,9 +8,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use similar::TextDiff;
 
+use super::api::MAX_POLICY_BODY;
 use super::changes;
 use super::history::{
-    ApplyReport, ApplyRequest, ConfirmReport, Diff, DiffQuery, History, MAX_APPLY_BODY, RevisionText, RollbackRequest,
+    ApplyReport, ApplyRequest, ConfirmReport, Diff, DiffQuery, History, RevisionText, RollbackRequest,
 };
 use super::peer::Admin;
 use super::server::{ApiError, Body, Context};
@@ -31,7 +32,7 @@ const DIFF_TIME: Duration = Duration::from_secs(2);
 /// Every route.
 pub(super) fn routes() -> Router<Context> {
     Router::new()
-        .route("/v1/apply", post(apply).layer(DefaultBodyLimit::max(MAX_APPLY_BODY)))
+        .route("/v1/apply", post(apply).layer(DefaultBodyLimit::max(MAX_POLICY_BODY)))
         .route("/v1/confirm", post(confirm))
         .route("/v1/rollback", post(rollback))
         .route("/v1/history", get(history))

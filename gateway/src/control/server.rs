@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::api::{
     BarReport, BarRequest, DeviceInForce, ErrorBody, ExplainRequest, Explanation, FlowList, FlowsQuery, KillReport,
-    KillRequest, MAX_FLOWS_LISTED, Onramp, Peer, Problem, ReloadReport, ShardStatus, Status,
+    KillRequest, MAX_FLOWS_LISTED, MAX_POLICY_BODY, Onramp, Peer, Problem, ReloadReport, ShardStatus, Status,
 };
 use super::peer::Admin;
 use super::plan::{PlanReport, PlanRequest};
@@ -37,8 +37,6 @@ use crate::state::revisions::Source;
 
 /// Largest request body in bytes.
 const MAX_BODY: usize = 1 << 20;
-/// Largest body of `/v1/plan` in bytes: a policy of 16 MiB, each of its characters escaped once.
-const MAX_PLAN_BODY: usize = 33 << 20;
 /// Plans are worked on one at a time, however many are asked for.
 static PLANNING: Semaphore = Semaphore::const_new(1);
 /// How long a request may take, its body included. More than a reload waits for its shards.
@@ -168,7 +166,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/bar", post(bar))
         .route("/v1/kill", post(kill))
         .route("/v1/explain", post(explain))
-        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MAX_PLAN_BODY)))
+        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MAX_POLICY_BODY)))
         .merge(revisions::routes())
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::Method)
