@@ -194,20 +194,12 @@ impl Rulesets {
         let mut loaded = self.loaded.lock().await;
         let before = self.current();
         let (config, own) = (Arc::clone(&self.config), Arc::clone(&before.own_addresses));
-        let (own_key, history) = (self.own_key, self.history.clone());
-        let policy_before = loaded.policy.clone();
+        let own_key = self.own_key;
         let next = Revision(before.ruleset.revision().0 + 1);
         // Up to 32 MiB are read and compiled: not on the thread that answers the control socket.
         let compiled = tokio::task::spawn_blocking(move || {
             let texts = Texts::read(&config)?;
-            let now = Timestamp::now();
-            let snapshot = compile(&config, own_key, &texts, own, next, now)?;
-            if let Some(history) = history {
-                if texts.policy != policy_before {
-                    apply::overtaken(&history);
-                }
-                note(&history, &cause.entry(next, now, &texts), &texts.policy);
-            }
+            let snapshot = compile(&config, own_key, &texts, own, next, Timestamp::now())?;
             Ok((texts, snapshot, needs_restart(&config)))
         });
         let result = compiled.await.unwrap_or_else(|panic| {
@@ -218,10 +210,13 @@ impl Rulesets {
         match result {
             Ok((texts, snapshot, warning)) => {
                 let changes = loaded.changes_to(&texts);
+                let other_policy = loaded.policy != texts.policy;
                 *loaded = texts;
                 self.remember(Vec::new());
                 self.publish.send_replace(Arc::new(snapshot));
                 let judged = self.judge_again().await;
+                // Afterwards: what takes access away does not wait for a disk.
+                self.write_down(cause, next, loaded.clone(), other_policy).await;
                 if let Some(warning) = &warning {
                     tracing::warn!("{warning}");
                 }
@@ -239,6 +234,20 @@ impl Rulesets {
                 let barred = self.bar_losers(&before).await;
                 Err(ReloadError { revision, problems, barred })
             }
+        }
+    }
+
+    /// Writes a load that was taken into the history.
+    async fn write_down(&self, cause: Cause, revision: Revision, texts: Texts, other_policy: bool) {
+        let Some(history) = self.history.clone() else { return };
+        let written = tokio::task::spawn_blocking(move || {
+            if other_policy {
+                apply::overtaken(&history);
+            }
+            note(&history, &cause.entry(revision, Timestamp::now(), &texts), &texts.policy);
+        });
+        if let Err(error) = written.await {
+            tracing::error!(%error, "the history is not written any more");
         }
     }
 
@@ -331,8 +340,7 @@ impl Rulesets {
 
 /// Writes down a load that was taken. One that cannot be written down counts all the same: it may take access away.
 fn note(history: &Revisions, entry: &Entry, policy: &str) {
-    let pending = history.pending().ok().flatten();
-    if let Err(error) = history.record(entry, policy, pending) {
+    if let Err(error) = history.record(entry, policy, None) {
         tracing::warn!(revision = entry.revision, %error, "the revision is missing from the history");
     }
 }

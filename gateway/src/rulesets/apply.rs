@@ -22,6 +22,9 @@ use crate::shard::link::Snapshot;
 use crate::state::revisions::{Entry, Pending, Source, sha256};
 use crate::state::{DatabaseError, Revisions};
 
+/// How long after it could not go back that is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
 /// A policy to put in force.
 #[derive(Debug, Clone)]
 pub struct Apply {
@@ -149,34 +152,38 @@ impl Rulesets {
         let left = Duration::try_from(pending.until.duration_since(Timestamp::now())).unwrap_or_default();
         tokio::spawn(async move {
             tokio::time::sleep(left).await;
-            this.go_back(pending).await;
+            while !this.go_back(pending).await {
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
         });
     }
 
-    pub(super) async fn go_back(self: &Arc<Self>, pending: Pending) {
-        let Ok(history) = self.history() else { return };
+    /// Goes back to the policy before the one that was not confirmed. `false`: it could not, and may later.
+    pub(super) async fn go_back(self: &Arc<Self>, pending: Pending) -> bool {
+        let Ok(history) = self.history() else { return true };
         let found = tokio::task::spawn_blocking(move || history.find(pending.back_to)).await;
         let Ok(Ok(Some((_, policy)))) = found else {
             // What may come back is never pruned.
-            return tracing::error!(revision = pending.back_to, "cannot go back: the revision cannot be read");
+            tracing::error!(revision = pending.back_to, "cannot go back: the revision cannot be read");
+            return false;
         };
         let cause = Cause { back_to: Some(pending.back_to), ..Cause::of(Source::Revert) };
         let file = format!("revision {}", pending.back_to);
         let apply = Apply { file, policy, cause, confirm_within: None };
         match self.put(apply, Some(pending)).await {
-            Ok(applied) => tracing::warn!(
-                revision = applied.report.revision,
-                back_to = pending.back_to,
-                "revision {} was not confirmed: back to the policy before it",
-                pending.revision
-            ),
+            Ok(applied) => {
+                let (revision, back_to) = (applied.report.revision, pending.back_to);
+                tracing::warn!(revision, back_to, "revision {} was not confirmed: back", pending.revision);
+                true
+            }
             // It was confirmed, or overtaken, at the last moment.
-            Err(ApplyError::NothingPending) => {}
+            Err(ApplyError::NothingPending) => true,
             Err(error) => {
                 if let ApplyError::Bad(_, problems) = &error {
                     problems.iter().for_each(|problem| tracing::warn!(%problem, "bad file"));
                 }
                 tracing::error!(%error, "revision {} was not confirmed, but cannot go back", pending.revision);
+                matches!(error, ApplyError::Bad(..))
             }
         }
     }
@@ -271,6 +278,10 @@ impl Putting {
             history.unrecord(next.0)?;
             return Err(ApplyError::File { file, source });
         }
+        if expected.is_some() {
+            // Not before: whoever dies in between goes back in the next life.
+            history.settle()?;
+        }
         Ok((texts, ruleset, directory))
     }
 }
@@ -307,7 +318,8 @@ pub(super) fn resume(
     };
     let next = Revision(last.as_ref().map_or(1, |last| last.revision + 1));
     if let Some(pending) = history.pending().ok().flatten() {
-        if last.as_ref().is_none_or(|last| !same_policy(last, &texts)) {
+        let waiting = history.find(pending.revision).ok().flatten();
+        if waiting.is_none_or(|(waiting, _)| !same_policy(&waiting, &texts)) {
             overtaken(history);
         } else if pending.until <= now
             && let Some(policy) = back(config, own_key, history, pending, &texts.directory, now)

@@ -307,6 +307,31 @@ mod applied {
     }
 
     #[tokio::test]
+    async fn who_is_killed_on_the_way_back_is_not_kept_from_it() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        rulesets.apply(applying(NOBODY, Some(Duration::from_secs(60)))).await.unwrap();
+        let history = rulesets.history().unwrap();
+        // Going back was written down, and then the file was not replaced any more.
+        let (entry, policy) = history.find(1).unwrap().unwrap();
+        let back = crate::state::revisions::Entry { revision: 3, source: Source::Revert, back_to: Some(1), ..entry };
+        let due = Pending { until: Timestamp::UNIX_EPOCH, ..rulesets.pending().unwrap() };
+        history.record(&back, &policy, Some(due)).unwrap();
+        drop((rulesets, history));
+        assert_eq!(in_file(&files), NOBODY);
+
+        let rulesets = files.rulesets_with_history();
+        assert_eq!((in_file(&files).as_str(), rulesets.pending()), (POLICY, None));
+        assert_eq!(rulesets.current().ruleset.revision().0, 4);
+        // Where the row is taken back instead, what is to be confirmed is not.
+        rulesets.apply(applying(NOBODY, Some(Duration::from_secs(60)))).await.unwrap();
+        let history = rulesets.history().unwrap();
+        history.record(&crate::state::revisions::Entry { revision: 6, ..back }, &policy, None).unwrap();
+        history.unrecord(6).unwrap();
+        assert_eq!(rulesets.pending().map(|pending| pending.revision), Some(5));
+    }
+
+    #[tokio::test]
     async fn the_next_life_goes_back_for_the_one_that_was_killed() {
         let files = Files::new();
         let rulesets = files.rulesets_with_history();

@@ -102,7 +102,10 @@ impl Revisions {
     ///
     /// There is no such place, or what is there is no database of this release.
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
-        Database::open(path).map(|database| Self(Mutex::new(database)))
+        let mut database = Database::open(path)?;
+        // What is to be confirmed must not be forgotten by a loss of power that the policy file survives.
+        database.connection().pragma_update(None, "synchronous", "full")?;
+        Ok(Self(Mutex::new(database)))
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut Connection) -> Result<R, rusqlite::Error>) -> Result<R, DatabaseError> {
@@ -110,7 +113,8 @@ impl Revisions {
         Ok(work(database.connection())?)
     }
 
-    /// Writes down a load with the text of its policy. What is to be confirmed is `pending` from then on.
+    /// Writes down a load with the text of its policy. What is to be confirmed is `pending` from then on; `None` leaves
+    /// that as it is.
     pub fn record(&self, entry: &Entry, policy: &str, pending: Option<Pending>) -> Result<(), DatabaseError> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
@@ -133,18 +137,20 @@ impl Revisions {
                     entry.back_to.map(number),
                 ],
             )?;
-            set_pending(&transaction, pending)?;
+            if pending.is_some() {
+                set_pending(&transaction, pending)?;
+            }
             prune(&transaction)?;
             transaction.commit()
         })
     }
 
-    /// Takes back the newest row, whose policy did not come into force after all.
+    /// Takes back the newest row, whose policy did not come into force after all, and that it is to be confirmed.
     pub fn unrecord(&self, revision: u64) -> Result<(), DatabaseError> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
             transaction.execute("DELETE FROM revisions WHERE revision = ?", [number(revision)])?;
-            set_pending(&transaction, None)?;
+            transaction.execute("DELETE FROM pending WHERE revision = ?", [number(revision)])?;
             transaction.commit()
         })
     }
@@ -230,7 +236,7 @@ fn prune(connection: &Connection) -> Result<(), rusqlite::Error> {
     loop {
         connection.execute("DELETE FROM policies WHERE sha256 NOT IN (SELECT policy FROM revisions)", [])?;
         let bytes: i64 =
-            connection.query_row("SELECT coalesce(sum(length(text)), 0) FROM policies", [], |row| row.get(0))?;
+            connection.query_row("SELECT coalesce(sum(octet_length(text)), 0) FROM policies", [], |row| row.get(0))?;
         if u64::try_from(bytes).unwrap_or_default() <= KEPT_BYTES {
             return Ok(());
         }
@@ -327,6 +333,8 @@ mod tests {
         let count = "SELECT count(*) FROM policies";
         let texts: i64 = history.with(|connection| connection.query_row(count, [], |row| row.get(0))).unwrap();
         assert_eq!(texts, 7, "each text is kept once");
+        assert_eq!(history.pending().unwrap(), Some(pending));
+        history.settle().unwrap();
         history.record(&entry(210, "x"), "x", None).unwrap();
         assert_eq!(history.find(1).unwrap(), None);
 
