@@ -35,7 +35,7 @@ use crate::rulesets::{Cause, Rulesets};
 use crate::shard::{self, BindError, BoundShards, ShardHandle};
 use crate::signals::SignalEvent;
 use crate::state::revisions::Source;
-use crate::state::{self, Keeper, Memory, Revisions, StateInUse, StateLock};
+use crate::state::{self, DatabaseError, Keeper, Kept, Memory, ReportStore, Revisions, StateInUse, StateLock};
 
 /// How often the host's own addresses are looked at.
 const OWN_ADDRESSES_EVERY: Duration = Duration::from_secs(5);
@@ -145,8 +145,8 @@ impl Gateway {
             },
         };
         let memory = config.wireguard.as_ref().map(|_| Memory::open(&config.state_dir.join(state::FILE)));
-        let history = keeps_state.then(|| open_history(&config)).flatten();
-        let rulesets = Rulesets::load(Arc::clone(&config), public_key, own, history).map_err(StartError::Files)?;
+        let kept = if keeps_state { open_kept(&config) } else { Kept::default() };
+        let rulesets = Rulesets::load(Arc::clone(&config), public_key, own, kept).map_err(StartError::Files)?;
         let metrics = match config.metrics {
             Some(address) => {
                 let listener = TcpListener::bind(address).await;
@@ -403,12 +403,16 @@ fn serve_metrics(listener: TcpListener, router: Router) {
     tokio::spawn(async move { axum::serve(Bounded::new(listener), router).await });
 }
 
-/// The history of policies. Without it the gateway serves all the same.
-fn open_history(config: &Config) -> Option<Arc<Revisions>> {
+/// What the control side keeps. Without it the gateway serves all the same.
+fn open_kept(config: &Config) -> Kept {
     let path = config.state_dir.join(state::FILE);
-    let opened = Revisions::open(&path);
-    let said = |error| tracing::warn!(path = %path.display(), %error, "no history of policies is kept");
-    opened.map_err(said).ok().map(Arc::new)
+    let without = |what: &'static str| {
+        let path = path.display();
+        move |error: DatabaseError| tracing::warn!(%path, %error, "{what}")
+    };
+    let history = Revisions::open(&path).map_err(without("no history of policies is kept"));
+    let reports = ReportStore::open(&path).map_err(without("posture facts are not kept over a restart"));
+    Kept { history: history.ok().map(Arc::new), reports: reports.ok().map(Arc::new) }
 }
 
 /// Uses as many descriptors as we may, and says what of the host would stop or slow the gateway.

@@ -32,8 +32,9 @@
 //!   keeps the last refusals of what the log is written.
 //! - [`watch`] has changed files loaded; [`rulesets::apply`] puts policies in force that come over the control socket, and
 //!   takes back what nobody confirms.
-//! - [`state`] remembers where WireGuard clients are, so that a restarted gateway opens the handshakes itself, and every
-//!   policy that was in force.
+//! - [`posture`] is what is reported of devices while the gateway runs, over the facts that the directory has.
+//! - [`state`] remembers where WireGuard clients are, so that a restarted gateway opens the handshakes itself, every
+//!   policy that was in force, and what was reported of devices.
 //! - [`host`] is what the kernel is asked for besides sockets: the TUN device, routes and rules, addresses, settings.
 //!   `sys` is the one module with unsafe code.
 
@@ -56,6 +57,7 @@ pub mod metrics;
 pub mod offramp;
 pub mod onramp;
 pub mod plan;
+pub mod posture;
 pub mod prefix;
 pub mod rulesets;
 pub mod schema;

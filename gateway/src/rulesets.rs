@@ -4,6 +4,7 @@
 //! in force what is not in the files yet.
 
 pub mod apply;
+pub mod reporting;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -20,9 +21,10 @@ use crate::control::changes;
 use crate::control::shards::Shards;
 use crate::directory::{Device, Directory, DirectoryContext};
 use crate::files;
+use crate::posture::Reports;
 use crate::shard::link::Snapshot;
-use crate::state::Revisions;
 use crate::state::revisions::{Entry, Source, sha256};
+use crate::state::{Kept, ReportStore, Revisions};
 
 /// A reload was refused; what was in force stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,10 @@ pub struct Rulesets {
     failures: Arc<AtomicU64>,
     /// Where revisions are written down; `None` where there is no place for it.
     history: Option<Arc<Revisions>>,
+    /// What is reported of devices. Changed only with the lock of swaps held.
+    reports: Mutex<Arc<Reports>>,
+    /// Where that is written down; `None` where there is no place for it.
+    report_store: Option<Arc<ReportStore>>,
 }
 
 /// What had a load happen, and who.
@@ -102,7 +108,7 @@ struct Texts {
 }
 
 impl Rulesets {
-    /// Loads both files: as the newest revision of `history` when they are what that was, else as the next.
+    /// Loads both files: as the newest revision of the history when they are what that was, else as the next.
     ///
     /// # Errors
     ///
@@ -111,12 +117,14 @@ impl Rulesets {
         config: Arc<Config>,
         own_key: Option<[u8; 32]>,
         own_addresses: Arc<[IpAddr]>,
-        history: Option<Arc<Revisions>>,
+        Kept { history, reports: report_store }: Kept,
     ) -> Result<Self, Vec<Problem>> {
         let now = Timestamp::now();
         let texts = Texts::read(&config)?;
         let (revision, texts, cause) = apply::resume(&config, own_key, history.as_deref(), texts, now);
-        let snapshot = compile(&config, own_key, &texts, own_addresses, revision, now)?;
+        let mut reports = reporting::remembered(report_store.as_deref());
+        let snapshot = compile(&config, own_key, &texts, &reports, own_addresses, revision, now)?;
+        reports.forget_strangers(&snapshot.directory);
         if let (Some(cause), Some(history)) = (cause, &history) {
             note(history, &cause.entry(revision, now, &texts), &texts.policy);
         }
@@ -129,6 +137,8 @@ impl Rulesets {
             last: Mutex::new(LastReload { at: now, ok: true, problems: Vec::new() }),
             failures: Arc::default(),
             history,
+            reports: Mutex::new(Arc::new(reports)),
+            report_store,
         })
     }
 
@@ -194,12 +204,12 @@ impl Rulesets {
         let mut loaded = self.loaded.lock().await;
         let before = self.current();
         let (config, own) = (Arc::clone(&self.config), Arc::clone(&before.own_addresses));
-        let own_key = self.own_key;
+        let (own_key, reports) = (self.own_key, self.reports());
         let next = Revision(before.ruleset.revision().0 + 1);
         // Up to 32 MiB are read and compiled: not on the thread that answers the control socket.
         let compiled = tokio::task::spawn_blocking(move || {
             let texts = Texts::read(&config)?;
-            let snapshot = compile(&config, own_key, &texts, own, next, Timestamp::now())?;
+            let snapshot = compile(&config, own_key, &texts, &reports, own, next, Timestamp::now())?;
             Ok((texts, snapshot, needs_restart(&config)))
         });
         let result = compiled.await.unwrap_or_else(|panic| {
@@ -217,6 +227,7 @@ impl Rulesets {
                 let judged = self.judge_again().await;
                 // Afterwards: what takes access away does not wait for a disk.
                 self.write_down(cause, next, loaded.clone(), other_policy).await;
+                self.forget_strangers(&self.current().directory).await;
                 if let Some(warning) = &warning {
                     tracing::warn!("{warning}");
                 }
@@ -356,7 +367,7 @@ pub fn load(
     own_addresses: Arc<[IpAddr]>,
     now: Timestamp,
 ) -> Result<Snapshot, Vec<Problem>> {
-    compile(config, own_key, &Texts::read(config)?, own_addresses, Revision(1), now)
+    compile(config, own_key, &Texts::read(config)?, &Reports::default(), own_addresses, Revision(1), now)
 }
 
 /// The names that a policy may use.
@@ -381,6 +392,7 @@ fn compile(
     config: &Config,
     own_key: Option<[u8; 32]>,
     texts: &Texts,
+    reports: &Reports,
     own_addresses: Arc<[IpAddr]>,
     revision: Revision,
     now: Timestamp,
@@ -388,6 +400,7 @@ fn compile(
     // A policy is read against its directory: while that one is bad, names in the policy prove nothing.
     let directory = Directory::parse(&texts.directory, &DirectoryContext::new(config, own_key))
         .map_err(|problems| in_file(&config.directory, problems))?;
+    let directory = directory.with_reports(reports);
     let (ruleset, directory) = compile_policy(config, &directory, &config.policy, &texts.policy, revision, now)?;
     Ok(Snapshot { ruleset, directory, own_addresses })
 }

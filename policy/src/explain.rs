@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::rule::{Action, Rule, Selector};
 use crate::set::Reach;
-use crate::{Request, Verdict};
+use crate::{Facts, Report, Request, Verdict};
 
 /// A verdict and the way to it, for people ([`Display`](fmt::Display)) and for programs (serde).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -108,8 +108,8 @@ impl Explanation {
 
 impl Rule {
     fn outcome(&self, request: &Request<'_>, now: Timestamp) -> Outcome {
-        if let Some(selector) = self.mismatch(request) {
-            let (found, needed) = self.sentence(selector, request);
+        if let Some(selector) = self.mismatch(request, now) {
+            let (found, needed) = self.sentence(selector, request, now);
             return Outcome::Missed { selector, found, needed };
         }
         match self.times.at(now).0 {
@@ -123,7 +123,7 @@ impl Rule {
     }
 
     /// What the request has, and what the selector would have needed.
-    fn sentence(&self, selector: Selector, request: &Request<'_>) -> (String, String) {
+    fn sentence(&self, selector: Selector, request: &Request<'_>, now: Timestamp) -> (String, String) {
         let Request { identity, destination, service, .. } = *request;
         match selector {
             Selector::From => (describe_source(request), self.from.to_string()),
@@ -150,18 +150,29 @@ impl Rule {
                 (format!("{destination} {service}, which is {excluding}"), format!("anything but {excluding}"))
             }
             Selector::Posture => {
-                let unmet = self.postures.iter().find_map(|posture| Some((posture, posture.unmet(&identity.posture)?)));
+                let facts = &identity.posture;
+                let unmet = self.postures.iter().find_map(|posture| Some((posture, posture.unmet(facts, now)?)));
                 let Some((posture, condition)) = unmet else {
                     return (String::new(), String::new());
                 };
-                let fact =
-                    identity.posture.get(&*condition.fact).map_or_else(|| "missing".to_owned(), ToString::to_string);
-                (format!("{} is {fact}", condition.fact), format!("{condition} (posture {})", posture.name))
+                let fact = describe_fact(facts, &condition.fact, now);
+                (format!("{} {fact}", condition.fact), format!("{condition} (posture {})", posture.name))
             }
             // The clock is asked after every other selector, with sentences of its own.
             Selector::Time => (String::new(), String::new()),
         }
     }
+}
+
+fn describe_fact(facts: &Facts, name: &str, now: Timestamp) -> String {
+    let mut text = facts.at(name, now).map_or_else(|| "is missing".to_owned(), |fact| format!("is {fact}"));
+    if let Some(Report { value, at, until }) = facts.reported(name) {
+        match until.filter(|until| *until <= now) {
+            None => text.push_str(&format!(", as reported at {at:.0}")),
+            Some(until) => text.push_str(&format!(", since the report of {value} was over at {until:.0}")),
+        }
+    }
+    text
 }
 
 fn describe_source(request: &Request<'_>) -> String {

@@ -1,7 +1,8 @@
 //! Who asks.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use crate::Facts;
 
 /// A device with its user, groups and posture, as rules select it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,6 @@ pub struct Identity {
     /// Every group the user is in, through the directory and through the policy, sorted, without repetition
     /// ([`Ruleset::groups_of`](crate::Ruleset::groups_of)).
     pub groups: Arc<[Arc<str>]>,
-    /// Posture facts of the device (JSON booleans, strings or numbers).
-    pub posture: BTreeMap<String, serde_json::Value>,
+    /// Posture facts of the device.
+    pub posture: Facts,
 }

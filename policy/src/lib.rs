@@ -18,7 +18,7 @@
 //!   are asked. It narrows and never decides, so a rule's own selectors have the last word.
 //! - [`Ruleset::evaluate`] asks the rules in order; the first that matches decides, and none is a denial. A rule's selectors are
 //!   asked before its clock, so an answer also says until when it holds ([`Verdict::until`]): the first instant at which the
-//!   clock could change what any rule asked so far says. Until then the same question has the same answer, and a flow needs to
+//!   clock, or the end of a report about the device, could change what any rule asked so far says. Until then the same question has the same answer, and a flow needs to
 //!   be judged again only then or when the policy or directory changes.
 //! - [`Ruleset::explain`] asks every rule up to the deciding one, without the index, and says what each would have needed.
 //! - What is good and yet surely not meant, such as a rule that earlier ones leave nothing, is a warning (`lint`,
@@ -38,12 +38,14 @@
 //!   `not_before` is included, `not_after` is not.
 //! - A posture fact is met by an equal boolean, number or string; a string that begins with `<`, `<=`, `==`, `>=` or `>` compares
 //!   versions (numbers with dots between, a missing part being 0); a list is met by any of its entries. A fact that is missing or
-//!   of another kind meets nothing.
+//!   of another kind meets nothing. Facts stand in the directory or are reported, a report perhaps for some time only
+//!   ([`Facts`]); tests of a policy know only those that stand, so that a load does not hang on what was reported.
 #![forbid(unsafe_code)]
 
 pub mod address;
 mod compile;
 mod explain;
+mod facts;
 mod groups;
 pub mod identity;
 mod index;
@@ -60,6 +62,7 @@ mod verdict;
 
 pub use compile::{Context, KnownDevice, KnownUser};
 pub use explain::{Explanation, Outcome, Step};
+pub use facts::{Facts, Report};
 pub use identity::Identity;
 pub use request::{DestinationError, Request, Service, parse_destination};
 pub use rule::{Action, Selector};

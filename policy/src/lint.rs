@@ -13,7 +13,7 @@
 //! earlier rule decides a corner of what is left, so that the work is in proportion to what is covered; [`MAX_PIECES`] and
 //! [`MAX_WORK`] bound it all the same.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::json::quoted;
 use crate::posture::Posture;
 use crate::rule::{Action, Rule};
 use crate::set::{Reach, Resource, ServiceSet, SourceSelector, Target, TargetSet};
-use crate::{Identity, Request};
+use crate::{Facts, Identity, Request};
 
 mod boxes;
 
@@ -192,7 +192,7 @@ impl<'r, K: Known> Lint<'r, K> {
             device,
             user: Arc::clone(name),
             groups: self.groups.of(name, &self.known.own_groups(name)),
-            posture: BTreeMap::new(),
+            posture: Facts::default(),
         };
         let (identity, source) = match selector {
             SourceSelector::Any => (user(&nobody(), nobody()), None),

@@ -1,13 +1,14 @@
 //! What a device must be like: conditions on its facts.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::{Number, Value};
 use thiserror::Error;
 
+use crate::Facts;
 use crate::json::quoted;
 use crate::set::write_list;
 
@@ -26,12 +27,17 @@ pub(crate) struct Condition {
 }
 
 impl Posture {
-    /// The first condition that the facts do not meet.
-    pub(crate) fn unmet(&self, facts: &BTreeMap<String, Value>) -> Option<&Condition> {
+    /// The first condition that the facts do not meet at `now`.
+    pub(crate) fn unmet(&self, facts: &Facts, now: Timestamp) -> Option<&Condition> {
         self.conditions.iter().find(|condition| {
-            let fact = facts.get(&*condition.fact);
+            let fact = facts.at(&condition.fact, now);
             !fact.is_some_and(|fact| condition.expected.is_met_by(fact))
         })
+    }
+
+    /// The first instant after `now` at which the time alone can change what is unmet.
+    pub(crate) fn changes_at(&self, facts: &Facts, now: Timestamp) -> Option<Timestamp> {
+        self.conditions.iter().filter_map(|condition| facts.changes_at(&condition.fact, now)).min()
     }
 }
 
@@ -220,7 +226,8 @@ mod tests {
             name: "p".into(),
             conditions: [Condition { fact: "disk".into(), expected: Expected::Bool(false) }].into(),
         };
-        assert!(posture.unmet(&BTreeMap::new()).is_some());
-        assert!(posture.unmet(&BTreeMap::from([("disk".to_owned(), json!(false))])).is_none());
+        assert!(posture.unmet(&Facts::default(), Timestamp::UNIX_EPOCH).is_some());
+        let facts = [("disk".to_owned(), json!(false))].into_iter().collect();
+        assert!(posture.unmet(&facts, Timestamp::UNIX_EPOCH).is_none());
     }
 }

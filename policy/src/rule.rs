@@ -84,8 +84,8 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
-    /// The first selector that does not match, leaving the time aside.
-    pub(crate) fn mismatch(&self, request: &Request<'_>) -> Option<Selector> {
+    /// The first selector that does not match, leaving the clock on the wall aside; facts are those of `now`.
+    pub(crate) fn mismatch(&self, request: &Request<'_>, now: Timestamp) -> Option<Selector> {
         let Request { identity, destination, service, .. } = *request;
         if !self.from.contains(request) {
             return Some(Selector::From);
@@ -104,8 +104,13 @@ impl Rule {
         if self.not_to.reach(destination, service) == Reach::Service {
             return Some(Selector::NotTo);
         }
-        let unmet = |posture: &Arc<Posture>| posture.unmet(&identity.posture).is_some();
+        let unmet = |posture: &Arc<Posture>| posture.unmet(&identity.posture, now).is_some();
         self.postures.iter().any(unmet).then_some(Selector::Posture)
+    }
+
+    /// The first instant after `now` at which a report about the device is over that this rule asks for.
+    pub(crate) fn facts_change_at(&self, request: &Request<'_>, now: Timestamp) -> Option<Timestamp> {
+        self.postures.iter().filter_map(|posture| posture.changes_at(&request.identity.posture, now)).min()
     }
 
     /// The verdict when this rule decides.

@@ -9,7 +9,7 @@ use crate::groups::Groups;
 use crate::index::Index;
 use crate::json::Problem;
 use crate::lint::{self, Finding};
-use crate::rule::{Action, Rule};
+use crate::rule::{Action, Rule, Selector};
 use crate::schedule::earliest;
 use crate::set::Resource;
 use crate::{Denial, Explanation, Request, Revision, Verdict};
@@ -114,7 +114,14 @@ impl Ruleset {
         let mut until = None;
         let mut audited = Vec::new();
         let decided = self.index.find(request, |number| {
-            let rule = self.rules.get(number as usize).filter(|rule| rule.mismatch(request).is_none())?;
+            let rule = self.rules.get(number as usize)?;
+            let mismatch = rule.mismatch(request, now);
+            if !rule.postures.is_empty() && matches!(mismatch, None | Some(Selector::Posture)) {
+                until = earliest(until, rule.facts_change_at(request, now));
+            }
+            if mismatch.is_some() {
+                return None;
+            }
             // Only the clock is left to ask, so its next change can change the answer, whatever it says now.
             let (untimely, change) = rule.times.at(now);
             until = earliest(until, change);

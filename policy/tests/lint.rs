@@ -1,12 +1,12 @@
 //! Warnings about whole policies, and against brute force: whatever is warned about never happens.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a wrong assumption shall fail the test")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portcullis_policy::{Context, Identity, KnownDevice, KnownUser, Request, Revision, Ruleset, Service};
+use portcullis_policy::{Context, Facts, Identity, KnownDevice, KnownUser, Request, Revision, Ruleset, Service};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ fn compile(text: &str) -> Ruleset {
         device: device.into(),
         user: user.into(),
         groups: own(user),
-        posture: BTreeMap::new(),
+        posture: Facts::default(),
     });
     let known = |identity| KnownDevice { identity, disabled: false, source: None };
     let context = Context {
@@ -282,7 +282,7 @@ fn all_requests(ruleset: &Ruleset, mut ask: impl FnMut(&Request<'_>, Timestamp))
     let times: [Timestamp; 2] = ["2027-01-13T11:00:00Z", "2027-07-05T11:00:00Z"].map(|at| at.parse().unwrap());
     for (device, user) in DEVICES {
         for disk in [true, false] {
-            let posture = BTreeMap::from([("disk".to_owned(), json!(disk))]);
+            let posture = [("disk".to_owned(), json!(disk))].into_iter().collect();
             let groups = ruleset.groups_of(user, &own(user));
             let identity = Identity { device: device.into(), user: user.into(), groups, posture };
             for source in [addresses[1], addresses[3], addresses[6]] {

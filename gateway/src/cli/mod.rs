@@ -20,6 +20,7 @@ pub mod status;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
@@ -119,6 +120,8 @@ pub enum DeviceCommand {
     Revoke(DeviceNameArgs),
     /// Take a device out of the directory
     Remove(DeviceNameArgs),
+    /// Show the posture facts of a device, or report some to the running gateway
+    Posture(DevicePostureArgs),
 }
 
 /// `portcullis device add`.
@@ -171,6 +174,29 @@ pub struct DeviceNameArgs {
     pub config: ConfigArg,
     /// Name of the device
     pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `portcullis device posture`.
+#[derive(Debug, Args)]
+pub struct DevicePostureArgs {
+    /// Static configuration file
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Name of the device
+    pub name: String,
+    /// Facts to report: `true`, `false` and whole numbers are what they look like, anything else is text; FACT:=JSON says it
+    /// exactly. None shows what counts now
+    #[arg(value_name = "FACT=VALUE", value_parser = device::posture::parse_fact)]
+    pub facts: Vec<device::posture::Said>,
+    /// They count this long (`10m`, `12h`), and then what the directory has counts again; without it until the next report
+    #[arg(long = "for", value_name = "TIME", value_parser = policy::duration)]
+    pub counts_for: Option<Duration>,
+    /// Take back what was reported: of the facts named, or of all
+    #[arg(long)]
+    pub clear: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -373,6 +399,8 @@ mod tests {
             "portcullis device show a --json",
             "portcullis device revoke a",
             "portcullis device remove a --config /x",
+            "portcullis device posture a disk=true os=linux --for 10m --json",
+            "portcullis device posture a --clear disk",
             "portcullis reload --json",
             "portcullis status --json",
             "portcullis flows --user u --device d --to 10.0.0.1 --json",

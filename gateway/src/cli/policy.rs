@@ -91,7 +91,7 @@ pub struct RollbackArgs {
     pub json: bool,
 }
 
-fn duration(text: &str) -> Result<Duration, &'static str> {
+pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     parse_duration(text).ok_or("expected a duration like 60s or 10m")
 }
 

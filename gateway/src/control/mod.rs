@@ -9,6 +9,7 @@ pub mod history;
 pub mod listener;
 pub mod peer;
 pub mod plan;
+pub mod posture;
 mod revisions;
 pub mod server;
 pub mod shards;

@@ -22,8 +22,8 @@ use super::api::{
 };
 use super::peer::Admin;
 use super::plan::{PlanReport, PlanRequest};
-use super::revisions;
 use super::shards::{Shards, Unanswered};
+use super::{posture, revisions};
 use crate::config::Config;
 use crate::denied::Denied;
 use crate::explain::{self, ExplainError};
@@ -31,6 +31,7 @@ use crate::flow_record::FlowLine;
 use crate::metrics::server::Phase;
 use crate::plan;
 use crate::rulesets::apply::ApplyError;
+use crate::rulesets::reporting::StatementError;
 use crate::rulesets::{Cause, ReloadError, Rulesets};
 use crate::shard::link::FlowFilter;
 use crate::state::revisions::Source;
@@ -101,6 +102,9 @@ pub enum ApiError {
     /// A policy was not put in force, or what is asked of the history is not there.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// What is said of devices is not taken.
+    #[error(transparent)]
+    Statement(#[from] StatementError),
     /// The data plane did not answer.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
@@ -110,13 +114,12 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::BadRequest(_)
-            | Self::Explain(ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_)) => {
-                StatusCode::BAD_REQUEST
-            }
+            | Self::Explain(ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_))
+            | Self::Statement(StatementError::Report(_)) => StatusCode::BAD_REQUEST,
             Self::Forbidden => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::Explain(ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_)) => {
-                StatusCode::NOT_FOUND
-            }
+            Self::NotFound
+            | Self::Explain(ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_))
+            | Self::Statement(StatementError::UnknownDevice(_)) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Refused { .. } | Self::BadPolicy(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -129,7 +132,7 @@ impl IntoResponse for ApiError {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Apply(ApplyError::File { .. } | ApplyError::Unfinished(_)) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unfinished(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unfinished(_) | Self::Statement(StatementError::Unfinished(_)) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let error = self.to_string();
         let (problems, barred) = if let Self::Refused { problems, barred, .. } = self {
@@ -168,6 +171,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/explain", post(explain))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MAX_POLICY_BODY)))
         .merge(revisions::routes())
+        .merge(posture::routes())
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::flow_record::tests::record;
 use crate::metrics::server::Phase;
 use crate::rulesets::Rulesets;
+use crate::state::{Kept, ReportStore, Revisions};
 
 pub(crate) const DIRECTORY: &str = r#"{
   "users": { "ann@example.com": { "groups": ["eng"] }, "bob@example.com": { "groups": [], "disabled": true } },
@@ -80,7 +81,7 @@ impl Files {
 
     pub(crate) fn rulesets(&self) -> Arc<Rulesets> {
         let own = ["192.0.2.9".parse().unwrap()];
-        Arc::new(Rulesets::load(Arc::new(self.config.clone()), None, own.into(), None).unwrap())
+        Arc::new(Rulesets::load(Arc::new(self.config.clone()), None, own.into(), Kept::default()).unwrap())
     }
 }
 
@@ -88,9 +89,11 @@ impl Files {
     /// As the process does it, with the history in the state directory.
     pub(crate) fn rulesets_with_history(&self) -> Arc<Rulesets> {
         fs::create_dir_all(&self.config.state_dir).unwrap();
-        let history = crate::state::Revisions::open(&self.config.state_dir.join(crate::state::FILE)).unwrap();
+        let path = self.config.state_dir.join(crate::state::FILE);
+        let history = Some(Arc::new(Revisions::open(&path).unwrap()));
+        let kept = Kept { history, reports: Some(Arc::new(ReportStore::open(&path).unwrap())) };
         let own = ["192.0.2.9".parse().unwrap()];
-        Arc::new(Rulesets::load(Arc::new(self.config.clone()), None, own.into(), Some(Arc::new(history))).unwrap())
+        Arc::new(Rulesets::load(Arc::new(self.config.clone()), None, own.into(), kept).unwrap())
     }
 }
 

@@ -21,6 +21,7 @@ use portcullis_policy::{Identity, Ruleset};
 
 use crate::config::Config;
 use crate::files::{self, ReadError};
+use crate::posture::Reports;
 use networks::Networks;
 
 /// A WireGuard preshared key. Never printed.
@@ -174,6 +175,19 @@ impl Directory {
         };
         let devices = self.devices().map(device).collect();
         Self::assemble(self.users.clone(), devices)
+    }
+
+    /// The same directory with the facts that are reported of its devices, and no earlier ones.
+    pub fn with_reports(&self, reports: &Reports) -> Self {
+        let device = |device: &Arc<Device>| {
+            let posture = reports.over(device);
+            if posture == device.identity.posture {
+                return Arc::clone(device);
+            }
+            let identity = Identity { posture, ..device.identity.clone() };
+            Arc::new(Device { identity, ..Device::clone(device) })
+        };
+        Self::assemble(self.users.clone(), self.devices().map(device).collect())
     }
 
     /// The devices that may do something at `now`, and nothing any more by `next`: they are gone from it, barred in it,

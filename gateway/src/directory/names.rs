@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use portcullis_policy::{Context, Identity, KnownDevice, KnownUser};
+use portcullis_policy::{Context, Facts, Identity, KnownDevice, KnownUser};
 use serde_json::Value;
 
 use crate::config::Config;
@@ -28,7 +28,7 @@ impl Names {
             device: Arc::from(name.as_str()),
             user: Arc::from(device.get("user").and_then(Value::as_str).unwrap_or_default()),
             groups: Arc::default(),
-            posture: BTreeMap::new(),
+            posture: Facts::default(),
         };
         Some(Self {
             users: section("users").map(|(name, user)| (name.clone(), groups(user))).collect(),

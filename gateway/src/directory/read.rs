@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use portcullis_policy::Identity;
 use portcullis_policy::address::{parse_address, parse_net};
 use portcullis_policy::json::{Document, Entry, Node, Object, Problem, hint, quoted};
+use portcullis_policy::{Facts, Identity};
 
 use super::{Device, DirectoryContext, PresharedKey, User};
 use crate::keys::{parse_preshared_key, parse_public_key};
@@ -238,7 +238,7 @@ fn known_by_something(object: &Object<'_>) {
     }
 }
 
-fn posture(node: &Node<'_>) -> Option<BTreeMap<String, serde_json::Value>> {
+fn posture(node: &Node<'_>) -> Option<Facts> {
     let facts: Vec<Option<_>> =
         node.entries()?.into_iter().map(|fact| Some((fact.name.to_string(), fact.value.scalar()?))).collect();
     facts.into_iter().collect()

@@ -76,7 +76,7 @@ fn the_example_of_the_specification_loads() {
     let laptop = directory.device("ann-laptop").unwrap();
     assert_eq!(&*laptop.identity.user, "ann@example.com");
     assert_eq!(laptop.identity.groups.iter().map(|group| &**group).collect::<Vec<_>>(), ["dba", "eng"]);
-    assert_eq!(laptop.identity.posture["os_version"], "15.1");
+    assert_eq!(laptop.identity.posture.at("os_version", Timestamp::UNIX_EPOCH), Some(&"15.1".into()));
     assert_eq!(laptop.preshared_key, Some(PresharedKey([2; 32])));
     assert_eq!(laptop.addresses.len(), 2);
     assert!(laptop.usable_at("2026-12-31T23:59:59Z".parse().unwrap()));

@@ -310,7 +310,7 @@ fn permits(named: &str, service: Service) -> impl Fn(IpAddr) -> Permit {
         device: "laptop".into(),
         user: "ann".into(),
         groups: Vec::new().into(),
-        posture: std::collections::BTreeMap::default(),
+        posture: Default::default(),
     };
     move |destination| {
         let source = "100.96.0.2".parse().unwrap();

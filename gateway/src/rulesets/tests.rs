@@ -48,6 +48,56 @@ async fn a_swap_publishes_both_files_at_once_and_judges_again() {
     assert_eq!(rulesets.reload(Cause::of(Source::Reload)).await.unwrap().warnings.len(), 1);
 }
 
+/// Ann reaches something only while her disk is encrypted, and the policy's own test says that nothing is known of it.
+const ENCRYPTED: &str = r#"{ "version": 1, "postures": { "encrypted": { "disk": true } },
+    "rules": [{ "id": "disk", "action": "allow", "from": ["*"], "to": ["10.0.0.1"], "when": { "posture": ["encrypted"] } }],
+    "tests": [{ "from": "device:ann-laptop", "to": "10.0.0.1:80/tcp", "expect": "deny" }] }"#;
+
+#[tokio::test]
+async fn reports_count_at_once_and_in_every_later_load() {
+    let files = Files::new();
+    files.write_policy(ENCRYPTED);
+    let rulesets = files.rulesets_with_history();
+    let shard = FakeShard::default();
+    let told = Arc::clone(&shard.told);
+    rulesets.attach(Shards::from_parts([shard.start()]));
+    let reaches = |rulesets: &Rulesets| {
+        let snapshot = rulesets.current();
+        let device = snapshot.directory.device("ann-laptop").unwrap();
+        let request = portcullis_policy::Request {
+            identity: &device.identity,
+            source: device.sources().next().unwrap(),
+            destination: "10.0.0.1".parse().unwrap(),
+            service: portcullis_policy::Service::Tcp(80),
+        };
+        snapshot.ruleset.evaluate(&request, Timestamp::now()).is_allowed()
+    };
+    let report = |name: &str, value: bool| {
+        let facts = [("disk".to_owned(), (value.into(), None))].into();
+        [(name.to_owned(), crate::posture::Statement { facts, ..Default::default() })].into()
+    };
+    assert!(!reaches(&rulesets));
+    let taken = rulesets.report(report("ann-laptop", true)).await.unwrap();
+    assert!(taken.judged && taken.kept && reaches(&rulesets), "{taken:?}");
+    assert_eq!(*told.lock().unwrap(), ["rejudge"]);
+    let mut both: std::collections::BTreeMap<_, _> = report("ann-laptop", false);
+    both.extend(report("eve-laptop", true));
+    assert!(
+        matches!(rulesets.report(both).await, Err(reporting::StatementError::UnknownDevice(name)) if name == "eve-laptop")
+    );
+    assert!(reaches(&rulesets), "nothing has changed");
+
+    rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+    assert!(reaches(&rulesets), "in a later load, whose test does not see it");
+    rulesets.bar("bob-phone".to_owned()).await.unwrap();
+    assert!(reaches(&rulesets));
+    drop(rulesets);
+    let rulesets = files.rulesets_with_history();
+    assert!(reaches(&rulesets), "in the next life");
+    rulesets.report(report("ann-laptop", false)).await.unwrap();
+    assert!(!reaches(&rulesets));
+}
+
 #[tokio::test]
 async fn a_bad_file_changes_nothing() {
     let files = Files::new();

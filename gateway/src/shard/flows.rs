@@ -263,15 +263,14 @@ impl Shard {
         self.write_down(record, end);
     }
 
-    /// A dial returned. The policy may have changed meanwhile: nothing is accepted on an old verdict.
+    /// A dial returned. Policy, directory or what is known of the device may have changed meanwhile, and not every such
+    /// change is a revision: nothing is accepted on an old verdict.
     pub(super) fn dialled(&mut self, now: Instant, dialled: Dialled) {
         let Dialled { flow: id, took, result } = dialled;
         self.counters.dial.observe(took);
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.dial = Some(took);
-        if flow.decision.revision() != self.snapshot.ruleset.revision()
-            && !self.rejudge(now, Timestamp::now(), id, FlowEnd::Revoked)
-        {
+        if !self.rejudge(now, Timestamp::now(), id, FlowEnd::Revoked) {
             return;
         }
         let Some(mut flow) = self.take(id) else { return };

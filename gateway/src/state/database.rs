@@ -52,6 +52,17 @@ const STEPS: &[&str] = &[
         until    INTEGER NOT NULL
     ) STRICT;
 ",
+    "
+    CREATE TABLE reports (
+        device TEXT    NOT NULL,
+        key    BLOB,
+        fact   TEXT    NOT NULL,
+        value  TEXT    NOT NULL,
+        at     INTEGER NOT NULL,
+        until  INTEGER,
+        PRIMARY KEY (device, fact)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Why the database is of no use.

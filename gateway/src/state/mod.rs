@@ -1,4 +1,5 @@
-//! What outlives the process, in `state.db`: where WireGuard clients were, and the history of policies ([`revisions`]).
+//! What outlives the process, in `state.db`: where WireGuard clients were, the history of policies ([`revisions`]), and what was
+//! reported of devices ([`reports`]).
 //!
 //! A stock client whose gateway was restarted notices only after fifteen seconds that nobody answers. A gateway that
 //! remembers where its clients are opens the handshakes itself, and they pass traffic again at once.
@@ -14,9 +15,11 @@ mod database;
 mod keeper;
 mod lock;
 mod memory;
+pub mod reports;
 pub mod revisions;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -24,6 +27,7 @@ pub use database::DatabaseError;
 pub use keeper::Keeper;
 pub use lock::{StateInUse, StateLock};
 pub use memory::Memory;
+pub use reports::ReportStore;
 pub use revisions::Revisions;
 
 /// Name of the database in the state directory.
@@ -31,6 +35,15 @@ pub const FILE: &str = "state.db";
 
 /// A WireGuard public key.
 pub type Key = [u8; 32];
+
+/// What the control side keeps. `None`: there is no place for it, and the gateway does without.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// The history of policies.
+    pub history: Option<Arc<Revisions>>,
+    /// What was reported of devices.
+    pub reports: Option<Arc<ReportStore>>,
+}
 
 /// Where a peer was, and who had it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! Policies of a chosen size in the shapes that matter to an index, with questions to each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portcullis_policy::{Context, Identity, KnownUser, Request, Revision, Ruleset, Service};
+use portcullis_policy::{Context, Facts, Identity, KnownUser, Request, Revision, Ruleset, Service};
 use serde_json::{Value, json};
 
 const USERS: usize = 1_000;
@@ -154,7 +154,7 @@ fn identity(user: usize) -> Arc<Identity> {
         device: format!("laptop-of-user-{user}").into(),
         user: user_name(user).into(),
         groups: groups.into_iter().collect(),
-        posture: BTreeMap::new(),
+        posture: Facts::default(),
     })
 }
 

@@ -11,7 +11,7 @@ use crate::address::parse_address;
 use crate::json::{Node, Object, hint, quoted};
 use crate::request::parse_destination;
 use crate::rule::Action;
-use crate::{Identity, Request, Ruleset, Service, Verdict};
+use crate::{Facts, Identity, Request, Ruleset, Service, Verdict};
 
 /// One test, read.
 pub(super) struct TestCase<'d> {
@@ -47,7 +47,9 @@ pub(super) fn read<'d>(node: &Node<'d>, names: &Names<'_>) -> Option<TestCase<'d
     object.read_or("description", None, |node| node.string().map(Some))?;
     let (destination, service) = to?;
     let mut asker = asker?;
-    asker.identity.posture.extend(posture?);
+    for (name, value) in posture? {
+        asker.identity.posture.insert(name, value);
+    }
     Some(TestCase {
         node: node.clone(),
         asker,
@@ -79,6 +81,7 @@ fn asker(node: &Node<'_>, names: &Names<'_>) -> Option<Asker> {
             return None;
         };
         let mut identity = device.identity.clone();
+        identity.posture = identity.posture.standing();
         // What the directory says of the user: an identity may have groups that another policy gave it.
         let own =
             context.users.get(&*identity.user).map_or_else(|| Arc::clone(&identity.groups), |user| user.groups.into());
@@ -94,7 +97,7 @@ fn asker(node: &Node<'_>, names: &Names<'_>) -> Option<Asker> {
         device: Arc::from(""),
         user: name.into(),
         groups: groups(name, &user.groups.into()),
-        posture: BTreeMap::new(),
+        posture: Facts::default(),
     };
     Some(Asker { identity, disabled: user.disabled, source: None })
 }

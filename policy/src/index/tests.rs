@@ -1,6 +1,6 @@
 //! Sets against the numbers they were made of, prefixes against a look at all of them, and rules that are far apart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::common::{Common, Union};
 use super::prefixes::Prefixes;
 use super::set::Set;
-use crate::{Context, Identity, Request, Revision, Ruleset, Service, Verdict};
+use crate::{Context, Facts, Identity, Request, Revision, Ruleset, Service, Verdict};
 
 /// Some numbers over several pages: some alone, some by the thousand.
 fn numbers() -> impl Strategy<Value = BTreeSet<u32>> {
@@ -87,7 +87,7 @@ fn ask(ruleset: &Ruleset, groups: &[String], destination: &str, service: Service
         device: "laptop".into(),
         user: "ann".into(),
         groups: groups.iter().map(|name| name.as_str().into()).collect(),
-        posture: BTreeMap::new(),
+        posture: Facts::default(),
     };
     let source = "100.96.0.2".parse().unwrap();
     let request = Request { identity: &identity, source, destination: destination.parse().unwrap(), service };

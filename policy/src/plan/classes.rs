@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use super::cells::{bits, prefixes, span};
 use super::{Subject, Who};
@@ -113,6 +114,7 @@ pub(super) fn of<'a>(
     then: &'a [Rule],
     moved: &Moved,
     subjects: &[Subject<'_>],
+    at: Timestamp,
 ) -> Vec<(Class<'a>, Vec<Who>)> {
     let edges = [true, false].map(|v4| {
         let mut edges: Vec<u128> = now
@@ -145,7 +147,7 @@ pub(super) fn of<'a>(
                     rules
                         .iter()
                         .enumerate()
-                        .filter(|(_, rule)| selects(rule, identity, source))
+                        .filter(|(_, rule)| selects(rule, identity, source, at))
                         .map(|(n, _)| n)
                         .collect()
                 };
@@ -176,13 +178,13 @@ fn nets(set: &SourceSet) -> impl Iterator<Item = &IpNet> {
 }
 
 /// Whether a rule that decides may select packets from `source`. A rule in audit mode decides nothing.
-fn selects(rule: &Rule, identity: &Identity, source: IpAddr) -> bool {
+fn selects(rule: &Rule, identity: &Identity, source: IpAddr, at: Timestamp) -> bool {
     // Neither of the two sets looks at destination and service.
     let request = Request { identity, source, destination: source, service: crate::Service::Icmp };
     !rule.audit
         && rule.from.contains(&request)
         && !rule.not_from.contains(&request)
-        && rule.postures.iter().all(|posture| posture.unmet(&identity.posture).is_none())
+        && rule.postures.iter().all(|posture| posture.unmet(&identity.posture, at).is_none())
 }
 
 /// One entry a device, sorted.

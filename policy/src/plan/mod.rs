@@ -118,7 +118,7 @@ impl Ruleset {
         let mut questions = 0;
         let mut complete = true;
         let mut areas: BTreeMap<(Turn, Vec<ServiceRange>, Vec<IpNet>), Vec<Who>> = BTreeMap::new();
-        for (class, who) in classes::of(now, then, &moved, subjects) {
+        for (class, who) in classes::of(now, then, &moved, subjects, at) {
             let Some(found) = cells::compare(&class, &moved, at, &mut questions) else {
                 complete = false;
                 break;

@@ -1,6 +1,5 @@
 //! What a plan says against asking both policies, for every request of a small universe.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -20,7 +19,7 @@ fn identities() -> Vec<(Identity, Vec<IpNet>)> {
             device: device.into(),
             user: user.into(),
             groups: groups.iter().map(|group| (*group).into()).collect(),
-            posture: facts.into_iter().collect::<BTreeMap<_, _>>(),
+            posture: facts.into_iter().collect(),
         };
         (identity, sources.iter().map(|net| net.parse().unwrap()).collect())
     };

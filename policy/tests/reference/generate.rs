@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use portcullis_policy::{Identity, Request, Ruleset, Service};
+use portcullis_policy::{Facts, Identity, Report, Request, Ruleset, Service};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
@@ -256,7 +256,10 @@ impl Question {
 }
 
 pub(crate) fn questions(nets: &[String]) -> impl Strategy<Value = Question> + use<> {
-    let fact = |values: Vec<Value>| prop::option::of(select(values));
+    let fact = |values: Vec<Value>| {
+        let report = (select(values.clone()), prop::option::of(instants()));
+        (prop::option::of(select(values)), prop::option::weighted(0.2, report))
+    };
     let posture = (
         fact(vec![json!(true), json!(false)]),
         fact(vec![
@@ -274,12 +277,20 @@ pub(crate) fn questions(nets: &[String]) -> impl Strategy<Value = Question> + us
     );
     let identity = (select(DEVICES.to_vec()), select(USERS.to_vec()), subsequence(GROUPS.to_vec(), 0..=3), posture)
         .prop_map(|(device, user, groups, (disk, version, os, build))| {
-            let facts = [("disk", disk), ("version", version), ("os", os), ("build", build)];
+            let mut posture = Facts::default();
+            for (name, (standing, reported)) in [("disk", disk), ("version", version), ("os", os), ("build", build)] {
+                if let Some(value) = standing {
+                    posture.insert(name.to_owned(), value);
+                }
+                if let Some((value, until)) = reported {
+                    posture.report(name.to_owned(), Report { value, at: Timestamp::UNIX_EPOCH, until });
+                }
+            }
             Identity {
                 device: device.into(),
                 user: user.into(),
                 groups: groups.into_iter().map(Arc::from).collect(),
-                posture: facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect(),
+                posture,
             }
         });
     let service = prop_oneof![

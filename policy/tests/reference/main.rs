@@ -6,14 +6,16 @@ mod difference;
 mod generate;
 mod reading;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use generate::{
     DEVICES, GROUPS, POSTURES, Question, USERS, few_nets, instants, large_policies, nested_nets, policies, questions,
     when,
 };
 use jiff::{SignedDuration, Timestamp};
-use portcullis_policy::{Context, Identity, KnownDevice, KnownUser, Outcome, Request, Revision, Ruleset, Service};
+use portcullis_policy::{
+    Context, Facts, Identity, KnownDevice, KnownUser, Outcome, Request, Revision, Ruleset, Service,
+};
 use proptest::prelude::*;
 use reading::{Answer, reference};
 use serde_json::{Value, json};
@@ -25,7 +27,7 @@ fn cases(usual: u32) -> u32 {
 }
 
 fn compile(policy: &Value) -> Ruleset {
-    let identity = Identity { device: "any".into(), user: "any".into(), groups: [].into(), posture: BTreeMap::new() };
+    let identity = Identity { device: "any".into(), user: "any".into(), groups: [].into(), posture: Facts::default() };
     let device = KnownDevice { identity: &identity, disabled: false, source: None };
     let context = Context {
         users: USERS.map(|name| (name, KnownUser { groups: &[], disabled: false })).into(),
@@ -110,7 +112,7 @@ proptest! {
             device: "laptop".into(),
             user: "ann".into(),
             groups: [].into(),
-            posture: BTreeMap::from([("disk".to_owned(), json!(true))]),
+            posture: [("disk".to_owned(), json!(true))].into_iter().collect(),
         };
         let address = "10.0.0.1".parse().unwrap();
         let request = Request { identity: &identity, source: address, destination: address, service: Service::Icmp };

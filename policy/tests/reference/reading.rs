@@ -62,7 +62,7 @@ fn matches(policy: &Value, rule: &Value, request: &Request<'_>, now: Timestamp) 
         && offers(&rule["services"], request.service)
         && list(&rule["when"]["posture"])
             .iter()
-            .all(|name| has_posture(&policy["postures"][name.as_str()], request.identity))
+            .all(|name| has_posture(&policy["postures"][name.as_str()], request.identity, now))
         && is_time(&rule["when"], now)
 }
 
@@ -128,7 +128,7 @@ fn offers(services: &Value, service: Service) -> bool {
     services.is_null() || list(services).iter().any(one)
 }
 
-fn has_posture(posture: &Value, identity: &Identity) -> bool {
+fn has_posture(posture: &Value, identity: &Identity, now: Timestamp) -> bool {
     let numbers = |text: &str| -> Option<Vec<u64>> {
         let mut numbers = text.split('.').map(|part| part.parse().ok()).collect::<Option<Vec<u64>>>()?;
         numbers.resize(4, 0);
@@ -153,7 +153,7 @@ fn has_posture(posture: &Value, identity: &Identity) -> bool {
         }
     };
     posture.as_object().unwrap().iter().all(|(fact, expected)| {
-        let Some(fact) = identity.posture.get(fact) else {
+        let Some(fact) = identity.posture.at(fact, now) else {
             return false;
         };
         match expected.as_array() {

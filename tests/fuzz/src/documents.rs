@@ -9,7 +9,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use portcullis::config::Config;
 use portcullis::directory::{Directory, DirectoryContext};
-use portcullis_policy::{Context, Identity, KnownDevice, KnownUser, Request, Revision, Ruleset, Service};
+use portcullis_policy::{Context, Facts, Identity, KnownDevice, KnownUser, Request, Revision, Ruleset, Service};
 
 /// Instants a policy is asked at: before, in and after most conditions, and around a change of clocks.
 const INSTANTS: [&str; 4] =
@@ -26,7 +26,7 @@ fn try_policy(data: &[u8]) -> bool {
         device: "ann-laptop".into(),
         user: "ann@example.com".into(),
         groups: Arc::clone(&groups),
-        posture: BTreeMap::default(),
+        posture: Facts::default(),
     };
     let context = Context {
         users: BTreeMap::from([("ann@example.com", KnownUser { groups: &groups, disabled: false })]),

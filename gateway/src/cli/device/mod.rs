@@ -2,6 +2,7 @@
 
 mod add;
 mod client_file;
+pub mod posture;
 mod store;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ pub fn run(command: DeviceCommand) -> ExitStatus {
         DeviceCommand::Show(args) => show(&args),
         DeviceCommand::Revoke(args) => revoke(&args),
         DeviceCommand::Remove(args) => remove(&args),
+        DeviceCommand::Posture(args) => posture::run(args),
     };
     done.unwrap_or_else(|status| status)
 }
@@ -231,7 +233,7 @@ fn to_json(device: &Device, admitted: Option<bool>, now: Timestamp) -> Value {
         "addresses": device.addresses,
         "networks": device.networks,
         "expires": device.expires,
-        "posture": device.identity.posture,
+        "posture": device.identity.posture.iter_at(now).collect::<BTreeMap<_, _>>(),
     })
 }
 
