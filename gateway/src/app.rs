@@ -31,6 +31,7 @@ use crate::host::{SteeredRoutes, TableClaim, TunDevice, WatchedRoutes};
 use crate::keys::{KeyFileError, PrivateKey};
 use crate::metrics::exporter::Exporter;
 use crate::metrics::server::{self as metrics_server, Phase};
+use crate::offramp::health;
 use crate::rulesets::{Cause, Rulesets};
 use crate::shard::{self, BindError, BoundShards, ShardHandle};
 use crate::signals::SignalEvent;
@@ -195,6 +196,7 @@ impl Gateway {
     pub async fn serve(self, signals: mpsc::Receiver<SignalEvent>) -> Result<Outcome, StartError> {
         let Self { config, rulesets, control, metrics, flow_log, records, shards, routes, memory, claims } = self;
         let flow_log = flow_log.start(records).map_err(StartError::Thread)?;
+        let offramps = Arc::clone(shards.offramps());
         let handles = shards.start().map_err(StartError::Thread)?;
         let shards = Shards::new(&handles);
         rulesets.attach(shards.clone());
@@ -202,6 +204,7 @@ impl Gateway {
         if config.watch {
             crate::watch::start(&config, Arc::clone(&rulesets));
         }
+        health::watch_all(&offramps, &shards);
         let keeper = memory.map(|memory| Keeper::start(memory, shards.clone(), rulesets.subscribe()));
         let (phase, phases) = watch::channel(Phase::Starting);
         let (listener, socket) = control.into_parts();
@@ -209,6 +212,7 @@ impl Gateway {
             config: Arc::clone(&config),
             rulesets: Arc::clone(&rulesets),
             shards: shards.clone(),
+            offramps: Arc::clone(&offramps),
             denied: Arc::clone(flow_log.denied()),
             phase: phases.clone(),
             since: (Timestamp::now(), Instant::now()),
@@ -216,8 +220,12 @@ impl Gateway {
         };
         serve_control(listener, control_server::router(context));
         if let Some(listener) = metrics {
-            let exporter =
-                Exporter::new(shards.clone(), Arc::clone(flow_log.counters()), Arc::clone(rulesets.failures()));
+            let exporter = Exporter::new(
+                shards.clone(),
+                Arc::clone(flow_log.counters()),
+                Arc::clone(rulesets.failures()),
+                Arc::clone(&offramps),
+            );
             serve_metrics(listener, metrics_server::router(exporter, shards.clone(), phases));
         }
         let routes = routes.map(WatchedRoutes::start);

@@ -34,6 +34,8 @@ pub enum FlowEnd {
     Revoked,
     /// A time condition or the device's expiry no longer allows it.
     Expired,
+    /// Its off-ramp went down, and there is another way: the client may come again over that.
+    OfframpDown,
     /// An administrator ended it.
     Killed,
     /// Its device was removed, revoked or disabled.
@@ -48,7 +50,7 @@ pub enum FlowEnd {
 
 impl FlowEnd {
     /// Every value, in the order of the specification.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Denied,
         Self::ClientClosed,
         Self::TargetClosed,
@@ -60,6 +62,7 @@ impl FlowEnd {
         Self::Idle,
         Self::Revoked,
         Self::Expired,
+        Self::OfframpDown,
         Self::Killed,
         Self::DeviceGone,
         Self::Limit,
@@ -81,6 +84,7 @@ impl FlowEnd {
             Self::Idle => "idle",
             Self::Revoked => "revoked",
             Self::Expired => "expired",
+            Self::OfframpDown => "offramp_down",
             Self::Killed => "killed",
             Self::DeviceGone => "device_gone",
             Self::Limit => "limit",

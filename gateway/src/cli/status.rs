@@ -47,6 +47,15 @@ fn page(status: &Status, now: Timestamp) -> String {
         let addresses = onramp.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let _ = writeln!(out, "on-ramp    {} {} {addresses}", onramp.kind, onramp.at);
     }
+    for offramp in &status.offramps {
+        let state = match offramp.up {
+            None => "not probed".to_owned(),
+            Some(true) => format!("up, {}", ago(offramp.since, now)),
+            Some(false) => format!("DOWN, {}", ago(offramp.since, now)),
+        };
+        let why = offramp.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        let _ = writeln!(out, "off-ramp   {} {state}{why}", offramp.name);
+    }
     if !status.peers.is_empty() {
         out.push('\n');
         out.push_str(&table(
@@ -69,7 +78,7 @@ fn page(status: &Status, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{LastReload, Onramp, Peer, Problem, ShardStatus};
+    use crate::control::api::{LastReload, OfframpStatus, Onramp, Peer, Problem, ShardStatus};
 
     #[test]
     fn the_page() {
@@ -88,6 +97,15 @@ mod tests {
                 at: "[::]:51820".to_owned(),
                 addresses: vec!["100.96.0.1/16".parse().unwrap()],
             }],
+            offramps: vec![
+                OfframpStatus { name: "direct".to_owned(), up: None, since: None, error: None },
+                OfframpStatus {
+                    name: "office".to_owned(),
+                    up: Some(false),
+                    since: Some("2027-01-01T00:01:50Z".parse().unwrap()),
+                    error: Some("the target did not answer in time".to_owned()),
+                },
+            ],
             config: "/etc/portcullis/gateway.toml".to_owned(),
             policy: "/etc/portcullis/policy.json".to_owned(),
             directory: "/etc/portcullis/directory.json".to_owned(),
@@ -126,6 +144,8 @@ mod tests {
              directory  /etc/portcullis/directory.json (1 users, 2 devices)\n\
              flows      5 open on 1 shards\n\
              on-ramp    wireguard [::]:51820 100.96.0.1/16\n\
+             off-ramp   direct not probed\n\
+             off-ramp   office DOWN, 10s ago: the target did not answer in time\n\
              \n\
              DEVICE      ENDPOINT        HANDSHAKE  RECEIVED  SENT  FLOWS\n\
              ann-laptop  192.0.2.7:1234  5s ago     2.0K      1     5\n"

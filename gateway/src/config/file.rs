@@ -16,6 +16,7 @@ use super::limits::{LimitValue, Limits};
 use super::problem::{ConfigError, Findings};
 use super::reader::{Located, Reader, Table};
 use super::resolved::{MAX_SHARDS, OnStop};
+use crate::offramp::health::HealthConfig;
 use crate::prefix::parse_interface_address;
 
 const ROOT: &[&str] = &[
@@ -37,12 +38,15 @@ const ROOT: &[&str] = &[
 const POLICY: &[&str] = &["file", "watch"];
 const WIREGUARD: &[&str] = &["listen", "key_file", "addresses", "mtu", "endpoint", "client_routes"];
 const TUN: &[&str] = &["name", "addresses", "mtu", "routes", "exclude", "table", "fwmark", "on_stop"];
-const OFFRAMP: &[&str] = &["name", "kind", "source", "ports", "interface"];
+const OFFRAMP: &[&str] = &["name", "kind", "source", "ports", "interface", "health"];
+const HEALTH: &[&str] = &["tcp", "every", "down_after", "up_after"];
 const ROUTE: &[&str] = &["to", "offramp"];
 
 /// IPv6 needs 1280 (RFC 8200, section 5); an IP packet has no more than 65535.
 const MTU: RangeInclusive<u64> = 1280..=65_535;
 const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
+const PROBED_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+const PROBES_IN_A_ROW: RangeInclusive<u64> = 1..=100;
 
 /// The whole file. `None` is a key that is not there, or one that was reported.
 #[derive(Debug, Default)]
@@ -97,6 +101,7 @@ pub(super) struct OfframpFile {
     pub(super) source: Vec<Located<IpAddr>>,
     pub(super) ports: Option<RangeInclusive<u16>>,
     pub(super) interface: Option<String>,
+    pub(super) health: Option<HealthConfig>,
 }
 
 /// One `[[route]]`.
@@ -201,7 +206,21 @@ impl<'t> Reader<'t> {
         let source = self.located_list(source, parse_address);
         let ports = self.value(table, "ports").and_then(|value| self.parsed(&value, port_range));
         let interface = self.value(table, "interface").and_then(|value| self.parsed(&value, interface_name));
-        Some(OfframpFile { name: name?, source, ports, interface })
+        let health = self.section(table, "health", HEALTH).and_then(|health| self.health(&health));
+        Some(OfframpFile { name: name?, source, ports, interface, health })
+    }
+
+    fn health(&mut self, table: &Table<'t>) -> Option<HealthConfig> {
+        let tcp = self.required(table, "tcp").and_then(|value| self.parsed(&value, socket_address));
+        let every = self.value(table, "every").and_then(|value| self.duration(&value, PROBED_EVERY));
+        let down_after = self.number(table, "down_after", PROBES_IN_A_ROW);
+        let up_after = self.number(table, "up_after", PROBES_IN_A_ROW);
+        Some(HealthConfig {
+            tcp: tcp?,
+            every: every.unwrap_or(Duration::from_secs(5)),
+            down_after: down_after.unwrap_or(3),
+            up_after: up_after.unwrap_or(2),
+        })
     }
 
     fn route(&mut self, table: &Table<'t>) -> RouteFile {

@@ -115,8 +115,7 @@ fn tun(file: TunFile, findings: &mut Findings) -> TunConfig {
 
 /// `direct` is always there and first; an entry of that name changes its settings.
 fn offramps(files: Vec<OfframpFile>, findings: &mut Findings) -> Vec<OfframpConfig> {
-    let direct = OfframpConfig { name: Arc::from("direct"), source: Vec::new(), ports: None, interface: None };
-    let mut offramps = vec![direct];
+    let mut offramps = vec![OfframpConfig::direct()];
     let mut seen = HashMap::new();
     for file in files {
         if let Some(first) = seen.insert(file.name.value.clone(), file.name.place) {
@@ -139,6 +138,7 @@ fn offramps(files: Vec<OfframpFile>, findings: &mut Findings) -> Vec<OfframpConf
             source: file.source.into_iter().map(|source| source.value).collect(),
             ports: file.ports,
             interface: file.interface,
+            health: file.health,
         };
         match offramps.iter_mut().find(|other| other.name == offramp.name) {
             Some(same) => *same = offramp,

@@ -9,6 +9,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::limits::{Resource, Scope};
+use crate::offramp::DIRECT;
+use crate::offramp::health::HealthConfig;
 
 /// The most shards a gateway runs.
 pub const MAX_SHARDS: usize = 64;
@@ -110,6 +112,15 @@ pub struct OfframpConfig {
     pub ports: Option<RangeInclusive<u16>>,
     /// Interface to bind to (SO_BINDTODEVICE).
     pub interface: Option<String>,
+    /// How it is probed; without it nobody does.
+    pub health: Option<HealthConfig>,
+}
+
+impl OfframpConfig {
+    /// The one that is always there, as it is when nothing is said of it.
+    pub fn direct() -> Self {
+        Self { name: DIRECT.into(), source: Vec::new(), ports: None, interface: None, health: None }
+    }
 }
 
 /// One `[[route]]`.

@@ -398,6 +398,20 @@ fn offramps() {
         "interface = \"a/b\"",
         "gateway.toml:5:13: offramp[0].interface: `a/b` is not an interface name: 1 to 15 bytes without space, `/` or `:`",
     );
+    let health = |text: &str, expected: &str| option(&format!("health = {{ {text} }}"), expected);
+    health("every = \"5s\"", "gateway.toml:5:10: offramp[0].health.tcp: is missing");
+    health(
+        "tcp = \"db:443\"",
+        "gateway.toml:5:18: offramp[0].health.tcp: `db:443` is not ADDRESS:PORT, like 192.0.2.1:22 or [::]:51820",
+    );
+    health(
+        "tcp = \"192.0.2.1:22\", down_after = 0",
+        "gateway.toml:5:47: offramp[0].health.down_after: must be 1 to 100",
+    );
+    health(
+        "tcp = \"192.0.2.1:22\", every = \"1ms\"",
+        "gateway.toml:5:42: offramp[0].health.every: must be 100ms to 1h",
+    );
 }
 
 #[test]

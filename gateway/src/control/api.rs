@@ -36,6 +36,9 @@ pub struct Status {
     pub shards: Vec<ShardStatus>,
     /// Where packets come in.
     pub onramps: Vec<Onramp>,
+    /// The ways out.
+    #[serde(default)]
+    pub offramps: Vec<OfframpStatus>,
     /// The static configuration.
     pub config: String,
     /// The policy file.
@@ -75,6 +78,19 @@ pub struct Onramp {
     pub at: String,
     /// Its own addresses.
     pub addresses: Vec<IpNet>,
+}
+
+/// An off-ramp.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OfframpStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether new flows may go that way; `None` when nobody probes it.
+    pub up: Option<bool>,
+    /// Since when.
+    pub since: Option<Timestamp>,
+    /// Why the last probe failed, when it did.
+    pub error: Option<String>,
 }
 
 /// How the last load of policy and directory went.

@@ -18,7 +18,8 @@ use tokio::sync::{Semaphore, watch};
 
 use super::api::{
     BarReport, BarRequest, DeviceInForce, ErrorBody, ExplainRequest, Explanation, FlowList, FlowsQuery, KillReport,
-    KillRequest, MAX_FLOWS_LISTED, MAX_POLICY_BODY, Onramp, Peer, Problem, ReloadReport, ShardStatus, Status,
+    KillRequest, MAX_FLOWS_LISTED, MAX_POLICY_BODY, OfframpStatus, Onramp, Peer, Problem, ReloadReport, ShardStatus,
+    Status,
 };
 use super::peer::Admin;
 use super::plan::{PlanReport, PlanRequest};
@@ -29,6 +30,7 @@ use crate::denied::Denied;
 use crate::explain::{self, ExplainError};
 use crate::flow_record::FlowLine;
 use crate::metrics::server::Phase;
+use crate::offramp::{Offramp, Offramps};
 use crate::plan;
 use crate::rulesets::apply::ApplyError;
 use crate::rulesets::reporting::StatementError;
@@ -52,6 +54,8 @@ pub struct Context {
     pub rulesets: Arc<Rulesets>,
     /// The data plane.
     pub shards: Shards,
+    /// The ways out.
+    pub offramps: Arc<Offramps>,
     /// The last refusals.
     pub denied: Arc<Denied>,
     /// What the process is doing.
@@ -221,6 +225,7 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
         directory: config.directory.display().to_string(),
         users: users.len(),
         devices: snapshot.directory.devices().count(),
+        offramps: context.offramps.all().map(|offramp| offramp_status(offramp)).collect(),
         last_reload: rulesets.last_reload(),
         pending: rulesets.pending(),
         peers: peers
@@ -235,6 +240,16 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
             })
             .collect(),
     }))
+}
+
+fn offramp_status(offramp: &Offramp) -> OfframpStatus {
+    let report = offramp.report();
+    OfframpStatus {
+        name: offramp.name().to_string(),
+        up: report.as_ref().map(|report| report.up),
+        since: report.as_ref().map(|report| report.since),
+        error: report.and_then(|report| report.error),
+    }
 }
 
 async fn devices(State(context): State<Context>) -> Json<Vec<DeviceInForce>> {

@@ -88,6 +88,12 @@ impl Shards {
         all.map(|()| counts.into_iter().sum())
     }
 
+    /// Ends live flows over an off-ramp that is down, where they have another way; answers how many.
+    pub async fn leave(&self, offramp: &Arc<str>) -> Result<usize, Unanswered> {
+        let (counts, all) = self.ask(ANSWER_TIMEOUT, |answer| Command::Leave(Arc::clone(offramp), answer)).await;
+        all.map(|()| counts.into_iter().sum())
+    }
+
     /// WireGuard peers of every shard, by device. A peer that moved may be known to two shards: the newer counts.
     pub async fn peers(&self) -> Result<Vec<PeerStatus>, Unanswered> {
         let (lists, all) = self.ask(ANSWER_TIMEOUT, Command::Peers).await;
@@ -182,6 +188,7 @@ pub(crate) mod tests {
                             tell("kill");
                             _ = answer.send(matching(filter).len());
                         }
+                        Command::Leave(_, answer) => _ = answer.send(0),
                         Command::Peers(answer) => _ = answer.send(self.peers.clone()),
                         Command::Moved(answer) => {
                             self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

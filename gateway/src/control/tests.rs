@@ -121,6 +121,7 @@ impl Server {
             config: Arc::new(files.config.clone()),
             rulesets,
             shards,
+            offramps: Arc::default(),
             denied: Arc::default(),
             phase: phases,
             since: (Timestamp::now(), Instant::now()),

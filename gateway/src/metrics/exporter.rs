@@ -19,6 +19,7 @@ use crate::control::shards::Shards;
 use crate::flow_log::FlowLogCounters;
 use crate::flow_record::FlowEnd;
 use crate::limits::LimitName;
+use crate::offramp::Offramps;
 use crate::onramp::wireguard::handshake_limits::HandshakeLimit;
 
 /// Every metric of the process.
@@ -26,12 +27,17 @@ use crate::onramp::wireguard::handshake_limits::HandshakeLimit;
 pub struct Exporter(Registry);
 
 impl Exporter {
-    /// A registry over the shards' counters, the flow log's, and the number of refused reloads.
-    pub fn new(shards: Shards, flow_log: Arc<FlowLogCounters>, reload_failures: Arc<AtomicU64>) -> Self {
+    /// A registry over the shards' counters, the flow log's, the number of refused reloads, and the off-ramps' health.
+    pub fn new(
+        shards: Shards,
+        flow_log: Arc<FlowLogCounters>,
+        reload_failures: Arc<AtomicU64>,
+        offramps: Arc<Offramps>,
+    ) -> Self {
         let mut registry = Registry::with_prefix("portcullis");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))].to_vec());
         registry.register("build", "What runs", build);
-        registry.register_collector(Box::new(Gateway { shards, flow_log, reload_failures }));
+        registry.register_collector(Box::new(Gateway { shards, flow_log, reload_failures, offramps }));
         Self(registry)
     }
 
@@ -48,6 +54,7 @@ struct Gateway {
     shards: Shards,
     flow_log: Arc<FlowLogCounters>,
     reload_failures: Arc<AtomicU64>,
+    offramps: Arc<Offramps>,
 }
 
 impl Gateway {
@@ -133,7 +140,14 @@ impl Collector for Gateway {
         let revision = self.shards.counters().map(|s| s.revision.value()).min().unwrap_or(0);
         out.gauge("policy_revision", "Policy revision that every live flow has been judged by", revision)?;
         let failures = self.reload_failures.load(Ordering::Relaxed);
-        out.counter("reload_failures", "Reloads refused; the policy before stayed in force", failures)
+        out.counter("reload_failures", "Reloads refused; the policy before stayed in force", failures)?;
+        let probed = self.offramps.all().filter_map(|offramp| Some((&**offramp.name(), offramp.report()?.up)));
+        let help = "Whether new flows may go over an off-ramp that is probed";
+        let mut family = out.0.encode_descriptor("offramp_up", help, None, MetricType::Gauge)?;
+        for (name, up) in probed {
+            ConstGauge::new(i64::from(up)).encode(family.encode_family(&[("offramp", name)])?)?;
+        }
+        Ok(())
     }
 }
 
@@ -174,7 +188,7 @@ mod tests {
 
     fn text(shards: &[Arc<ShardCounters>]) -> String {
         let shards = Shards::from_parts(shards.iter().map(|c| (mpsc::channel(1).0, Arc::clone(c))));
-        Exporter::new(shards, Arc::default(), Arc::new(AtomicU64::new(3))).text().unwrap()
+        Exporter::new(shards, Arc::default(), Arc::new(AtomicU64::new(3)), Arc::default()).text().unwrap()
     }
 
     #[test]
@@ -200,6 +214,7 @@ mod tests {
                 "portcullis_flow_records_lost counter",
                 "portcullis_policy_revision gauge",
                 "portcullis_reload_failures counter",
+                "portcullis_offramp_up gauge",
             ]
         );
         for line in [

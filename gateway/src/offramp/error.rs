@@ -56,6 +56,20 @@ impl DialError {
 }
 
 impl DialError {
+    /// Whether it says something of the way and nothing of the target, so that another off-ramp may do better.
+    pub fn is_of_the_way(&self) -> bool {
+        match self {
+            Self::Unreachable(errno) => matches!(errno, Errno::ENETUNREACH | Errno::ENETDOWN | Errno::ENONET),
+            Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) => true,
+            Self::Refused
+            | Self::Timeout
+            | Self::PortsExhausted
+            | Self::Descriptors
+            | Self::PingNotPermitted
+            | Self::Io(_) => false,
+        }
+    }
+
     /// Which limit was reached, when it was one.
     pub fn limit(&self) -> Option<LimitName> {
         match self {

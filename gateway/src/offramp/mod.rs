@@ -1,10 +1,12 @@
 //! Off-ramps: how allowed flows go on towards their targets.
 //!
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
-//! [`Offramps::select`]; its sockets are the host kernel's, and carry a mark.
+//! [`Offramps::select`]: the first of those in question that is up ([`health`]) and was not tried for this flow. Its
+//! sockets are the host kernel's, and carry a mark.
 
 pub mod datagram;
 mod error;
+pub mod health;
 mod ports;
 mod socket;
 
@@ -24,6 +26,7 @@ use tokio::net::TcpStream;
 
 pub use datagram::DatagramSocket;
 pub use error::DialError;
+use health::Health;
 pub(crate) use ports::PortShare;
 use ports::Ports;
 use socket::Transport;
@@ -42,11 +45,11 @@ pub fn set_mark(socket: &impl AsFd, mark: u32) -> io::Result<()> {
 }
 
 /// Every off-ramp, and the routes towards them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Offramps {
     by_name: HashMap<Arc<str>, Arc<Offramp>>,
-    /// Longest prefix first.
-    routes: Vec<(IpNet, Arc<Offramp>)>,
+    /// Longest prefix first, each with its off-ramps in order of preference.
+    routes: Vec<(IpNet, Box<[Arc<Offramp>]>)>,
     /// Where everything goes when there are no routes at all.
     otherwise: Option<Arc<Offramp>>,
 }
@@ -55,7 +58,7 @@ impl Offramps {
     /// The off-ramps and routes of `config`, as this host can serve them now.
     pub fn new(config: &Config) -> Self {
         let kernel_ports = kernel_ports();
-        let direct = OfframpConfig { name: DIRECT.into(), source: Vec::new(), ports: None, interface: None };
+        let direct = OfframpConfig::direct();
         let by_name: HashMap<Arc<str>, Arc<Offramp>> = std::iter::once(&direct)
             .chain(&config.offramps)
             .map(|one| {
@@ -64,27 +67,49 @@ impl Offramps {
                 (Arc::clone(&one.name), Arc::new(offramp))
             })
             .collect();
-        let first = |names: &[Arc<str>]| names.first().and_then(|name| by_name.get(name)).cloned();
-        let mut routes: Vec<(IpNet, Arc<Offramp>)> =
-            config.routes.iter().filter_map(|route| Some((route.to, first(&route.offramp)?))).collect();
+        let known = |names: &[Arc<str>]| names.iter().filter_map(|name| by_name.get(name).cloned()).collect();
+        let mut routes: Vec<(IpNet, Box<[Arc<Offramp>]>)> =
+            config.routes.iter().map(|route| (route.to, known(&route.offramp))).collect();
         routes.sort_by_key(|(to, _)| std::cmp::Reverse(to.prefix_len()));
         let otherwise = config.routes.is_empty().then(|| by_name.get(DIRECT).cloned()).flatten();
         Self { by_name, routes, otherwise }
     }
 
-    /// The off-ramp of a flow: the one the permit names, else that of the longest route, else (no routes at all) `direct`.
+    /// The off-ramp of a flow that `tried` those already. In question are the one that the permit names, else those of the
+    /// longest route, else (no routes at all) `direct`; of these it is the first that is up, or where none is, the first:
+    /// then the target's silence tells more than a refusal of ours.
     ///
-    /// `None` when the permit names an unknown one, or there are routes and none fits.
-    pub fn select(&self, permit: &Permit, destination: IpAddr) -> Option<&Arc<Offramp>> {
-        self.choose(permit.offramp().map(AsRef::as_ref), destination)
+    /// `None` when nothing is in question that was not tried.
+    pub fn select(&self, permit: &Permit, destination: IpAddr, tried: &[Arc<str>]) -> Option<&Arc<Offramp>> {
+        self.choose(permit.offramp().map(AsRef::as_ref), destination, tried)
     }
 
-    fn choose(&self, named: Option<&str>, destination: IpAddr) -> Option<&Arc<Offramp>> {
-        if let Some(name) = named {
-            return self.by_name.get(name);
-        }
-        let route = self.routes.iter().find(|(to, _)| to.contains(&destination));
-        route.map(|(_, offramp)| offramp).or(self.otherwise.as_ref())
+    fn choose(&self, named: Option<&str>, destination: IpAddr, tried: &[Arc<str>]) -> Option<&Arc<Offramp>> {
+        let left = || self.in_question(named, destination).iter().filter(|offramp| !tried.contains(&offramp.name));
+        left().find(|offramp| offramp.is_up()).or_else(|| left().next())
+    }
+
+    fn in_question(&self, named: Option<&str>, destination: IpAddr) -> &[Arc<Offramp>] {
+        let one = if let Some(name) = named {
+            self.by_name.get(name)
+        } else if let Some((_, offramps)) = self.routes.iter().find(|(to, _)| to.contains(&destination)) {
+            return offramps;
+        } else {
+            self.otherwise.as_ref()
+        };
+        one.map(std::slice::from_ref).unwrap_or_default()
+    }
+
+    /// Whether a flow over `offramp` that is not up has a way that is.
+    pub fn has_better(&self, offramp: &str, permit: &Permit, destination: IpAddr) -> bool {
+        self.select(permit, destination, &[]).is_some_and(|now| *now.name != *offramp && now.is_up())
+    }
+
+    /// Every off-ramp, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Offramp>> {
+        let mut all: Vec<_> = self.by_name.values().collect();
+        all.sort_unstable_by_key(|offramp| &offramp.name);
+        all.into_iter()
     }
 }
 
@@ -98,6 +123,8 @@ pub struct Offramp {
     ports: Option<Arc<Ports>>,
     interface: Option<String>,
     dial_timeout: Duration,
+    /// `None`: nobody probes it, and it counts as up.
+    health: Option<Health>,
 }
 
 impl Offramp {
@@ -121,7 +148,18 @@ impl Offramp {
             ports: config.ports.clone().map(|ports| Arc::new(Ports::new(ports, kernel_ports))),
             interface: config.interface.clone(),
             dial_timeout,
+            health: config.health.clone().map(Health::new),
         }
+    }
+
+    /// Whether new flows may go this way.
+    pub fn is_up(&self) -> bool {
+        self.health.as_ref().is_none_or(Health::is_up)
+    }
+
+    /// What probes say; `None` when nobody probes it.
+    pub fn report(&self) -> Option<health::Report> {
+        self.health.as_ref().map(Health::report)
     }
 
     /// Its unique name.

@@ -7,13 +7,16 @@ use std::ops::RangeInclusive;
 use nix::errno::Errno;
 use portcullis_policy::{Context, Identity, Request, Revision, Ruleset, Service, Verdict};
 
+use proptest::prelude::*;
+
+use super::health::HealthConfig;
 use super::*;
 use crate::config::resolved::RouteConfig;
 use crate::flow_record::FlowEnd;
 use crate::host::testing::{add_link, config, in_namespace, ip, sysctl, tun_config};
 
 fn offramp_config(name: &str) -> OfframpConfig {
-    OfframpConfig { name: name.into(), source: Vec::new(), ports: None, interface: None }
+    OfframpConfig { name: name.into(), ..OfframpConfig::direct() }
 }
 
 fn route(to: &str, names: &[&str]) -> RouteConfig {
@@ -47,7 +50,7 @@ fn the_longest_route_decides_and_a_permit_overrides() {
     ];
     let offramps = Offramps::new(&config);
     let chosen = |named: Option<&str>, to: &str| {
-        offramps.choose(named, to.parse().unwrap()).map(|offramp| offramp.name().to_string())
+        offramps.choose(named, to.parse().unwrap(), &[]).map(|offramp| offramp.name().to_string())
     };
     for (to, name) in [
         ("10.1.2.3", Some("direct")),
@@ -65,10 +68,75 @@ fn the_longest_route_decides_and_a_permit_overrides() {
 }
 
 #[test]
+fn the_first_that_is_up_and_was_not_tried_is_next() {
+    let health = |port| HealthConfig {
+        tcp: SocketAddr::from(([192, 0, 2, 1], port)),
+        every: Duration::from_secs(1),
+        down_after: 1,
+        up_after: 1,
+    };
+    let mut config = config(None);
+    let probed = |name, port| OfframpConfig { health: Some(health(port)), ..offramp_config(name) };
+    config.offramps = vec![offramp_config("direct"), probed("a", 1), probed("b", 2)];
+    config.routes = vec![route("10.0.0.0/8", &["a", "b", "direct"]), route("10.1.0.0/16", &["a", "b"])];
+    let offramps = Offramps::new(&config);
+    let chosen = |to: &str, tried: &[&str]| {
+        let tried: Vec<Arc<str>> = tried.iter().map(|name| Arc::from(*name)).collect();
+        offramps.choose(None, to.parse().unwrap(), &tried).map(|offramp| offramp.name().to_string())
+    };
+    let set = |name: &str, up| offramps.by_name[name].health.as_ref().unwrap().set(up);
+    for (a, b, tried, three, two) in [
+        (true, true, &[][..], Some("a"), Some("a")),
+        (false, true, &[], Some("b"), Some("b")),
+        (false, false, &[], Some("direct"), Some("a")),
+        (true, false, &[], Some("a"), Some("a")),
+        (true, true, &["a"], Some("b"), Some("b")),
+        (true, false, &["a"], Some("direct"), Some("b")),
+        (true, true, &["a", "b"], Some("direct"), None),
+        (true, true, &["a", "b", "direct"], None, None),
+    ] {
+        set("a", a);
+        set("b", b);
+        assert_eq!(chosen("10.2.0.1", tried).as_deref(), three, "{a} {b} {tried:?}");
+        assert_eq!(chosen("10.1.0.1", tried).as_deref(), two, "{a} {b} {tried:?}");
+    }
+    assert_eq!(offramps.all().map(|offramp| &**offramp.name()).collect::<Vec<_>>(), ["a", "b", "direct"]);
+}
+
+proptest! {
+    /// The first of the sorted routes against a look at all of them.
+    #[test]
+    fn routes_are_those_of_the_longest_prefix(
+        nets in prop::collection::btree_set((0..4_u8, prop::sample::select(vec![0_u8, 7, 8, 9, 15, 16, 24, 31, 32])), 1..12),
+        asked in prop::collection::vec((0..4_u8, any::<[u8; 3]>()), 40),
+    ) {
+        let first = |first: u8| [10, 11, 127, 128][usize::from(first)];
+        let nets: Vec<IpNet> = nets
+            .into_iter()
+            .map(|(a, len)| IpNet::new(IpAddr::from([first(a), 0, 128, 255]), len).unwrap().trunc())
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        let mut config = config(None);
+        let name = |net: &IpNet| format!("{}-{}", net.addr(), net.prefix_len());
+        config.offramps = nets.iter().map(|net| offramp_config(&name(net))).collect();
+        config.routes = nets.iter().map(|net| route(&net.to_string(), &[&name(net)])).collect();
+        let offramps = Offramps::new(&config);
+        for (a, [b, c, d]) in asked {
+            for to in [[first(a), b, c, d], [first(a), 0, 128, d]].map(IpAddr::from) {
+                let longest = nets.iter().filter(|net| net.contains(&to)).max_by_key(|net| net.prefix_len());
+                let chosen = offramps.choose(None, to, &[]).map(|offramp| offramp.name().to_string());
+                prop_assert_eq!(chosen, longest.map(name), "{}", to);
+            }
+        }
+    }
+}
+
+#[test]
 fn without_routes_everything_goes_direct() {
     let offramps = Offramps::new(&config(None));
     for to in ["192.0.2.1", "2001:db8::1"] {
-        let offramp = offramps.choose(None, to.parse().unwrap()).unwrap();
+        let offramp = offramps.choose(None, to.parse().unwrap(), &[]).unwrap();
         assert_eq!((&**offramp.name(), offramp.mark), ("direct", None));
     }
 }
@@ -339,7 +407,7 @@ fn a_permit_selects_and_opens() {
             [("198.51.100.1", "office", "192.0.2.10"), ("198.51.100.2", "direct", "198.51.100.1")]
         {
             let permit = permits(named, Service::Tcp(to.port()))(to.ip());
-            let offramp = offramps.select(&permit, to.ip()).unwrap();
+            let offramp = offramps.select(&permit, to.ip(), &[]).unwrap();
             assert_eq!(&**offramp.name(), name);
             // The future stands alone: permit and off-ramp may be gone when it is polled.
             let dial = tokio::spawn(offramp.dial_tcp(&permit, to));

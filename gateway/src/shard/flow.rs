@@ -30,6 +30,8 @@ pub(crate) struct Flow {
     pub(crate) opened: Instant,
     pub(crate) decision: Decision,
     pub(crate) offramp: Option<Arc<str>>,
+    /// Off-ramps that could not take it.
+    pub(crate) tried: Vec<Arc<str>>,
     /// When the permit must be looked at again.
     pub(crate) expiry: Option<Instant>,
     /// The flow's earliest entry among the shard's expiries.

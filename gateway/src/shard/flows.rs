@@ -1,4 +1,4 @@
-//! The life of a flow: opened, judged, dialled, moved, judged again, ended.
+//! The life of a flow: opened, judged, dialled ([`super::dialling`]), moved, judged again, ended.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -10,28 +10,21 @@ use jiff::Timestamp;
 use portcullis_netstack::packet::Echo;
 use portcullis_netstack::packet::build::Unreachable;
 use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, IngressId, Protocol, Refusal};
-use portcullis_policy::Permit;
 
 use super::datagrams;
-use super::flow::{Decision, Flow, Target, TcpTarget};
-use super::flow_memory::FlowMemory;
+use super::dialling::expiry;
+use super::flow::{Decision, Flow, Target};
 use super::judge::{self, Occasion, Refused};
 use super::link::FlowFilter;
 use super::ready::FlowWaker;
 use super::splice::{self, Progress};
-use super::worker::{Dialled, Shard, clock};
+use super::worker::{Shard, clock};
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
 use crate::limits::{Owner, Resource};
-use crate::offramp::{DialError, Offramp};
-
-/// A permit that ends by time is looked at at least this often, so that a step of the wall clock is noticed.
-const LONGEST_TRUST: Duration = Duration::from_secs(30);
 
 /// How long the SYNs of a silently denied client are no new flows: about its own patience.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How long they are not after an unreachable: Linux repeats one on the ICMP error itself (RFC 6069).
-const REPEATED_SYN: Duration = Duration::from_secs(1);
 
 /// Closed TCP flows of a shard that may linger to answer the client's retransmissions. Of those beyond it a client that
 /// missed the last acknowledgment gets a reset after it has everything.
@@ -146,6 +139,7 @@ impl Shard {
             watched: None,
             dial: None,
             target: Target::Nobody { silent: true },
+            tried: Vec::new(),
             share: None,
             port: None,
             listed: None,
@@ -156,7 +150,7 @@ impl Shard {
     }
 
     /// Puts a flow among the open and the remembered ones.
-    fn enter(&mut self, mut flow: Flow) {
+    pub(super) fn enter(&mut self, mut flow: Flow) {
         let id = flow.id;
         if flow.onramp == OnrampKind::Tun {
             self.places.take(&flow.key.tuple, self.index);
@@ -172,7 +166,7 @@ impl Shard {
     }
 
     /// Takes a flow out of them.
-    fn take(&mut self, id: FlowId) -> Option<Box<Flow>> {
+    pub(super) fn take(&mut self, id: FlowId) -> Option<Box<Flow>> {
         let mut flow = self.flows.remove(id)?;
         if flow.onramp == OnrampKind::Tun {
             self.places.release(&flow.key.tuple, self.index);
@@ -184,62 +178,8 @@ impl Shard {
         Some(flow)
     }
 
-    /// Takes a permitted flow to its off-ramp.
-    fn dial(&mut self, now: Instant, mut flow: Flow) {
-        let Decision::Permitted(permit) = &flow.decision else { return };
-        let destination = flow.destination();
-        let Some(offramp) = self.offramps.select(permit, destination.ip()).map(Arc::clone) else {
-            return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
-        };
-        flow.offramp = Some(Arc::clone(offramp.name()));
-        match offramp.port_share(now, &flow.device.identity.device, flow.protocol(), destination) {
-            Ok(port) => flow.port = port,
-            Err(error) => return self.dial_failed(now, flow, &error),
-        }
-        flow.expiry = expiry(now, permit, &flow.device);
-        let opened = match flow.key.tuple.protocol {
-            Protocol::Tcp => Ok(self.spawn_dial(now, &offramp, permit, &flow)),
-            Protocol::Udp => offramp.open_udp(permit, destination).map(Target::Udp),
-            Protocol::Echo => offramp.open_ping(permit, destination.ip()).map(Target::Ping),
-        };
-        match opened {
-            Ok(target) => {
-                flow.target = target;
-                if flow.key.tuple.protocol != Protocol::Tcp {
-                    self.counters.flows_opened.add(1);
-                    self.stack.mark_changed(flow.id);
-                }
-                self.enter(flow);
-            }
-            Err(error) => self.dial_failed(now, flow, &error),
-        }
-    }
-
-    fn spawn_dial(&mut self, now: Instant, offramp: &Arc<Offramp>, permit: &Permit, flow: &Flow) -> Target {
-        let dial = offramp.dial_tcp(permit, flow.destination());
-        let patience = self.config.limits.dial_timeout;
-        let id = flow.id;
-        Target::Dialling(self.dials.spawn_local(async move {
-            let result = tokio::time::timeout(patience, dial).await.unwrap_or(Err(DialError::Timeout));
-            Dialled { flow: id, took: clock().saturating_duration_since(now), result }
-        }))
-    }
-
-    fn dial_failed(&mut self, now: Instant, flow: Flow, error: &DialError) {
-        tracing::debug!(destination = %flow.destination(), %error, "dial failed");
-        if let Some(limit) = error.limit() {
-            return self.refuse_over(flow, limit, Refusal::Reset);
-        }
-        let end = error.flow_end();
-        if matches!(end, FlowEnd::TargetUnreachable | FlowEnd::DialTimeout) {
-            self.linger(now, flow, end, Refusal::Unreachable(Unreachable::Host), REPEATED_SYN);
-        } else {
-            self.refuse(flow, end, Refusal::Reset);
-        }
-    }
-
     /// Answers and writes down a TCP flow, and keeps it for a while so that repeated SYNs are no new flows.
-    fn linger(&mut self, now: Instant, mut flow: Flow, end: FlowEnd, refusal: Refusal, time: Duration) {
+    pub(super) fn linger(&mut self, now: Instant, mut flow: Flow, end: FlowEnd, refusal: Refusal, time: Duration) {
         self.stack.answer_refused(flow.id, refusal);
         let record = flow.record(now, self.stack.traffic(flow.id), Some(end));
         self.write_down(record, end);
@@ -261,33 +201,6 @@ impl Shard {
         let record = flow.record(clock(), self.stack.traffic(flow.id), Some(end));
         self.stack.remove(flow.id);
         self.write_down(record, end);
-    }
-
-    /// A dial returned. Policy, directory or what is known of the device may have changed meanwhile, and not every such
-    /// change is a revision: nothing is accepted on an old verdict.
-    pub(super) fn dialled(&mut self, now: Instant, dialled: Dialled) {
-        let Dialled { flow: id, took, result } = dialled;
-        self.counters.dial.observe(took);
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        flow.dial = Some(took);
-        if !self.rejudge(now, Timestamp::now(), id, FlowEnd::Revoked) {
-            return;
-        }
-        let Some(mut flow) = self.take(id) else { return };
-        let Some(share) = &mut flow.share else { return self.stack.remove(id) };
-        share.release(Resource::Dials);
-        let memory = FlowMemory::new(Arc::clone(share.owner()), Arc::clone(&self.counters));
-        match result {
-            Ok(stream) => {
-                flow.target = Target::Tcp(TcpTarget { stream, shut: false, finished: false });
-                self.enter(*flow);
-                self.counters.flows_opened.add(1);
-                if !self.stack.accept(now, id, seed(), Box::new(memory)) {
-                    self.end(now, id, FlowEnd::Error);
-                }
-            }
-            Err(error) => self.dial_failed(now, *flow, &error),
-        }
     }
 
     /// Moves what can be moved of one flow.
@@ -534,19 +447,6 @@ impl Shard {
             self.end(now, id, end);
         }
     }
-}
-
-/// When the permit, or the device, ends by itself.
-fn expiry(now: Instant, permit: &Permit, device: &Device) -> Option<Instant> {
-    let until = [permit.until(), device.expires].into_iter().flatten().min()?;
-    let left = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
-    // Not before the instant itself: timers are kept in whole milliseconds.
-    Some(now + (left + Duration::from_millis(1)).min(LONGEST_TRUST))
-}
-
-/// A number nobody can guess, for initial sequence numbers.
-fn seed() -> u64 {
-    getrandom::u64().expect("the system's random source is there from boot on")
 }
 
 /// An echo request with the client's sequence number and data. The kernel fills in identifier and checksum.

@@ -55,6 +55,8 @@ pub enum Command {
     Flows(FlowFilter, oneshot::Sender<Vec<FlowRecord>>),
     /// End live flows; answers how many.
     Kill(FlowFilter, oneshot::Sender<usize>),
+    /// End live flows over this off-ramp, which is down, where they have another way; answers how many.
+    Leave(Arc<str>, oneshot::Sender<usize>),
     /// List the WireGuard peers this shard owns.
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     /// Where the peers are that moved, or have a new session, since this was last answered.

@@ -4,6 +4,7 @@
 mod admission;
 mod associations;
 mod datagrams;
+mod dialling;
 mod flow;
 mod flow_memory;
 mod flows;
@@ -80,6 +81,7 @@ pub struct BoundShards {
     wireguard: Option<(Arc<WireguardIdentity>, Vec<std::net::UdpSocket>)>,
     /// A queue for each shard, where there is a TUN device.
     tun: Vec<TunDevice>,
+    offramps: Arc<Offramps>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     records: mpsc::Sender<FlowRecord>,
 }
@@ -117,7 +119,8 @@ pub fn bind(
         }
         None => Vec::new(),
     };
-    Ok(BoundShards { config, wireguard, tun, snapshots, records })
+    let offramps = Arc::new(Offramps::new(&config));
+    Ok(BoundShards { config, wireguard, tun, offramps, snapshots, records })
 }
 
 impl BoundShards {
@@ -127,18 +130,22 @@ impl BoundShards {
         sockets.first()?.local_addr().ok()
     }
 
+    /// The ways out.
+    pub fn offramps(&self) -> &Arc<Offramps> {
+        &self.offramps
+    }
+
     /// Starts a thread for each shard.
     ///
     /// # Errors
     /// What the kernel says about starting a thread.
     pub fn start(self) -> io::Result<Vec<ShardHandle>> {
-        let Self { config, wireguard, tun, snapshots, records } = self;
+        let Self { config, wireguard, tun, offramps, snapshots, records } = self;
         sys::keep_large_buffers_mapped();
         // Rings lie side by side: where huge pages are always used, the first byte of an idle flow would cost 2 MiB.
         if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
             tracing::debug!(%error, "cannot do without transparent huge pages");
         }
-        let offramps = Arc::new(Offramps::new(&config));
         let loads = Arc::new(SharedLoads::new(&config.limits, Instant::now()));
         let (identity, sockets) = match wireguard {
             Some((identity, sockets)) => (Some(identity), sockets),

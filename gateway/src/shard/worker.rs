@@ -306,6 +306,9 @@ impl Shard {
                 Command::Kill(filter, answer) => {
                     let _ = answer.send(self.kill(now, &filter));
                 }
+                Command::Leave(offramp, answer) => {
+                    let _ = answer.send(self.leave(now, &offramp));
+                }
                 Command::Peers(answer) => {
                     let _ = answer.send(self.peers());
                 }

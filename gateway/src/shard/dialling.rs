@@ -1,0 +1,148 @@
+//! The way of a permitted flow to its target: over the first off-ramp that will do, and another where that one cannot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use portcullis_netstack::packet::build::Unreachable;
+use portcullis_netstack::{FlowId, Protocol, Refusal};
+use portcullis_policy::Permit;
+
+use super::flow::{Decision, Flow, Target, TcpTarget};
+use super::flow_memory::FlowMemory;
+use super::worker::{Dialled, Shard, clock};
+use crate::directory::Device;
+use crate::flow_record::FlowEnd;
+use crate::limits::Resource;
+use crate::offramp::{DialError, Offramp};
+
+/// A permit that ends by time is looked at at least this often, so that a step of the wall clock is noticed.
+const LONGEST_TRUST: Duration = Duration::from_secs(30);
+/// How long SYNs are no new flows after an unreachable: Linux repeats one on the ICMP error itself (RFC 6069).
+const REPEATED_SYN: Duration = Duration::from_secs(1);
+
+impl Shard {
+    /// Takes a permitted flow to the first off-ramp that will do and that it has not tried.
+    pub(super) fn dial(&mut self, now: Instant, mut flow: Flow) {
+        let Decision::Permitted(permit) = &flow.decision else { return };
+        let destination = flow.destination();
+        let Some(offramp) = self.offramps.select(permit, destination.ip(), &flow.tried).map(Arc::clone) else {
+            return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
+        };
+        flow.offramp = Some(Arc::clone(offramp.name()));
+        // One that was taken on the way before goes back first.
+        flow.port = None;
+        match offramp.port_share(now, &flow.device.identity.device, flow.protocol(), destination) {
+            Ok(port) => flow.port = port,
+            Err(error) => return self.dial_failed(now, flow, &error),
+        }
+        flow.expiry = expiry(now, permit, &flow.device);
+        let opened = match flow.key.tuple.protocol {
+            Protocol::Tcp => Ok(self.spawn_dial(now, &offramp, permit, &flow)),
+            Protocol::Udp => offramp.open_udp(permit, destination).map(Target::Udp),
+            Protocol::Echo => offramp.open_ping(permit, destination.ip()).map(Target::Ping),
+        };
+        match opened {
+            Ok(target) => {
+                flow.target = target;
+                if flow.key.tuple.protocol != Protocol::Tcp {
+                    self.counters.flows_opened.add(1);
+                    self.stack.mark_changed(flow.id);
+                }
+                self.enter(flow);
+            }
+            Err(error) => self.dial_failed(now, flow, &error),
+        }
+    }
+
+    fn spawn_dial(&mut self, now: Instant, offramp: &Arc<Offramp>, permit: &Permit, flow: &Flow) -> Target {
+        let dial = offramp.dial_tcp(permit, flow.destination());
+        let patience = self.config.limits.dial_timeout;
+        let id = flow.id;
+        Target::Dialling(self.dials.spawn_local(async move {
+            let result = tokio::time::timeout(patience, dial).await.unwrap_or(Err(DialError::Timeout));
+            Dialled { flow: id, took: clock().saturating_duration_since(now), result }
+        }))
+    }
+
+    fn dial_failed(&mut self, now: Instant, mut flow: Flow, error: &DialError) {
+        tracing::debug!(destination = %flow.destination(), offramp = flow.offramp.as_deref(), %error, "dial failed");
+        if error.is_of_the_way()
+            && let Some(offramp) = flow.offramp.clone()
+            && let Decision::Permitted(permit) = &flow.decision
+        {
+            flow.tried.push(offramp);
+            if self.offramps.select(permit, flow.destination().ip(), &flow.tried).is_some() {
+                return self.dial(now, flow);
+            }
+        }
+        if let Some(share) = &mut flow.share {
+            share.release(Resource::Dials);
+        }
+        if let Some(limit) = error.limit() {
+            return self.refuse_over(flow, limit, Refusal::Reset);
+        }
+        let end = error.flow_end();
+        if matches!(end, FlowEnd::TargetUnreachable | FlowEnd::DialTimeout) {
+            self.linger(now, flow, end, Refusal::Unreachable(Unreachable::Host), REPEATED_SYN);
+        } else {
+            self.refuse(flow, end, Refusal::Reset);
+        }
+    }
+
+    /// A dial returned. Policy, directory or what is known of the device may have changed meanwhile, and not every such
+    /// change is a revision: nothing is accepted on an old verdict.
+    pub(super) fn dialled(&mut self, now: Instant, dialled: Dialled) {
+        let Dialled { flow: id, took, result } = dialled;
+        self.counters.dial.observe(took);
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        flow.dial = Some(took);
+        if !self.rejudge(now, Timestamp::now(), id, FlowEnd::Revoked) {
+            return;
+        }
+        let Some(mut flow) = self.take(id) else { return };
+        match result {
+            Ok(stream) => {
+                let Some(share) = &mut flow.share else { return self.stack.remove(id) };
+                share.release(Resource::Dials);
+                let memory = FlowMemory::new(Arc::clone(share.owner()), Arc::clone(&self.counters));
+                flow.target = Target::Tcp(TcpTarget { stream, shut: false, finished: false });
+                self.enter(*flow);
+                self.counters.flows_opened.add(1);
+                if !self.stack.accept(now, id, seed(), Box::new(memory)) {
+                    self.end(now, id, FlowEnd::Error);
+                }
+            }
+            Err(error) => self.dial_failed(now, *flow, &error),
+        }
+    }
+
+    /// Ends the flows over an off-ramp that is down, where they have another way that is up. Returns how many.
+    pub(super) fn leave(&mut self, now: Instant, offramp: &str) -> usize {
+        let leaves = |flow: &&Flow| match &flow.decision {
+            Decision::Permitted(permit) => {
+                flow.offramp.as_deref() == Some(offramp)
+                    && self.offramps.has_better(offramp, permit, flow.destination().ip())
+            }
+            Decision::Denied { .. } => false,
+        };
+        let leaving: Vec<FlowId> = self.flows.iter().filter(leaves).map(|flow| flow.id).collect();
+        for &id in &leaving {
+            self.end(now, id, FlowEnd::OfframpDown);
+        }
+        leaving.len()
+    }
+}
+
+/// When the permit, or the device, ends by itself.
+pub(super) fn expiry(now: Instant, permit: &Permit, device: &Device) -> Option<Instant> {
+    let until = [permit.until(), device.expires].into_iter().flatten().min()?;
+    let left = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
+    // Not before the instant itself: timers are kept in whole milliseconds.
+    Some(now + (left + Duration::from_millis(1)).min(LONGEST_TRUST))
+}
+
+/// A number nobody can guess, for initial sequence numbers.
+fn seed() -> u64 {
+    getrandom::u64().expect("the system's random source is there from boot on")
+}
