@@ -47,6 +47,8 @@ pub(crate) struct Gate {
     told: Option<(u32, u16)>,
     /// smoltcp went back since somebody looked.
     pub(crate) went_back: bool,
+    /// smoltcp sent a keep-alive since somebody looked: it does that only while no retransmission is timed.
+    pub(crate) kept_alive: bool,
 }
 
 impl Gate {
@@ -116,6 +118,7 @@ impl Gate {
         }
         if parts.is_empty() && payload == 1 && self.keep_alive && [frontier, self.una].contains(&segment.end) {
             self.wanted = wanted;
+            self.kept_alive = true;
             // smoltcp's keep-alive is a byte of nothing where a real one stands: without it, from before everything
             // that is not acknowledged, it is as good a question (RFC 9293 section 3.8.4) and does no harm.
             return Passage::Bare(self.una.wrapping_sub(1));

@@ -29,6 +29,7 @@ impl TcpSocket {
     /// Makes smoltcp go back to the first unacknowledged byte: its retransmission timer is made to be due.
     fn go_back(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
         self.gate.went_back = false;
+        self.gate.kept_alive = false;
         for _ in 0..LOOKS {
             let now = time + self.ahead;
             if let Some(at) = self.interface.poll_at(now, &self.sockets)
@@ -36,7 +37,14 @@ impl TcpSocket {
             {
                 self.ahead += at - now;
             }
-            if !self.poll_egress(time + self.ahead, link) || self.gate.went_back {
+            let made = self.poll_egress(time + self.ahead, link);
+            if self.gate.kept_alive && !self.gate.went_back {
+                // There is no timer that could be made due: the client's answers to keep-alives have it go back. Until
+                // then what is wanted would be wanted, and the clock moved, without an end.
+                self.gate.wanted.clear();
+                return;
+            }
+            if !made || self.gate.went_back {
                 return;
             }
         }
