@@ -1,4 +1,4 @@
-//! Policies that are applied, confirmed or not, and rolled back, across the lives of a gateway.
+//! Policies that are planned, applied, confirmed or not, and rolled back, across the lives of a gateway.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -125,5 +125,57 @@ fn a_gateway_that_is_killed_goes_back_in_its_next_life() {
             (revisions(world)[0].clone(), in_file(world)),
             ((5, "revert".to_owned(), Some(1 + 2)), usual_policy())
         );
+    });
+}
+
+#[test]
+fn a_plan_names_what_would_end_open_and_close_and_changes_nothing() {
+    scenario(Setup::new(OnRamp::Wireguard), |world| {
+        let target = TcpTarget::serve(world.private(), Host::Open.address(Family::V4), |mut stream| {
+            std::io::copy(&mut stream, &mut std::io::sink()).is_ok()
+        });
+        let to = target.address();
+        let live = world.client().connect(to).expect("the target accepts");
+        let plan = |policy: &Value, json: bool| {
+            let path = world.gateway.dir().join("planned.json");
+            std::fs::write(&path, policy.to_string()).expect("a file");
+            let path = path.display().to_string();
+            let out = world
+                .gateway
+                .try_verb(&[&["policy", "plan", &path][..], if json { &["--json"] } else { &[] }].concat());
+            (out.status.code(), said(&out))
+        };
+        assert_eq!(plan(&usual_policy(), false), (Some(0), "nothing changes\n".to_owned()));
+
+        let mut other = policy_without(Host::Open);
+        let shut = Host::Shut.address(Family::V4);
+        let opened = serde_json::json!({ "id": "web", "action": "allow", "from": ["user:user-0@example.com"],
+            "to": [shut], "services": ["tcp/80"] });
+        other.pointer_mut("/rules").and_then(Value::as_array_mut).expect("rules").insert(0, opened);
+        let (code, page) = plan(&other, false);
+        assert_eq!(code, Some(2), "{page}");
+        let host = Host::Open.address(Family::V4);
+        let lines: Vec<&str> = page.lines().collect();
+        let flow = lines.first().expect("the flow that ends");
+        assert!(flow.starts_with("ends    flow ") && flow.contains("user-0@example.com (laptop-0)"), "{page}");
+        assert!(flow.ends_with(&format!("{host}  tcp/{}   by no-more (now: by open)", to.port())), "{page}");
+        let line = |words: &[&str]| lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(line(&["+ allow", "laptop-0", &format!("{shut}/32"), "tcp/80", "by web (now: by shut)"]), "{page}");
+        assert!(line(&["- allow", "laptop-0", &format!("{host}/32"), "by no-more (now: by open)"]), "{page}");
+        let (code, text) = plan(&other, true);
+        let report: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((code, &report["complete"], &report["revision"]), (Some(2), &true.into(), &1.into()));
+        assert_eq!(report.pointer("/flows/0/destination").and_then(Value::as_str), Some(to.to_string().as_str()));
+
+        let (code, text) = plan(&serde_json::json!({ "version": 1, "rules": [{ "id": "x" }] }), false);
+        assert_eq!(code, Some(78), "{text}");
+        assert!(text.contains("planned.json:1:") && text.contains("rules[0]: the key \"action\" is missing"), "{text}");
+
+        // Nothing of it is in force: the flow lives, and what would open is shut.
+        assert_eq!((history(world)["in_force"].as_u64(), in_file(world)), (Some(1), usual_policy()));
+        assert!(!reaches(world, SocketAddr::new(shut, 80)));
+        drop(live);
+        let line = world.gateway.wait_for_flow("the live one", |line| line.destination == to);
+        assert_eq!((line.ended.as_str(), line.revision), ("client_closed", 1));
     });
 }
