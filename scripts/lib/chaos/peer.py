@@ -256,6 +256,21 @@ def sit(arguments):
     signal.pause()
 
 
+def keep(arguments):
+    """Accepts connections and nothing more, or opens them: no thread wakes when they end, so only the gateway works."""
+    raise_descriptors()
+    held = []
+    if arguments.flows:
+        for _ in range(arguments.flows):
+            held.append(connect(arguments.to))
+        say(open=len(held))
+        signal.pause()
+    listener = socket.create_server(arguments.to, family=family(arguments.to[0]), backlog=4096)
+    print("ready", flush=True)
+    while True:
+        held.append(listener.accept()[0])
+
+
 def raise_descriptors():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -416,6 +431,7 @@ def main():
     command("connects", connects, seconds=5.0, pause=0.01, patience=10.0)
     command("stay", stay, seconds=5.0, pause=0.05, patience=float(PATIENCE))
     command("sit", sit, flows=1000)
+    command("keep", keep, flows=0)
     command("syn-flood", syn_flood, rate=50_000, seconds=10.0, source="")
     command("udp-spray", udp_spray, rate=50_000, seconds=10.0)
     command("handshakes", handshakes, rate=20_000, seconds=10.0, server_key="")
