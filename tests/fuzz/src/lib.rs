@@ -17,19 +17,22 @@ mod fragments;
 mod input;
 pub mod mutate;
 mod packets;
+mod plan;
+mod policies;
 mod stack;
 
 pub use datagram::datagram;
 pub use documents::{config, directory, policy};
 pub use evaluate::evaluate;
 pub use packets::packet;
+pub use plan::plan;
 pub use stack::stack;
 
 /// A target.
 pub type Target = fn(&[u8]);
 
 /// Every target with the name of its corpus.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("packet", packet),
     ("policy", policy),
     ("directory", directory),
@@ -37,4 +40,5 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("stack", stack),
     ("datagram", datagram),
     ("evaluate", evaluate),
+    ("plan", plan),
 ];

@@ -60,6 +60,12 @@ fn mutations_of_evaluations() {
     try_mutations(TARGETS[6].0, TARGETS[6].1, MUTATIONS / 4);
 }
 
+/// Few: each asks two policies some thousand questions.
+#[test]
+fn mutations_of_plans() {
+    try_mutations(TARGETS[7].0, TARGETS[7].1, MUTATIONS / 20);
+}
+
 #[test]
 fn mutations_of_policies() {
     try_mutations(TARGETS[1].0, TARGETS[1].1, MUTATIONS);
