@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::cells::{bits, prefixes, span};
-use super::{Subject, Who};
+use super::{MAX_QUESTIONS, Subject, Who};
 use crate::rule::Rule;
 use crate::set::{ServiceSet, SourceSelector, SourceSet, TargetSet};
 use crate::{Identity, Request};
@@ -108,14 +108,15 @@ fn same_services(a: Option<&ServiceSet>, b: Option<&ServiceSet>) -> bool {
     a.map(ServiceSet::written) == b.map(ServiceSet::written)
 }
 
-/// The classes that a moved rule selects, each with the packets in it.
+/// The classes that a moved rule selects, each with the packets in it; `None` when there are too many questions to ask.
 pub(super) fn of<'a>(
     now: &'a [Rule],
     then: &'a [Rule],
     moved: &Moved,
     subjects: &[Subject<'_>],
     at: Timestamp,
-) -> Vec<(Class<'a>, Vec<Who>)> {
+    questions: &mut u64,
+) -> Option<Vec<(Class<'a>, Vec<Who>)>> {
     let edges = [true, false].map(|v4| {
         let mut edges: Vec<u128> = now
             .iter()
@@ -142,6 +143,10 @@ pub(super) fn of<'a>(
             let starts: Vec<u128> = std::iter::once(first).chain(inside).collect();
             let ends = starts.iter().skip(1).map(|start| start - 1).chain([last]);
             for (start, end) in starts.iter().zip(ends) {
+                *questions += (now.len() + then.len()) as u64;
+                if *questions > MAX_QUESTIONS {
+                    return None;
+                }
                 let source = bits(*v4, *start);
                 let select = |rules: &[Rule], identity: &Identity| -> Vec<usize> {
                     rules
@@ -163,11 +168,13 @@ pub(super) fn of<'a>(
     let rules = |all: &'a [Rule], numbers: &[usize]| -> Vec<&'a Rule> {
         numbers.iter().filter_map(|number| all.get(*number)).collect()
     };
-    found
+    let classes = found
         .into_iter()
         .map(|((v4, old, new), who)| (Class { v4, now: rules(now, &old), then: rules(then, &new) }, who))
-        .filter(|(class, _)| class.now.iter().chain(&class.then).any(|rule| moved.contains(&std::ptr::from_ref(*rule))))
-        .collect()
+        .filter(|(class, _)| {
+            class.now.iter().chain(&class.then).any(|rule| moved.contains(&std::ptr::from_ref(*rule)))
+        });
+    Some(classes.collect())
 }
 
 fn nets(set: &SourceSet) -> impl Iterator<Item = &IpNet> {

@@ -116,9 +116,10 @@ impl Ruleset {
         let (now, then) = (self.rule_list(), then.rule_list());
         let moved = classes::moved(now, then, &classes::regrouped(subjects));
         let mut questions = 0;
-        let mut complete = true;
+        let classes = classes::of(now, then, &moved, subjects, at, &mut questions);
+        let mut complete = classes.is_some();
         let mut areas: BTreeMap<(Turn, Vec<ServiceRange>, Vec<IpNet>), Vec<Who>> = BTreeMap::new();
-        for (class, who) in classes::of(now, then, &moved, subjects, at) {
+        for (class, who) in classes.unwrap_or_default() {
             let Some(found) = cells::compare(&class, &moved, at, &mut questions) else {
                 complete = false;
                 break;
