@@ -73,6 +73,9 @@ pub enum ApiError {
     /// No such thing.
     #[error("there is nothing at this path")]
     NotFound,
+    /// It has ended, or never was.
+    #[error("there is no live flow {0}")]
+    NoFlow(u64),
     /// The path takes another method.
     #[error("this path takes another method")]
     Method,
@@ -114,9 +117,11 @@ impl IntoResponse for ApiError {
                 StatusCode::BAD_REQUEST
             }
             Self::Forbidden => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::Explain(ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_)) => {
-                StatusCode::NOT_FOUND
-            }
+            Self::NotFound
+            | Self::NoFlow(_)
+            | Self::Explain(
+                ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_) | ExplainError::NoDevice(_),
+            ) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Refused { .. } | Self::BadPolicy(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -328,6 +333,9 @@ async fn kill(
     let killed = context.shards.kill(&filter).await?;
     if killed == 0 {
         known(&context, &filter)?;
+        if let Some(id) = filter.id {
+            return Err(ApiError::NoFlow(id));
+        }
     }
     tracing::info!(
         uid = peer.uid,
@@ -345,7 +353,7 @@ async fn explain(
     Body(request): Body<ExplainRequest>,
 ) -> Result<Json<Explanation>, ApiError> {
     let now = Timestamp::now();
-    Ok(Json(explain::explain(&context.rulesets.current(), &context.config, &request, now)?))
+    Ok(Json(explain::explain(&context.rulesets.current(), &context.config, &request, now, true)?))
 }
 
 async fn plan(State(context): State<Context>, Body(request): Body<PlanRequest>) -> Result<Json<PlanReport>, ApiError> {
