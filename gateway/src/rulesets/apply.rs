@@ -215,6 +215,7 @@ impl Rulesets {
         let (texts, ruleset, directory) = tokio::task::spawn_blocking(move || putting.put(apply)).await??;
         let changes = changes::policy(&loaded.policy, &texts.policy);
         *loaded = texts;
+        self.remember_refused(None);
         self.publish.send_replace(Arc::new(Snapshot {
             ruleset,
             directory,

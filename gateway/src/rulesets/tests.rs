@@ -158,6 +158,50 @@ async fn a_refused_load_gives_nobody_access() {
 }
 
 #[tokio::test]
+async fn an_edit_is_loaded_once_and_refused_once() {
+    let files = Files::new();
+    let rulesets = files.rulesets();
+    let refused = || rulesets.failures().load(Ordering::Relaxed);
+    assert!(!rulesets.reload_edited().await, "nothing is edited");
+    let without = r#"{ "version": 1, "rules": [] }"#;
+
+    // However many see it, and after an administrator who was faster.
+    files.write_policy(without);
+    let seen = tokio::join!(rulesets.reload_edited(), rulesets.reload_edited(), rulesets.reload_edited());
+    assert_eq!((seen, rulesets.current().ruleset.revision().0), ((true, false, false), 2));
+    files.write_policy(POLICY);
+    rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+    assert!(!rulesets.reload_edited().await);
+    files.write_policy(without);
+    assert!(rulesets.reload_edited().await);
+
+    files.write_policy("{");
+    assert!(rulesets.reload_edited().await && !rulesets.reload_edited().await);
+    assert_eq!(refused(), 1);
+    rulesets.reload(Cause::of(Source::Reload)).await.unwrap_err();
+    assert_eq!(refused(), 2, "who asks is answered");
+    files.write_policy("[");
+    assert!(rulesets.reload_edited().await, "another mistake");
+    std::fs::remove_file(&files.config.policy).unwrap();
+    assert!(rulesets.reload_edited().await && !rulesets.reload_edited().await);
+    assert_eq!(refused(), 4);
+
+    // What was refused is said again when something else was taken in between, and so is what fits a new directory.
+    files.write_policy(without);
+    assert!(!rulesets.reload_edited().await, "it is what is in force");
+    files.write_policy(POLICY);
+    assert!(rulesets.reload_edited().await);
+    files.write_policy("[");
+    assert!(rulesets.reload_edited().await);
+    files.write_policy(&POLICY.replace("group:eng", "group:new"));
+    assert!(rulesets.reload_edited().await);
+    assert_eq!((refused(), rulesets.current().ruleset.revision().0), (6, 5));
+    files.write_directory(&DIRECTORY.replace("\"eng\"", "\"new\""));
+    assert!(rulesets.reload_edited().await);
+    assert_eq!((refused(), rulesets.current().ruleset.revision().0), (6, 6));
+}
+
+#[tokio::test]
 async fn reloads_come_one_after_another() {
     let files = Files::new();
     let rulesets = files.rulesets();
