@@ -137,10 +137,16 @@ impl Rulesets {
     ) -> Result<Self, Vec<Problem>> {
         let now = Timestamp::now();
         let texts = Texts::read(&config)?;
-        let (revision, texts, cause) = apply::resume(&config, own_key, history.as_deref(), texts, now);
+        let apply::Beginning { revision, texts, cause, overtakes, history } =
+            apply::resume(&config, own_key, history, texts, now);
         let snapshot = compile(&config, own_key, &texts, own_addresses, revision, now)?;
-        if let (Some(cause), Some(history)) = (cause, &history) {
-            note(history, &cause.entry(revision, now, &texts), &texts.policy);
+        if let Some(history) = &history {
+            if overtakes {
+                apply::overtaken(history);
+            }
+            if let Some(cause) = cause {
+                note(history, &cause.entry(revision, now, &texts), &texts.policy);
+            }
         }
         Ok(Self {
             config,

@@ -126,8 +126,8 @@ impl IntoResponse for ApiError {
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Refused { .. } | Self::BadPolicy(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Apply(ApplyError::Bad(..)) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Apply(ApplyError::NoRevision(_)) => StatusCode::NOT_FOUND,
-            Self::Apply(ApplyError::Pending(_) | ApplyError::NothingPending | ApplyError::Edited(_)) => {
+            Self::Apply(ApplyError::NoRevision(_) | ApplyError::NoText(_)) => StatusCode::NOT_FOUND,
+            Self::Apply(ApplyError::Pending { .. } | ApplyError::NothingPending | ApplyError::Edited(_)) => {
                 StatusCode::CONFLICT
             }
             Self::Unanswered(_) | Self::Apply(ApplyError::NoHistory(_) | ApplyError::History(_)) => {
