@@ -12,7 +12,7 @@ use crate::host;
 /// Instance metadata of Amazon EC2 over IPv6. Its IPv4 twin, 169.254.169.254, is link-local.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
-/// Why an address can never be a destination, whatever the policy says.
+/// Why the policy is not asked about a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forbidden {
     /// `0.0.0.0/8` or `::`, which the kernel takes for this host.
@@ -52,19 +52,25 @@ impl Forbidden {
     }
 }
 
+/// What is to be said of the address, with the address before it: `127.0.0.1 is a loopback address, …`.
 impl fmt::Display for Forbidden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unspecified => "an unspecified address means this host",
-            Self::Loopback => "a loopback address",
-            Self::LinkLocal => "a link-local address",
-            Self::Metadata => "the metadata service of a cloud",
-            Self::Multicast => "a multicast address",
-            Self::Broadcast => "the broadcast address",
-            Self::Reserved => "a reserved address",
-            Self::HidesIpv4 => "an IPv6 address that hides an IPv4 one",
-            Self::OwnAddress => "an address of the gateway itself, and this address and port are not in local_services",
-        })
+        let what = match self {
+            Self::Unspecified => "means this host itself",
+            Self::Loopback => "is a loopback address",
+            Self::LinkLocal => "is a link-local address",
+            Self::Metadata => "is where a cloud serves the metadata of its instances",
+            Self::Multicast => "is a multicast address",
+            Self::Broadcast => "is the broadcast address",
+            Self::Reserved => "is in a reserved range",
+            Self::HidesIpv4 => "is an IPv6 address that hides an IPv4 one",
+            Self::OwnAddress => {
+                return f.write_str(
+                    "is an address of the gateway itself, of which the policy opens only what `local_services` lists",
+                );
+            }
+        };
+        write!(f, "{what}, and never a destination, whatever the policy says")
     }
 }
 
@@ -171,6 +177,31 @@ mod tests {
             ("[2001:db8::1]:22", OwnAddress),
         ] {
             assert_eq!(ask(destination), Err(why), "{destination}");
+        }
+    }
+
+    #[test]
+    fn each_has_a_sentence() {
+        use Forbidden::{
+            Broadcast, HidesIpv4, LinkLocal, Loopback, Metadata, Multicast, OwnAddress, Reserved, Unspecified,
+        };
+        let never = ", and never a destination, whatever the policy says";
+        for (forbidden, sentence) in [
+            (Unspecified, format!("means this host itself{never}")),
+            (Loopback, format!("is a loopback address{never}")),
+            (LinkLocal, format!("is a link-local address{never}")),
+            (Metadata, format!("is where a cloud serves the metadata of its instances{never}")),
+            (Multicast, format!("is a multicast address{never}")),
+            (Broadcast, format!("is the broadcast address{never}")),
+            (Reserved, format!("is in a reserved range{never}")),
+            (HidesIpv4, format!("is an IPv6 address that hides an IPv4 one{never}")),
+            (
+                OwnAddress,
+                "is an address of the gateway itself, of which the policy opens only what `local_services` lists"
+                    .to_owned(),
+            ),
+        ] {
+            assert_eq!(forbidden.to_string(), sentence);
         }
     }
 

@@ -1,7 +1,9 @@
 //! Why a device would, or would not, reach a destination: the policy, and everything that no policy can change.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use portcullis_policy::{DestinationError, Request, Service, parse_destination};
 
@@ -23,20 +25,25 @@ pub enum ExplainError {
     /// Not in the directory.
     #[error("there is no device `{}` in the directory", .0.escape_debug())]
     UnknownDevice(String),
-    /// Not in the directory, or without a device.
-    #[error("there is no user `{}` with a device in the directory", .0.escape_debug())]
+    /// Not in the directory.
+    #[error("there is no user `{}` in the directory", .0.escape_debug())]
     UnknownUser(String),
+    /// In the directory, but without a device to ask for.
+    #[error("user `{}` has no device in the directory", .0.escape_debug())]
+    NoDevice(String),
     /// The carried protocols are TCP, UDP and echo.
     #[error("the gateway carries TCP, UDP and ping only, no protocol {0}")]
     Protocol(u8),
 }
 
-/// Answers `question` from `snapshot`, for each device it is about.
+/// Answers `question` from `snapshot`, for each device it is about. `in_force`: whether the snapshot's revision means
+/// anything.
 pub fn explain(
     snapshot: &Snapshot,
     config: &Config,
     question: &ExplainRequest,
     now: Timestamp,
+    in_force: bool,
 ) -> Result<Explanation, ExplainError> {
     let (address, service) = parse_destination(&question.to)?;
     let port = match service {
@@ -52,10 +59,13 @@ pub fn explain(
             vec![&**device]
         }
         (None, Some(name)) => {
+            if snapshot.directory.user(name).is_none() {
+                return Err(ExplainError::UnknownUser(name.clone()));
+            }
             let of_user = snapshot.directory.devices().filter(|d| *d.identity.user == **name);
             let devices: Vec<_> = of_user.map(|d| &**d).collect();
             if devices.is_empty() {
-                return Err(ExplainError::UnknownUser(name.clone()));
+                return Err(ExplainError::NoDevice(name.clone()));
             }
             devices
         }
@@ -64,54 +74,172 @@ pub fn explain(
     devices.sort_by(|a, b| a.identity.device.cmp(&b.identity.device));
     let destination = SocketAddr::new(address, port);
     let forbidden = destination::check(destination, &snapshot.own_addresses, &config.local_services).err();
-    let answers = devices
-        .into_iter()
-        .map(|device| {
-            let source = device.sources().find(|source| source.is_ipv4() == address.is_ipv4());
-            let barred = if let Some(why) = forbidden {
-                Some(format!("{address} is {why}, which can never be a destination, whatever the policy says"))
-            } else if device.disabled {
-                Some("the device or its user is disabled or revoked".to_owned())
-            } else if !device.usable_at(at) {
-                Some("the device has expired".to_owned())
-            } else if source.is_none() {
-                let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-                Some(format!("the device has no {family} address to send from"))
-            } else {
-                None
-            };
-            answer(snapshot, device, source.unwrap_or(address), address, service, at, barred)
-        })
-        .collect();
-    Ok(Explanation { revision: Some(snapshot.ruleset.revision().0), at, answers })
+    let asking = Asking { snapshot, destination: address, service, at, in_force };
+    let mut answers = Vec::new();
+    for device in devices {
+        let sources: Vec<_> = sources(device).filter(|(source, _)| source.is_ipv4() == address.is_ipv4()).collect();
+        let barred = if let Some(why) = forbidden {
+            Some(format!("{address} {why}"))
+        } else if device.disabled {
+            Some("the device or its user is disabled or revoked".to_owned())
+        } else if !device.usable_at(at) {
+            Some("the device has expired".to_owned())
+        } else if sources.is_empty() {
+            let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+            Some(format!("the device has no {family} address to send from"))
+        } else {
+            None
+        };
+        if let Some(why) = barred {
+            let source = sources.first().map_or(address, |(source, _)| *source);
+            let nets = sources.iter().map(|(_, net)| *net).collect();
+            answers.push(asking.answer(device, source, nets, Some(why)));
+            continue;
+        }
+        let alike = asking.alike(device, &sources);
+        let several = alike.len() > 1;
+        for (source, nets) in alike {
+            let from = several.then(|| listed(&nets));
+            let mut answer = asking.answer(device, source, nets, None);
+            if let Some(from) = from {
+                answer.text = format!("{} from {from}:\n{}", answer.device, answer.text);
+            }
+            answers.push(answer);
+        }
+    }
+    Ok(Explanation { revision: in_force.then(|| snapshot.ruleset.revision().0), at, answers })
 }
 
-fn answer(
-    snapshot: &Snapshot,
-    device: &Device,
-    source: IpAddr,
+/// An address that the device could send from, and where it stands for the whole of a network, that.
+fn sources(device: &Device) -> impl Iterator<Item = (IpAddr, IpNet)> {
+    let nets = device.addresses.iter().map(|address| IpNet::from(*address)).chain(device.networks.iter().copied());
+    device.sources().zip(nets)
+}
+
+/// Networks for people: one that is a single address without its length.
+fn listed(nets: &[IpNet]) -> String {
+    let written = nets
+        .iter()
+        .map(|net| if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() });
+    written.collect::<Vec<_>>().join(", ")
+}
+
+/// What is the same for every device.
+struct Asking<'a> {
+    snapshot: &'a Snapshot,
     destination: IpAddr,
     service: Service,
     at: Timestamp,
-    barred: Option<String>,
-) -> Answer {
-    let request = Request { identity: &device.identity, source, destination, service };
-    let policy = snapshot.ruleset.explain(&request, at);
-    let device = policy.device.to_string();
-    let text = match &barred {
-        Some(why) => format!("deny: {device} to {destination} {service}, because {why}\n\nThe policy alone:\n{policy}"),
-        None => policy.to_string(),
-    };
-    Answer {
-        user: policy.user.to_string(),
-        destination,
-        service: service.to_string(),
-        verdict: if barred.is_some() { "deny".to_owned() } else { policy.verdict.to_string() },
-        rule: policy.rule.as_ref().filter(|_| barred.is_none()).map(ToString::to_string),
-        barred,
-        // Its fields are strings, numbers and lists of them, which always have a JSON form.
-        policy: serde_json::to_value(&policy).unwrap_or_default(),
-        text,
-        device,
+    in_force: bool,
+}
+
+impl Asking<'_> {
+    fn request<'d>(&self, device: &'d Device, source: IpAddr) -> Request<'d> {
+        Request { identity: &device.identity, source, destination: self.destination, service: self.service }
+    }
+
+    /// `sources` by what the policy says to them: the first of those that get the same answer by the same rule, and all.
+    fn alike(&self, device: &Device, sources: &[(IpAddr, IpNet)]) -> Vec<(IpAddr, Vec<IpNet>)> {
+        let mut alike: Vec<(Option<Arc<str>>, IpAddr, Vec<IpNet>)> = Vec::new();
+        for (source, net) in sources {
+            // A rule has one answer, and where none matches that is a denial.
+            let verdict = self.snapshot.ruleset.evaluate(&self.request(device, *source), self.at);
+            match alike.iter_mut().find(|(rule, ..)| rule.as_ref() == verdict.rule()) {
+                Some((.., nets)) => nets.push(*net),
+                None => alike.push((verdict.rule().cloned(), *source, vec![*net])),
+            }
+        }
+        alike.into_iter().map(|(_, source, nets)| (source, nets)).collect()
+    }
+
+    fn answer(&self, device: &Device, source: IpAddr, sources: Vec<IpNet>, barred: Option<String>) -> Answer {
+        let mut policy = self.snapshot.ruleset.explain(&self.request(device, source), self.at);
+        policy.revision = policy.revision.filter(|_| self.in_force);
+        let device = policy.device.to_string();
+        let text = match &barred {
+            Some(why) => {
+                let Self { destination, service, .. } = self;
+                format!("deny: {device} to {destination} {service}, because {why}\n\nThe policy alone:\n{policy}")
+            }
+            None => policy.to_string(),
+        };
+        Answer {
+            user: policy.user.to_string(),
+            sources,
+            destination: self.destination,
+            service: self.service.to_string(),
+            verdict: if barred.is_some() { "deny".to_owned() } else { policy.verdict.to_string() },
+            rule: policy.rule.as_ref().filter(|_| barred.is_none()).map(ToString::to_string),
+            barred,
+            // Its fields are strings, numbers and lists of them, which always have a JSON form.
+            policy: serde_json::to_value(&policy).unwrap_or_default(),
+            text,
+            device,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tests::Files;
+
+    const DIRECTORY: &str = r#"{
+      "users": { "ann": {}, "eve": {} },
+      "devices": { "site": {
+        "user": "ann", "networks": ["192.168.7.0/24", "192.168.8.0/24", "192.168.9.1/32", "fd00:7::/64"]
+      } }
+    }"#;
+    const POLICY: &str = r#"{ "version": 1, "rules": [
+      { "id": "eight", "action": "deny", "from": ["net:192.168.8.0/24"], "to": ["*"], "services": ["tcp/22"] },
+      { "id": "site", "action": "allow", "from": ["device:site"], "to": ["*"] }
+    ] }"#;
+
+    fn ask(user: &str, to: &str, in_force: bool) -> Result<Explanation, ExplainError> {
+        let files = Files::new();
+        files.write_directory(DIRECTORY);
+        files.write_policy(POLICY);
+        let question = ExplainRequest { user: Some(user.to_owned()), to: to.to_owned(), ..ExplainRequest::default() };
+        explain(&files.rulesets().current(), &files.config, &question, Timestamp::UNIX_EPOCH, in_force)
+    }
+
+    #[test]
+    fn sources_that_are_answered_differently_have_answers_of_their_own() {
+        let said = |to| {
+            let answers = ask("ann", to, true).unwrap().answers;
+            answers.into_iter().map(|a| (listed(&a.sources), a.rule.unwrap_or_default(), a.text)).collect::<Vec<_>>()
+        };
+        let ssh = said("10.0.0.1:22/tcp");
+        let [(others, site, text), (network, eight, _)] = &ssh[..] else { panic!("{ssh:?}") };
+        assert_eq!((others.as_str(), site.as_str()), ("192.168.7.0/24, 192.168.9.1", "site"));
+        assert_eq!((network.as_str(), eight.as_str()), ("192.168.8.0/24", "eight"));
+        assert!(text.starts_with("site from 192.168.7.0/24, 192.168.9.1:\nallow: site to 10.0.0.1 tcp/22"), "{text}");
+
+        let web = said("10.0.0.1:80/tcp");
+        assert!(
+            matches!(&web[..], [(_, rule, text)] if rule == "site" && text.starts_with("allow: site to")),
+            "{web:?}"
+        );
+        let six = said("[fd00:1::1]:22/tcp");
+        assert!(matches!(&six[..], [(from, ..)] if from == "fd00:7::/64"), "{six:?}");
+        let barred = said("127.0.0.1:22/tcp");
+        let because = "because 127.0.0.1 is a loopback address, and never a destination, whatever the policy says\n";
+        assert!(matches!(&barred[..], [(.., text)] if text.contains(because)), "{barred:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_in_force_has_no_revision() {
+        let file = ask("ann", "10.0.0.1:80/tcp", false).unwrap();
+        assert!(file.revision.is_none() && file.answers[0].policy["revision"].is_null(), "{file:?}");
+        assert!(file.answers[0].text.contains(" by rule site (at "), "{file:?}");
+        let in_force = ask("ann", "10.0.0.1:80/tcp", true).unwrap();
+        assert!(in_force.revision == Some(1) && in_force.answers[0].policy["revision"] == 1, "{in_force:?}");
+    }
+
+    #[test]
+    fn a_user_without_a_device_is_not_unknown() {
+        let said = |user| ask(user, "10.0.0.1:80/tcp", true).unwrap_err().to_string();
+        assert_eq!(said("eve"), "user `eve` has no device in the directory");
+        assert_eq!(said("zoe"), "there is no user `zoe` in the directory");
     }
 }

@@ -49,6 +49,8 @@ pub struct Rulesets {
     /// Held for the whole of a swap, so that swaps come one after another.
     loaded: tokio::sync::Mutex<Texts>,
     last: Mutex<LastReload>,
+    /// What was refused, while nothing was taken since.
+    refused: Mutex<Option<Mark>>,
     failures: Arc<AtomicU64>,
     /// Where revisions are written down; `None` where there is no place for it.
     history: Option<Arc<Revisions>>,
@@ -107,6 +109,26 @@ struct Texts {
     directory: String,
 }
 
+/// What tells what was read of the files from what is read of them later: the hashes of their texts, or why they have
+/// none.
+type Mark = Result<[String; 2], Vec<Problem>>;
+
+/// What was read of the files.
+struct Read {
+    texts: Result<Texts, Vec<Problem>>,
+    mark: Mark,
+}
+
+impl From<Result<Texts, Vec<Problem>>> for Read {
+    fn from(texts: Result<Texts, Vec<Problem>>) -> Self {
+        let mark = match &texts {
+            Ok(texts) => Ok([sha256(&texts.policy), sha256(&texts.directory)]),
+            Err(problems) => Err(problems.clone()),
+        };
+        Self { texts, mark }
+    }
+}
+
 impl Rulesets {
     /// Loads both files: as the newest revision of the history when they are what that was, else as the next.
     ///
@@ -121,12 +143,18 @@ impl Rulesets {
     ) -> Result<Self, Vec<Problem>> {
         let now = Timestamp::now();
         let texts = Texts::read(&config)?;
-        let (revision, texts, cause) = apply::resume(&config, own_key, history.as_deref(), texts, now);
+        let apply::Beginning { revision, texts, cause, overtakes, history } =
+            apply::resume(&config, own_key, history, texts, now);
         let mut reports = reporting::remembered(report_store.as_deref());
         let snapshot = compile(&config, own_key, &texts, &reports, own_addresses, revision, now)?;
         reports.forget_strangers(&snapshot.directory);
-        if let (Some(cause), Some(history)) = (cause, &history) {
-            note(history, &cause.entry(revision, now, &texts), &texts.policy);
+        if let Some(history) = &history {
+            if overtakes {
+                apply::overtaken(history);
+            }
+            if let Some(cause) = cause {
+                note(history, &cause.entry(revision, now, &texts), &texts.policy);
+            }
         }
         Ok(Self {
             config,
@@ -135,6 +163,7 @@ impl Rulesets {
             shards: OnceLock::new(),
             loaded: tokio::sync::Mutex::new(texts),
             last: Mutex::new(LastReload { at: now, ok: true, problems: Vec::new() }),
+            refused: Mutex::default(),
             failures: Arc::default(),
             history,
             reports: Mutex::new(Arc::new(reports)),
@@ -168,14 +197,6 @@ impl Rulesets {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the files say something else than what is in force. One that cannot be read does.
-    pub async fn is_edited(&self) -> bool {
-        let config = Arc::clone(&self.config);
-        let loaded = self.loaded.lock().await;
-        let read = tokio::task::spawn_blocking(move || Texts::read(&config)).await;
-        !read.is_ok_and(|texts| texts.is_ok_and(|texts| texts == *loaded))
-    }
-
     /// Loads both files again and puts them in force, whole or not at all. Returns when live flows have been judged.
     ///
     /// It goes on to its end when the future is dropped, so that a caller who hangs up leaves nothing half done.
@@ -189,34 +210,59 @@ impl Rulesets {
     pub async fn reload(self: &Arc<Self>, cause: Cause) -> Result<ReloadReport, ReloadError> {
         let this = Arc::clone(self);
         let revision = self.current().ruleset.revision().0;
-        tokio::spawn(async move { this.swap(cause).await }).await.unwrap_or_else(|error| {
-            let message = format!("the reload stopped: {error}");
-            let file = self.config.policy.display().to_string();
-            Err(ReloadError {
-                revision,
-                problems: vec![Problem { file, line: None, column: None, path: String::new(), message, denied: false }],
-                barred: Vec::new(),
-            })
+        let reloaded = tokio::spawn(async move {
+            let mut loaded = this.loaded.lock().await;
+            let read = this.read().await;
+            this.swap(&mut loaded, read, cause).await
+        });
+        reloaded.await.unwrap_or_else(|error| {
+            let problems = vec![self.unfinished(format!("the reload stopped: {error}"))];
+            Err(ReloadError { revision, problems, barred: Vec::new() })
         })
     }
 
-    async fn swap(&self, cause: Cause) -> Result<ReloadReport, ReloadError> {
+    /// As [`reload`](Self::reload), when the files say something else than what is in force, and than what was refused
+    /// last. Whether they do. It stops where it is when the future is dropped.
+    pub async fn reload_edited(&self) -> bool {
         let mut loaded = self.loaded.lock().await;
+        let read = self.read().await;
+        let was_refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&read.mark);
+        if was_refused || read.texts.as_ref().is_ok_and(|texts| *texts == *loaded) {
+            return false;
+        }
+        tracing::info!("policy or directory changed: loading both");
+        // What it found is in the log; nobody waits for it.
+        let _ = self.swap(&mut loaded, read, Cause::of(Source::Watch)).await;
+        true
+    }
+
+    async fn read(&self) -> Read {
+        let config = Arc::clone(&self.config);
+        let read = tokio::task::spawn_blocking(move || Read::from(Texts::read(&config)));
+        read.await.unwrap_or_else(|panic| Read::from(Err(vec![self.unfinished(format!("could not be read: {panic}"))])))
+    }
+
+    fn unfinished(&self, message: String) -> Problem {
+        let file = self.config.policy.display().to_string();
+        Problem { file, line: None, column: None, path: String::new(), message, denied: false }
+    }
+
+    async fn swap(&self, loaded: &mut Texts, read: Read, cause: Cause) -> Result<ReloadReport, ReloadError> {
         let before = self.current();
         let (config, own) = (Arc::clone(&self.config), Arc::clone(&before.own_addresses));
         let (own_key, reports) = (self.own_key, self.reports());
         let next = Revision(before.ruleset.revision().0 + 1);
-        // Up to 32 MiB are read and compiled: not on the thread that answers the control socket.
+        let Read { texts, mark } = read;
+        // Up to 32 MiB are compiled: not on the thread that answers the control socket.
         let compiled = tokio::task::spawn_blocking(move || {
-            let texts = Texts::read(&config)?;
+            let texts = texts?;
             let snapshot = compile(&config, own_key, &texts, &reports, own, next, Timestamp::now())?;
             Ok((texts, snapshot, needs_restart(&config)))
         });
-        let result = compiled.await.unwrap_or_else(|panic| {
-            let message = format!("could not be compiled: {panic}");
-            let file = self.config.policy.display().to_string();
-            Err(vec![Problem { file, line: None, column: None, path: String::new(), message, denied: false }])
-        });
+        let result = compiled
+            .await
+            .unwrap_or_else(|panic| Err(vec![self.unfinished(format!("could not be compiled: {panic}"))]));
+        self.remember_refused(result.is_err().then_some(mark));
         match result {
             Ok((texts, snapshot, warning)) => {
                 let changes = loaded.changes_to(&texts);
@@ -341,6 +387,10 @@ impl Rulesets {
                 false
             }
         }
+    }
+
+    fn remember_refused(&self, refused: Option<Mark>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 
     fn remember(&self, problems: Vec<Problem>) {

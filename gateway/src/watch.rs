@@ -5,19 +5,18 @@
 //! at; it only has the files looked at, and they are loaded once they stay the same for [`QUIET`] and say something else
 //! than what is in force.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
 use crate::config::Config;
-use crate::rulesets::{Cause, Rulesets};
-use crate::state::revisions::Source;
+use crate::rulesets::Rulesets;
 
 /// How long the files must have stayed the same before they are loaded.
 pub const QUIET: Duration = Duration::from_millis(200);
@@ -59,11 +58,7 @@ pub fn start(config: &Config, rulesets: Arc<Rulesets>) {
             let now = quiet(&files, &stirred).await;
             if now != seen || missed {
                 seen = now;
-                if rulesets.is_edited().await {
-                    tracing::info!("policy or directory changed: loading both");
-                    // What it found is in the log; nobody waits for it.
-                    let _ = rulesets.reload(Cause::of(Source::Watch)).await;
-                }
+                rulesets.reload_edited().await;
             }
         }
     });
@@ -88,11 +83,28 @@ fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
     files.iter().map(|file| Stamp::of(file)).collect()
 }
 
+/// What tells a folder from another that took its name, and its inode when it was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    /// Where the file system knows.
+    born: Option<SystemTime>,
+}
+
+impl Identity {
+    fn of(folder: &Path) -> Option<Self> {
+        let folder = fs::metadata(folder).ok()?;
+        Some(Self { device: folder.dev(), inode: folder.ino(), born: folder.created().ok() })
+    }
+}
+
 /// The folders that are watched.
 struct Folders {
     watcher: Option<RecommendedWatcher>,
-    watched: BTreeSet<PathBuf>,
+    watched: BTreeMap<PathBuf, Identity>,
     new: bool,
+    shortage: Shortage,
 }
 
 impl Folders {
@@ -103,8 +115,9 @@ impl Folders {
                 stirred.notify_one();
             }
         });
-        let watcher = watcher.map_err(|error| tracing::warn!(%error, "{}", INSTEAD)).ok();
-        let mut folders = Self { watcher, watched: BTreeSet::new(), new: false };
+        let mut shortage = Shortage::default();
+        let watcher = watcher.map_err(|error| shortage.tell(&error, "max_user_instances")).ok();
+        let mut folders = Self { watcher, watched: BTreeMap::new(), new: false, shortage };
         folders.follow(files);
         folders
     }
@@ -112,23 +125,28 @@ impl Folders {
     /// Watches the folders that the files are in now, and no others.
     fn follow(&mut self, files: &[PathBuf]) {
         let Some(watcher) = &mut self.watcher else { return };
-        let wanted: BTreeSet<PathBuf> = files.iter().flat_map(|file| folders_of(file)).collect();
-        for gone in self.watched.difference(&wanted) {
+        // Identified before they are watched: one that is replaced in between is another at the next look.
+        let identified = |folder: PathBuf| Identity::of(&folder).map(|identity| (folder, identity));
+        let wanted: BTreeMap<_, _> = files.iter().flat_map(|file| folders_of(file)).filter_map(identified).collect();
+        let before = std::mem::take(&mut self.watched);
+        for (gone, _) in before.iter().filter(|(folder, identity)| wanted.get(*folder) != Some(*identity)) {
             // It mostly ended with the folder.
             let _ = watcher.unwatch(gone);
         }
-        let before = std::mem::take(&mut self.watched);
-        for folder in wanted {
-            if before.contains(&folder) {
-                self.watched.insert(folder);
+        for (folder, identity) in wanted {
+            if before.get(&folder) == Some(&identity) {
+                self.watched.insert(folder, identity);
                 continue;
             }
             match watcher.watch(&folder, RecursiveMode::NonRecursive) {
                 Ok(()) => {
                     self.new = true;
-                    self.watched.insert(folder);
+                    self.watched.insert(folder, identity);
                 }
                 // It is tried again with the next look; the files are looked at then in any case.
+                Err(error) if matches!(error.kind, ErrorKind::MaxFilesWatch) => {
+                    self.shortage.tell(&error, "max_user_watches");
+                }
                 Err(error) => tracing::debug!(folder = %folder.display(), %error, "not watched"),
             }
         }
@@ -140,9 +158,26 @@ impl Folders {
     }
 }
 
-/// Said where there is no inotify.
-const INSTEAD: &str = "files cannot be watched, so they are looked at every two seconds; where watches are all in use, \
-                       `sysctl fs.inotify.max_user_instances` and `max_user_watches` say how many there may be";
+/// Whether it was said that inotify has no more to give. It is found out at every look, and said once.
+#[derive(Debug, Default)]
+struct Shortage {
+    said: bool,
+}
+
+impl Shortage {
+    /// Says what is to be done, unless it was said. `limit`: the kernel's, of which this mostly is one.
+    fn tell(&mut self, error: &notify::Error, limit: &str) -> bool {
+        let first = !std::mem::replace(&mut self.said, true);
+        if first {
+            tracing::warn!(
+                %error,
+                "files cannot be watched, so they are looked at every two seconds: where all of inotify is in use, raise \
+                 it with `sysctl fs.inotify.{limit}=NUMBER`; `portcullis reload` loads at once"
+            );
+        }
+        first
+    }
+}
 
 /// The folders in which something can change what `file` is: its own, and those its links lead through.
 fn folders_of(file: &Path) -> Vec<PathBuf> {
@@ -166,9 +201,179 @@ fn folders_of(file: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::Ordering;
+
+    use portcullis_policy::Revision;
+    use tokio::time::timeout;
 
     use super::*;
+    use crate::control::tests::{DIRECTORY, Files, POLICY};
+
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_folder_that_took_the_place_of_another_is_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().canonicalize().unwrap().join("etc");
+        let files = [folder.join("policy.json")];
+        fs::create_dir(&folder).unwrap();
+        fs::write(&files[0], "{}").unwrap();
+        let stirred = Arc::new(Notify::new());
+        let mut folders = Folders::new(&files, Arc::clone(&stirred));
+        assert!(folders.is_new());
+        folders.follow(&files);
+        assert!(!folders.is_new());
+
+        for removed in [false, true] {
+            if removed {
+                fs::remove_dir_all(&folder).unwrap();
+            } else {
+                fs::rename(&folder, dir.path().join("old")).unwrap();
+            }
+            fs::create_dir(&folder).unwrap();
+            fs::write(&files[0], "{}").unwrap();
+            folders.follow(&files);
+            assert!(folders.is_new(), "removed: {removed}");
+            // Events of the old folder may still be on their way; what is written until one comes is one of the new.
+            let seen = async {
+                while timeout(QUIET, stirred.notified()).await.is_ok() {}
+                fs::write(&files[0], "{ }").unwrap();
+                stirred.notified().await;
+            };
+            timeout(PATIENCE, seen).await.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_shortage_is_told_once() {
+        let mut shortage = Shortage::default();
+        let error = notify::Error::new(ErrorKind::MaxFilesWatch);
+        assert!(shortage.tell(&error, "max_user_watches"));
+        assert!(!shortage.tell(&error, "max_user_watches"));
+    }
+
+    /// A gateway that watches the files it has, and how often it has loaded them.
+    struct Watched {
+        rulesets: Arc<Rulesets>,
+        loads: u64,
+    }
+
+    impl Watched {
+        fn start(config: &Config) -> Self {
+            let config = Arc::new(config.clone());
+            let rulesets = Rulesets::load(Arc::clone(&config), None, [].into(), crate::state::Kept::default()).unwrap();
+            let watched = Self { rulesets: Arc::new(rulesets), loads: 1 };
+            start(&config, Arc::clone(&watched.rulesets));
+            watched
+        }
+
+        /// `change` is loaded, once: another load would be in the count of the next change.
+        async fn loads_once(&mut self, how: &str, change: impl FnOnce()) {
+            let mut snapshots = self.rulesets.subscribe();
+            snapshots.mark_unchanged();
+            change();
+            timeout(PATIENCE, snapshots.changed()).await.expect(how).unwrap();
+            self.loads += 1;
+            assert_eq!(self.rulesets.current().ruleset.revision(), Revision(self.loads), "{how}");
+            assert_eq!(self.rulesets.failures().load(Ordering::Relaxed), 0, "{how}");
+        }
+    }
+
+    /// `POLICY`, and another for each number.
+    fn policy(number: u16) -> String {
+        POLICY.replace("tcp/22", &format!("tcp/{number}"))
+    }
+
+    #[tokio::test]
+    async fn the_saves_of_editors_load_once() {
+        use std::io::Write as _;
+        let files = Files::new();
+        let mut watched = Watched::start(&files.config);
+        let path = files.config.policy.clone();
+        let beside = |name: &str| path.with_file_name(name);
+        let in_pieces = |text: &str| {
+            let mut file = fs::File::create(&path).unwrap();
+            let (first, second) = text.split_at(text.len() / 2);
+            file.write_all(first.as_bytes()).unwrap();
+            file.write_all(second.as_bytes()).unwrap();
+            file.sync_all().unwrap();
+        };
+        watched
+            .loads_once("vim", || {
+                fs::write(beside(".policy.json.swp"), "b0VIM").unwrap();
+                fs::write(beside("4913"), "").unwrap();
+                fs::remove_file(beside("4913")).unwrap();
+                fs::rename(&path, beside("policy.json~")).unwrap();
+                in_pieces(&policy(1));
+                fs::remove_file(beside("policy.json~")).unwrap();
+                fs::remove_file(beside(".policy.json.swp")).unwrap();
+            })
+            .await;
+        watched
+            .loads_once("vim with backupcopy=yes", || {
+                fs::copy(&path, beside("policy.json~")).unwrap();
+                in_pieces(&policy(2));
+                fs::remove_file(beside("policy.json~")).unwrap();
+            })
+            .await;
+        watched.loads_once("nano", || in_pieces(&policy(3))).await;
+        watched
+            .loads_once("emacs", || {
+                symlink("ann@host.1:2", beside(".#policy.json")).unwrap();
+                fs::write(beside("#policy.json#"), "{").unwrap();
+                fs::rename(&path, beside("policy.json~")).unwrap();
+                in_pieces(&policy(4));
+                fs::remove_file(beside("#policy.json#")).unwrap();
+                fs::remove_file(beside(".#policy.json")).unwrap();
+            })
+            .await;
+        watched
+            .loads_once("renaming another file", || {
+                fs::write(beside("policy.json.new"), policy(5)).unwrap();
+                fs::rename(beside("policy.json.new"), &path).unwrap();
+            })
+            .await;
+        watched.loads_once("a line of the shell", || fs::write(&path, policy(6)).unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn links_that_are_turned_around_load_once() {
+        let mut files = Files::new();
+        let mount = files.path("mount");
+        let version = |name: &str, policy: &str, directory: &str| {
+            fs::create_dir_all(mount.join(name)).unwrap();
+            fs::write(mount.join(name).join("policy.json"), policy).unwrap();
+            fs::write(mount.join(name).join("directory.json"), directory).unwrap();
+        };
+        let turn = |to: &str| {
+            symlink(to, mount.join("..tmp")).unwrap();
+            fs::rename(mount.join("..tmp"), mount.join("..data")).unwrap();
+        };
+        version("..1", POLICY, DIRECTORY);
+        version("..2", &policy(1), DIRECTORY);
+        version("..3", &policy(1), &DIRECTORY.replace("\"disabled\": true", "\"disabled\": false"));
+        version("..4", POLICY, DIRECTORY);
+        turn("..1");
+        for file in [&mut files.config.policy, &mut files.config.directory] {
+            let link = mount.join(file.file_name().unwrap());
+            symlink(Path::new("..data").join(file.file_name().unwrap()), &link).unwrap();
+            *file = link;
+        }
+        let mut watched = Watched::start(&files.config);
+        watched.loads_once("policy.json turned around", || turn("..2")).await;
+        watched.loads_once("directory.json turned around", || turn("..3")).await;
+        let disabled = |name: &str| watched.rulesets.current().directory.device(name).unwrap().disabled;
+        assert!(!disabled("bob-phone"));
+        watched
+            .loads_once("both turned around, and the old ones removed", || {
+                turn("..4");
+                fs::remove_dir_all(mount.join("..3")).unwrap();
+            })
+            .await;
+    }
 
     #[test]
     fn every_folder_on_the_way_to_a_file_is_watched() {

@@ -30,8 +30,8 @@ pub struct Explanation {
     pub verdict: Action,
     /// Id of the deciding rule; `None` when no rule matched.
     pub rule: Option<Arc<str>>,
-    /// Revision of the ruleset.
-    pub revision: u64,
+    /// Revision of the ruleset; `None` where it has none that means anything, as a file that is not in force.
+    pub revision: Option<u64>,
     /// Whether a denial is not answered.
     pub silent: bool,
     /// The off-ramp the rule names.
@@ -97,7 +97,7 @@ impl Explanation {
             at: now,
             verdict: action,
             rule: verdict.rule().cloned(),
-            revision: verdict.revision().0,
+            revision: Some(verdict.revision().0),
             silent,
             offramp,
             until: verdict.until(),
@@ -202,7 +202,10 @@ impl fmt::Display for Explanation {
         if self.silent {
             f.write_str(", without an answer to the client")?;
         }
-        write!(f, " (revision {}, at {})", self.revision, self.at)?;
+        match self.revision {
+            Some(revision) => write!(f, " (revision {revision}, at {})", self.at)?,
+            None => write!(f, " (at {})", self.at)?,
+        }
         if let Some(until) = self.until {
             write!(f, "\n  the clock may change that at {until}")?;
         }

@@ -66,15 +66,15 @@ fn from_files(config: Config, question: &ExplainRequest) -> Result<Explanation, 
         }
         ExitStatus::of_files(problems.iter().map(|problem| problem.denied))
     })?;
-    let mut explanation = explain(&snapshot, &config, question, now).map_err(|error| {
+    explain(&snapshot, &config, question, now, false).map_err(|error| {
         let _ = writeln!(err, "portcullis: {error}");
         match error {
             ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_) => ExitStatus::Usage,
-            ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_) => ExitStatus::Failed,
+            ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_) | ExplainError::NoDevice(_) => {
+                ExitStatus::Failed
+            }
         }
-    })?;
-    explanation.revision = None;
-    Ok(explanation)
+    })
 }
 
 fn page(explanation: &Explanation) -> String {

@@ -15,7 +15,9 @@ pub fn run(args: KillArgs) -> ExitStatus {
         Ok(answer) => answer,
         Err(error) => return error.report(),
     };
-    let killed = answer.value.killed;
-    let printed = if args.json { print(&answer.text) } else { print(&format!("{killed} flows ended")) };
-    if killed == 0 && request.flow.is_some() { ExitStatus::Failed } else { printed }
+    match answer.value.killed {
+        _ if args.json => print(&answer.text),
+        1 => print("1 flow ended"),
+        killed => print(&format!("{killed} flows ended")),
+    }
 }

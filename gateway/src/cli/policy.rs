@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use nix::unistd::{Uid, User};
 
 use super::output::{load_config, print, print_exactly, read_named, table};
 use super::{ConfigArg, ExitStatus, client};
@@ -164,20 +163,11 @@ fn history_page(history: &History) -> String {
         Some(_) | None if entry.revision == history.in_force => "in force".to_owned(),
         Some(_) | None => String::new(),
     };
-    let rows = history
-        .revisions
-        .iter()
-        .map(|entry| [entry.revision.to_string(), format!("{:.0}", entry.at), who(entry), about(entry), mark(entry)]);
+    let rows = history.revisions.iter().map(|entry| {
+        let who = entry.who().unwrap_or_else(|| "-".to_owned());
+        [entry.revision.to_string(), format!("{:.0}", entry.at), who, about(entry), mark(entry)]
+    });
     table(["REVISION", "TIME", "BY", "WHAT", ""], rows)
-}
-
-/// The user who asked, by name where it has one here.
-fn who(entry: &Entry) -> String {
-    let Some(uid) = entry.uid else { return "-".to_owned() };
-    match User::from_uid(Uid::from_raw(uid)) {
-        Ok(Some(user)) => user.name,
-        Ok(None) | Err(_) => format!("uid {uid}"),
-    }
 }
 
 fn about(entry: &Entry) -> String {

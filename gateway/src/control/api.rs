@@ -285,7 +285,7 @@ pub struct Explanation {
     pub revision: Option<u64>,
     /// For which moment.
     pub at: Timestamp,
-    /// One for each device.
+    /// One for each device, and more where the policy answers its sources differently.
     pub answers: Vec<Answer>,
 }
 
@@ -296,6 +296,9 @@ pub struct Answer {
     pub device: String,
     /// Its user.
     pub user: String,
+    /// Which of its addresses and networks it is about. Of a network one address was asked for.
+    #[serde(default)]
+    pub sources: Vec<IpNet>,
     /// The destination.
     pub destination: IpAddr,
     /// The service.

@@ -95,13 +95,14 @@ async fn read<R: Send + 'static>(
 }
 
 async fn history(State(context): State<Context>) -> Result<Json<History>, ApiError> {
-    let (revisions, pending) = read(&context, |history| Ok((history.list()?, history.pending()?))).await?;
+    let (revisions, pending) = read(&context, |history| Ok((history.list()?, history.pending()))).await?;
     Ok(Json(History { in_force: context.rulesets.current().ruleset.revision().0, pending, revisions }))
 }
 
 async fn text(context: &Context, revision: u64) -> Result<RevisionText, ApiError> {
     let found = read(context, move |history| history.find(revision)).await?;
     let (entry, policy) = found.ok_or(ApplyError::NoRevision(revision))?;
+    let policy = policy.ok_or(ApplyError::NoText(revision))?;
     Ok(RevisionText { entry, policy })
 }
 

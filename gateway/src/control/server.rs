@@ -78,6 +78,9 @@ pub enum ApiError {
     /// No such thing.
     #[error("there is nothing at this path")]
     NotFound,
+    /// It has ended, or never was.
+    #[error("there is no live flow {0}")]
+    NoFlow(u64),
     /// The path takes another method.
     #[error("this path takes another method")]
     Method,
@@ -122,14 +125,17 @@ impl IntoResponse for ApiError {
             | Self::Statement(StatementError::Report(_)) => StatusCode::BAD_REQUEST,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound
-            | Self::Explain(ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_))
-            | Self::Statement(StatementError::UnknownDevice(_)) => StatusCode::NOT_FOUND,
+            | Self::NoFlow(_)
+            | Self::Statement(StatementError::UnknownDevice(_))
+            | Self::Explain(
+                ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_) | ExplainError::NoDevice(_),
+            ) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Refused { .. } | Self::BadPolicy(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Apply(ApplyError::Bad(..)) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Apply(ApplyError::NoRevision(_)) => StatusCode::NOT_FOUND,
-            Self::Apply(ApplyError::Pending(_) | ApplyError::NothingPending | ApplyError::Edited(_)) => {
+            Self::Apply(ApplyError::NoRevision(_) | ApplyError::NoText(_)) => StatusCode::NOT_FOUND,
+            Self::Apply(ApplyError::Pending { .. } | ApplyError::NothingPending | ApplyError::Edited(_)) => {
                 StatusCode::CONFLICT
             }
             Self::Unanswered(_) | Self::Apply(ApplyError::NoHistory(_) | ApplyError::History(_)) => {
@@ -347,6 +353,9 @@ async fn kill(
     let killed = context.shards.kill(&filter).await?;
     if killed == 0 {
         known(&context, &filter)?;
+        if let Some(id) = filter.id {
+            return Err(ApiError::NoFlow(id));
+        }
     }
     tracing::info!(
         uid = peer.uid,
@@ -364,7 +373,7 @@ async fn explain(
     Body(request): Body<ExplainRequest>,
 ) -> Result<Json<Explanation>, ApiError> {
     let now = Timestamp::now();
-    Ok(Json(explain::explain(&context.rulesets.current(), &context.config, &request, now)?))
+    Ok(Json(explain::explain(&context.rulesets.current(), &context.config, &request, now, true)?))
 }
 
 async fn plan(State(context): State<Context>, Body(request): Body<PlanRequest>) -> Result<Json<PlanReport>, ApiError> {

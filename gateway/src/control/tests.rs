@@ -237,6 +237,8 @@ async fn a_kill_of_nothing_is_no_kill_of_everything() {
     assert!(server.told.lock().unwrap().is_empty());
     let body = serde_json::to_value(KillRequest { user: Some("bob@example.com".to_owned()), ..KillRequest::default() });
     assert_eq!(server.post::<KillReport>("/v1/kill", body.unwrap()).await.unwrap().killed, 1);
+    let error = server.post::<KillReport>("/v1/kill", json!({ "flow": 9 })).await.unwrap_err();
+    assert!(matches!(&error, ClientError::Failed(why) if why == "there is no live flow 9"), "{error}");
 }
 
 #[tokio::test]

@@ -45,14 +45,26 @@ pub enum ApplyError {
     #[error("the policy is bad, revision {0} stays in force")]
     Bad(u64, Vec<Problem>),
     /// Another one is to be confirmed first.
-    #[error("revision {} is to be confirmed first (`policy confirm`), or goes back at {:.0}", .0.revision, .0.until)]
-    Pending(Pending),
+    #[error(
+        "revision {}{} is to be confirmed first (`policy confirm`), or undone (`policy rollback {}`); it goes back at {:.0}",
+        .pending.revision, .by.as_ref().map(|by| format!(", applied by {by},")).unwrap_or_default(), .pending.back_to,
+        .pending.until
+    )]
+    Pending {
+        /// It.
+        pending: Pending,
+        /// Who applied it.
+        by: Option<String>,
+    },
     /// Nothing is to be confirmed.
     #[error("there is nothing to confirm")]
     NothingPending,
     /// There is no such revision.
     #[error("there is no revision {0} in the history")]
     NoRevision(u64),
+    /// The revision is there, but not its policy.
+    #[error("the text of revision {0} was dropped from the history to save room")]
+    NoText(u64),
     /// Without a history there is no way back.
     #[error("there is no history: the state directory {0} cannot be used")]
     NoHistory(String),
@@ -97,7 +109,7 @@ impl Rulesets {
 
     /// What is to be confirmed.
     pub fn pending(&self) -> Option<Pending> {
-        self.history.as_ref().and_then(|history| history.pending().ok().flatten())
+        self.history.as_ref().and_then(|history| history.pending())
     }
 
     /// Puts a policy in force and into the policy file, whole or not at all. Returns when live flows have been judged. It
@@ -111,7 +123,8 @@ impl Rulesets {
         tokio::spawn(async move { this.put(apply, None).await }).await?
     }
 
-    /// Puts the policy of an earlier revision in force again, as a new revision.
+    /// Puts the policy of an earlier revision in force again, as a new revision. While something is to be confirmed that
+    /// can only be the revision that would come back, and then nothing is to be confirmed any more.
     ///
     /// # Errors
     ///
@@ -120,6 +133,7 @@ impl Rulesets {
         let history = self.history()?;
         let found = tokio::task::spawn_blocking(move || history.find(to)).await??;
         let (_, policy) = found.ok_or(ApplyError::NoRevision(to))?;
+        let policy = policy.ok_or(ApplyError::NoText(to))?;
         cause.back_to = Some(to);
         self.apply(Apply { file: format!("revision {to}"), policy, cause, confirm_within: None }).await
     }
@@ -133,7 +147,7 @@ impl Rulesets {
         let _swap = self.loaded.lock().await;
         let history = self.history()?;
         tokio::task::spawn_blocking(move || {
-            let pending = history.pending()?.ok_or(ApplyError::NothingPending)?;
+            let pending = history.pending().ok_or(ApplyError::NothingPending)?;
             history.settle()?;
             Ok(pending.revision)
         })
@@ -162,7 +176,7 @@ impl Rulesets {
     pub(super) async fn go_back(self: &Arc<Self>, pending: Pending) -> bool {
         let Ok(history) = self.history() else { return true };
         let found = tokio::task::spawn_blocking(move || history.find(pending.back_to)).await;
-        let Ok(Ok(Some((_, policy)))) = found else {
+        let Ok(Ok(Some((_, Some(policy))))) = found else {
             // What may come back is never pruned.
             tracing::error!(revision = pending.back_to, "cannot go back: the revision cannot be read");
             return false;
@@ -215,6 +229,7 @@ impl Rulesets {
         let (texts, ruleset, directory) = tokio::task::spawn_blocking(move || putting.put(apply)).await??;
         let changes = changes::policy(&loaded.policy, &texts.policy);
         *loaded = texts;
+        self.remember_refused(None);
         self.publish.send_replace(Arc::new(Snapshot {
             ruleset,
             directory,
@@ -248,10 +263,14 @@ type Put = (Texts, Arc<portcullis_policy::Ruleset>, Arc<Directory>);
 impl Putting {
     fn put(self, apply: Apply) -> Result<Put, ApplyError> {
         let Self { config, history, directory, in_force, revision, next, pending, expected } = self;
-        match (history.pending()?, expected) {
-            (Some(pending), None) => return Err(ApplyError::Pending(pending)),
-            (pending, Some(_)) if pending != expected => return Err(ApplyError::NothingPending),
-            (Some(_), Some(_)) | (None, _) => {}
+        let waiting = history.pending();
+        match (waiting, expected) {
+            (Some(waiting), None) if !apply.cause.undoes(waiting) => {
+                let by = history.find(waiting.revision)?.and_then(|(entry, _)| entry.who());
+                return Err(ApplyError::Pending { pending: waiting, by });
+            }
+            (waiting, Some(_)) if waiting != expected => return Err(ApplyError::NothingPending),
+            (Some(_), _) | (None, None | Some(_)) => {}
         }
         let now = Timestamp::now();
         let bad = |problems| ApplyError::Bad(revision.0, problems);
@@ -278,7 +297,7 @@ impl Putting {
             history.unrecord(next.0)?;
             return Err(ApplyError::File { file, source });
         }
-        if expected.is_some() {
+        if waiting.is_some() {
             // Not before: whoever dies in between goes back in the next life.
             history.settle()?;
         }
@@ -286,9 +305,16 @@ impl Putting {
     }
 }
 
-/// A reload brought another policy than the one that is to be confirmed: whoever edited the file has decided.
+impl Cause {
+    /// Whether this is somebody who goes back where `waiting` would go by itself.
+    fn undoes(&self, waiting: Pending) -> bool {
+        self.source == Source::Rollback && self.back_to == Some(waiting.back_to)
+    }
+}
+
+/// A load brought another policy than the one that is to be confirmed: whoever edited the file has decided.
 pub(super) fn overtaken(history: &Revisions) {
-    if let Ok(Some(pending)) = history.pending() {
+    if let Some(pending) = history.pending() {
         tracing::warn!(
             revision = pending.revision,
             "overtaken by an edit of the policy file: nothing is to be confirmed"
@@ -299,41 +325,66 @@ pub(super) fn overtaken(history: &Revisions) {
     }
 }
 
-/// What a start begins with: the number of the revision, the texts, and what is to be written down, unless they are what
-/// was in force last. A policy that was not confirmed in time goes back here, before anything is served.
+/// What a start begins with.
+pub(super) struct Beginning {
+    pub(super) revision: Revision,
+    pub(super) texts: Texts,
+    /// What is to be written down, unless the texts are what was in force last.
+    pub(super) cause: Option<Cause>,
+    /// The policy is another than the one that is to be confirmed. It has yet to show that it is a policy.
+    pub(super) overtakes: bool,
+    /// Where revisions are written down in this life.
+    pub(super) history: Option<Arc<Revisions>>,
+}
+
+/// What a start begins with. A policy that was not confirmed in time goes back here, before anything is served.
 pub(super) fn resume(
     config: &Config,
     own_key: Option<[u8; 32]>,
-    history: Option<&Revisions>,
+    history: Option<Arc<Revisions>>,
     texts: Texts,
     now: Timestamp,
-) -> (Revision, Texts, Option<Cause>) {
-    let Some(history) = history else { return (Revision(1), texts, None) };
-    let last = match history.last() {
-        Ok(last) => last,
+) -> Beginning {
+    let anew = |texts| Beginning { revision: Revision(1), texts, cause: None, overtakes: false, history: None };
+    let Some(history) = history else { return anew(texts) };
+    let (newest, last) = match history.newest().and_then(|newest| Ok((newest, history.last()?))) {
+        Ok(known) => known,
         Err(error) => {
-            tracing::warn!(%error, "the history cannot be read: revisions begin anew");
-            return (Revision(1), texts, None);
+            // A number that is in it already must not be given to something else.
+            tracing::warn!(%error, "the history cannot be read: nothing is written into it until the next start");
+            return anew(texts);
         }
     };
-    let next = Revision(last.as_ref().map_or(1, |last| last.revision + 1));
-    if let Some(pending) = history.pending().ok().flatten() {
-        let waiting = history.find(pending.revision).ok().flatten();
-        if waiting.is_none_or(|(waiting, _)| !same_policy(&waiting, &texts)) {
-            overtaken(history);
-        } else if pending.until <= now
-            && let Some(policy) = back(config, own_key, history, pending, &texts.directory, now)
-        {
-            let cause = Cause { back_to: Some(pending.back_to), ..Cause::of(Source::Revert) };
-            return (next, Texts { policy, ..texts }, Some(cause));
+    let mut beginning = Beginning {
+        revision: Revision(newest + 1),
+        texts,
+        cause: Some(Cause::of(Source::Start)),
+        overtakes: false,
+        history: Some(Arc::clone(&history)),
+    };
+    if let Some(pending) = history.pending() {
+        match history.find(pending.revision) {
+            Ok(waiting) if waiting.as_ref().is_none_or(|(waiting, _)| !same_policy(waiting, &beginning.texts)) => {
+                beginning.overtakes = true;
+            }
+            Ok(_) if pending.until <= now => {
+                if let Some(policy) = back(config, own_key, &history, pending, &beginning.texts.directory, now) {
+                    beginning.cause = Some(Cause { back_to: Some(pending.back_to), ..Cause::of(Source::Revert) });
+                    beginning.texts.policy = policy;
+                    return beginning;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the history cannot be read"),
         }
     }
-    match last {
-        Some(last) if same_policy(&last, &texts) && last.directory_sha256 == sha256(&texts.directory) => {
-            (Revision(last.revision), texts, None)
-        }
-        Some(_) | None => (next, texts, Some(Cause::of(Source::Start))),
+    if let Some(last) = last.filter(|last| {
+        same_policy(last, &beginning.texts) && last.directory_sha256 == sha256(&beginning.texts.directory)
+    }) {
+        beginning.revision = Revision(last.revision);
+        beginning.cause = None;
     }
+    beginning
 }
 
 fn same_policy(entry: &Entry, texts: &Texts) -> bool {
@@ -355,8 +406,8 @@ fn back(
         None
     };
     let policy = match history.find(back_to) {
-        Ok(Some((_, policy))) => policy,
-        Ok(None) => return stays("it is not in the history".to_owned()),
+        Ok(Some((_, Some(policy)))) => policy,
+        Ok(Some((_, None)) | None) => return stays("it is not in the history".to_owned()),
         Err(error) => return stays(error.to_string()),
     };
     // A bad directory stops the start anyway, and says why.

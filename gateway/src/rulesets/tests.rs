@@ -208,6 +208,50 @@ async fn a_refused_load_gives_nobody_access() {
 }
 
 #[tokio::test]
+async fn an_edit_is_loaded_once_and_refused_once() {
+    let files = Files::new();
+    let rulesets = files.rulesets();
+    let refused = || rulesets.failures().load(Ordering::Relaxed);
+    assert!(!rulesets.reload_edited().await, "nothing is edited");
+    let without = r#"{ "version": 1, "rules": [] }"#;
+
+    // However many see it, and after an administrator who was faster.
+    files.write_policy(without);
+    let seen = tokio::join!(rulesets.reload_edited(), rulesets.reload_edited(), rulesets.reload_edited());
+    assert_eq!((seen, rulesets.current().ruleset.revision().0), ((true, false, false), 2));
+    files.write_policy(POLICY);
+    rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+    assert!(!rulesets.reload_edited().await);
+    files.write_policy(without);
+    assert!(rulesets.reload_edited().await);
+
+    files.write_policy("{");
+    assert!(rulesets.reload_edited().await && !rulesets.reload_edited().await);
+    assert_eq!(refused(), 1);
+    rulesets.reload(Cause::of(Source::Reload)).await.unwrap_err();
+    assert_eq!(refused(), 2, "who asks is answered");
+    files.write_policy("[");
+    assert!(rulesets.reload_edited().await, "another mistake");
+    std::fs::remove_file(&files.config.policy).unwrap();
+    assert!(rulesets.reload_edited().await && !rulesets.reload_edited().await);
+    assert_eq!(refused(), 4);
+
+    // What was refused is said again when something else was taken in between, and so is what fits a new directory.
+    files.write_policy(without);
+    assert!(!rulesets.reload_edited().await, "it is what is in force");
+    files.write_policy(POLICY);
+    assert!(rulesets.reload_edited().await);
+    files.write_policy("[");
+    assert!(rulesets.reload_edited().await);
+    files.write_policy(&POLICY.replace("group:eng", "group:new"));
+    assert!(rulesets.reload_edited().await);
+    assert_eq!((refused(), rulesets.current().ruleset.revision().0), (6, 5));
+    files.write_directory(&DIRECTORY.replace("\"eng\"", "\"new\""));
+    assert!(rulesets.reload_edited().await);
+    assert_eq!((refused(), rulesets.current().ruleset.revision().0), (6, 6));
+}
+
+#[tokio::test]
 async fn reloads_come_one_after_another() {
     let files = Files::new();
     let rulesets = files.rulesets();
@@ -329,7 +373,7 @@ mod applied {
         let pending = rulesets.pending().unwrap();
         assert_eq!((Some(pending.until), pending.back_to), (applied.confirm_until, 1));
         let error = rulesets.apply(applying(POLICY, None)).await.unwrap_err();
-        assert!(matches!(error, ApplyError::Pending(other) if other == pending), "{error:?}");
+        assert!(matches!(&error, ApplyError::Pending { pending: other, .. } if *other == pending), "{error:?}");
         rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
         assert_eq!(rulesets.pending(), Some(pending), "a reload of the same confirms nothing");
 
@@ -364,6 +408,7 @@ mod applied {
         let history = rulesets.history().unwrap();
         // Going back was written down, and then the file was not replaced any more.
         let (entry, policy) = history.find(1).unwrap().unwrap();
+        let policy = policy.unwrap();
         let back = crate::state::revisions::Entry { revision: 3, source: Source::Revert, back_to: Some(1), ..entry };
         let due = Pending { until: Timestamp::UNIX_EPOCH, ..rulesets.pending().unwrap() };
         history.record(&back, &policy, Some(due)).unwrap();
@@ -393,6 +438,7 @@ mod applied {
         assert_eq!((rulesets.pending(), rulesets.current().ruleset.revision().0), (Some(pending), 2));
         let history = rulesets.history().unwrap();
         let (entry, policy) = history.find(2).unwrap().unwrap();
+        let policy = policy.unwrap();
         history.unrecord(2).unwrap();
         let due = Pending { until: Timestamp::UNIX_EPOCH, ..pending };
         history.record(&entry, &policy, Some(due)).unwrap();
@@ -402,5 +448,87 @@ mod applied {
         assert_eq!((in_file(&files).as_str(), rulesets.pending()), (POLICY, None));
         assert_eq!(sources(&rulesets)[0], (3, Source::Revert, Some(1)));
         assert_eq!(rulesets.current().ruleset.revision().0, 3);
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_confirmed_can_be_undone_but_by_nothing_else() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        rulesets.apply(applying(NOBODY, None)).await.unwrap();
+        let apply = Apply { cause: Cause::by(Source::Apply, 4_000_000_000), ..applying(POLICY, None) };
+        rulesets.apply(Apply { confirm_within: Some(Duration::from_secs(60)), ..apply }).await.unwrap();
+        let pending = rulesets.pending().unwrap();
+        let error = rulesets.roll_back(1, Cause::by(Source::Rollback, 0)).await.unwrap_err();
+        let why = "revision 3, applied by uid 4000000000, is to be confirmed first (`policy confirm`), or undone \
+                   (`policy rollback 2`); it goes back at ";
+        assert!(error.to_string().starts_with(why), "{error}");
+        assert_eq!((in_file(&files).as_str(), rulesets.pending()), (POLICY, Some(pending)));
+
+        rulesets.roll_back(2, Cause::by(Source::Rollback, 0)).await.unwrap();
+        assert_eq!((in_file(&files).as_str(), rulesets.pending()), (NOBODY, None));
+        assert_eq!(sources(&rulesets)[0], (4, Source::Rollback, Some(2)));
+        assert!(rulesets.go_back(pending).await, "the deadline finds nothing to do");
+        drop(rulesets);
+        let rulesets = files.rulesets_with_history();
+        assert_eq!((rulesets.pending(), rulesets.current().ruleset.revision().0), (None, 4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_on_the_wall_does_not_move_the_deadline() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        rulesets.apply(applying(NOBODY, Some(Duration::from_secs(3600)))).await.unwrap();
+        let until = rulesets.pending().unwrap().until;
+        // An hour passes at once, and on the wall nothing does: as if that clock had been set back by an hour.
+        let mut changed = rulesets.subscribe();
+        changed.wait_for(|snapshot| snapshot.ruleset.revision().0 == 3).await.unwrap();
+        assert!(Timestamp::now() < until);
+        assert_eq!((in_file(&files).as_str(), rulesets.pending()), (POLICY, None));
+    }
+
+    #[tokio::test]
+    async fn a_start_that_is_refused_confirms_nothing() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        rulesets.apply(applying(NOBODY, Some(Duration::from_secs(60)))).await.unwrap();
+        let pending = rulesets.pending();
+        let history = rulesets.history().unwrap();
+        drop(rulesets);
+        files.write_policy(&NOBODY[..NOBODY.len() / 2]);
+        let kept = || Kept { history: Some(Arc::clone(&history)), reports: None };
+        let start = || Rulesets::load(Arc::new(files.config.clone()), None, [].into(), kept());
+        start().unwrap_err();
+        assert!(pending.is_some() && history.pending() == pending);
+        files.write_policy(NOBODY);
+        assert_eq!(start().unwrap().pending(), pending);
+        files.write_policy(POLICY);
+        assert_eq!(start().unwrap().pending(), None, "a policy overtakes it");
+    }
+
+    #[tokio::test]
+    async fn no_number_is_used_twice() {
+        let files = Files::new();
+        let rulesets = files.rulesets_with_history();
+        rulesets.apply(applying(NOBODY, None)).await.unwrap();
+        drop(rulesets);
+        let database = files.config.state_dir.join(crate::state::FILE);
+        let sql = |text: &str| rusqlite::Connection::open(&database).unwrap().execute_batch(text).unwrap();
+
+        sql("ALTER TABLE revisions RENAME TO elsewhere");
+        let rulesets = files.rulesets_with_history();
+        assert!(matches!(rulesets.apply(applying(POLICY, None)).await.unwrap_err(), ApplyError::NoHistory(_)));
+        rulesets.reload(Cause::of(Source::Reload)).await.unwrap();
+        drop(rulesets);
+        sql("ALTER TABLE elsewhere RENAME TO revisions");
+        let rulesets = files.rulesets_with_history();
+        assert_eq!((rulesets.current().ruleset.revision().0, sources(&rulesets).len()), (2, 2));
+        drop(rulesets);
+
+        // A row of a later release makes no sense to this one, and has its number all the same.
+        sql("INSERT INTO revisions SELECT 7, at, 'moon', uid, policy, directory, message, reason, back_to
+             FROM revisions WHERE revision = 2");
+        let rulesets = files.rulesets_with_history();
+        assert_eq!(rulesets.current().ruleset.revision().0, 8);
+        assert_eq!(sources(&rulesets)[0], (8, Source::Start, None));
     }
 }

@@ -87,7 +87,7 @@ fn what_is_not_confirmed_goes_back_and_what_is_stays() {
         assert!(!reaches(world, to));
         let refused = world.gateway.try_verb(&["policy", "apply", &next]);
         assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
-        assert!(said(&refused).contains("revision 2 is to be confirmed first"), "{}", said(&refused));
+        assert!(said(&refused).contains("revision 2, applied by root, is to be confirmed first"), "{}", said(&refused));
         assert!(world.gateway.verb(&["status"]).contains("CONFIRM    revision 2 by "));
         wait::until("the policy to go back", || reaches(world, to).then_some(()));
         assert_eq!((revisions(world)[0].clone(), in_file(world)), ((3, "revert".to_owned(), Some(1)), usual_policy()));
