@@ -36,6 +36,24 @@ fn identities() -> Vec<(Identity, Vec<IpNet>)> {
     ]
 }
 
+/// The same devices as a policy sees them, in the groups that it adds too.
+fn seen_by(rules: &Ruleset, identities: &[(Identity, Vec<IpNet>)]) -> Vec<Identity> {
+    let seen = |identity: &Identity| {
+        let Identity { user, groups, .. } = identity;
+        Identity { groups: rules.groups_of(user, groups), ..identity.clone() }
+    };
+    identities.iter().map(|(identity, _)| seen(identity)).collect()
+}
+
+fn subjects<'a>(
+    now: &'a [Identity],
+    then: &'a [Identity],
+    identities: &'a [(Identity, Vec<IpNet>)],
+) -> Vec<Subject<'a>> {
+    let sides = now.iter().zip(then);
+    sides.zip(identities).map(|((now, then), (_, sources))| Subject { now, then, sources }).collect()
+}
+
 fn effect(verdict: &Verdict) -> (bool, Option<String>) {
     match verdict {
         Verdict::Allow(permit) => (true, permit.offramp().map(ToString::to_string)),
@@ -45,15 +63,15 @@ fn effect(verdict: &Verdict) -> (bool, Option<String>) {
 
 fn check(now: &Ruleset, then: &Ruleset, at: Timestamp, later: &[Timestamp]) -> Result<(), TestCaseError> {
     let identities = identities();
-    let subjects: Vec<Subject<'_>> =
-        identities.iter().map(|(identity, sources)| Subject { now: identity, then: identity, sources }).collect();
+    let [as_now, as_then] = [now, then].map(|rules| seen_by(rules, &identities));
+    let subjects = subjects(&as_now, &as_then, &identities);
     let plan = now.difference(then, &subjects, at);
     prop_assert!(plan.complete);
     let addresses = edge_addresses(&few_nets());
     let ports = PORTS.iter().flat_map(|port| [Service::Tcp(*port), Service::Udp(*port)]);
     let services: Vec<Service> =
         ports.chain([Service::Icmp, Service::Protocol(0), Service::Protocol(46), Service::Protocol(47)]).collect();
-    for (identity, sources) in &identities {
+    for Subject { now: identity, then: identity_then, sources } in subjects {
         for source in addresses.iter().filter(|address| sources.iter().any(|net| net.contains(*address))) {
             let here: Vec<_> = plan
                 .changes
@@ -67,13 +85,14 @@ fn check(now: &Ruleset, then: &Ruleset, at: Timestamp, later: &[Timestamp]) -> R
             for destination in addresses.iter().filter(|to: &&IpAddr| to.is_ipv4() == source.is_ipv4()) {
                 for service in &services {
                     let request = Request { identity, source: *source, destination: *destination, service: *service };
+                    let request_then = Request { identity: identity_then, ..request };
                     let saying: Vec<_> = here
                         .iter()
                         .filter(|change| change.destinations.iter().any(|net| net.contains(destination)))
                         .filter(|change| change.services.iter().any(|range| range.contains(*service)))
                         .collect();
                     prop_assert!(saying.len() < 2, "{:?} is said twice", request);
-                    let (before, after) = (now.evaluate(&request, at), then.evaluate(&request, at));
+                    let (before, after) = (now.evaluate(&request, at), then.evaluate(&request_then, at));
                     let expected = match (effect(&before), effect(&after)) {
                         ((false, _), (true, _)) => Some(Kind::Opens),
                         ((true, _), (false, _)) => Some(Kind::Closes),
@@ -90,7 +109,8 @@ fn check(now: &Ruleset, then: &Ruleset, at: Timestamp, later: &[Timestamp]) -> R
                         (None, Some(kind)) => prop_assert!(false, "{:?} of {:?} is not said", kind, request),
                         (None, None) => {
                             for at in later.iter().filter(|later| **later >= at) {
-                                let answers = [now, then].map(|rules| effect(&rules.evaluate(&request, *at)));
+                                let answers = [(now, &request), (then, &request_then)]
+                                    .map(|(rules, request)| effect(&rules.evaluate(request, *at)));
                                 prop_assert_eq!(&answers[0], &answers[1], "{:?} at {}", request, at);
                             }
                         }
@@ -153,8 +173,8 @@ fn the_same_policy_changes_nothing_and_a_moved_window_is_said() {
             "services": ["tcp/443"], "when": { "hours": hours } }] }))
     };
     let identities = identities();
-    let subjects: Vec<Subject<'_>> =
-        identities.iter().map(|(identity, sources)| Subject { now: identity, then: identity, sources }).collect();
+    let as_both = seen_by(&policy("08:00-18:00", "10.0.0.0/24"), &identities);
+    let subjects = subjects(&as_both, &as_both, &identities);
     let noon: Timestamp = "2027-01-15T12:00:00Z".parse().unwrap();
     let now = policy("08:00-18:00", "10.0.0.0/24");
     assert!(now.difference(&policy("08:00-18:00", "10.0.0.0/24"), &subjects, noon).is_nothing());
@@ -188,12 +208,8 @@ fn whoever_comes_into_a_group_is_said() {
     };
     let (now, then) = (compile(&text(json!({}))), compile(&text(json!({ "dba": ["user:bob"] }))));
     let identities = identities();
-    let after: Vec<Identity> = identities
-        .iter()
-        .map(|(identity, _)| Identity { groups: then.groups_of(&identity.user, &identity.groups), ..identity.clone() })
-        .collect();
-    let subjects: Vec<Subject<'_>> =
-        identities.iter().zip(&after).map(|((now, sources), then)| Subject { now, then, sources }).collect();
+    let [as_now, as_then] = [&now, &then].map(|rules| seen_by(rules, &identities));
+    let subjects = subjects(&as_now, &as_then, &identities);
     let noon: Timestamp = "2027-01-15T12:00:00Z".parse().unwrap();
     let told = |difference: &portcullis_policy::plan::Difference| {
         let one = |change: &portcullis_policy::plan::Change| {
