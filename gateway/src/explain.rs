@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use portcullis_policy::{DestinationError, Request, Service, parse_destination};
+use portcullis_policy::{DestinationError, Request, Service, Verdict, parse_destination};
 
 use crate::config::Config;
 use crate::control::api::{Answer, ExplainRequest, Explanation};
@@ -74,7 +74,7 @@ pub fn explain(
     devices.sort_by(|a, b| a.identity.device.cmp(&b.identity.device));
     let destination = SocketAddr::new(address, port);
     let forbidden = destination::check(destination, &snapshot.own_addresses, &config.local_services).err();
-    let asking = Asking { snapshot, destination: address, service, at, in_force };
+    let asking = Asking { snapshot, destination, service, at, in_force };
     let mut answers = Vec::new();
     for device in devices {
         let sources: Vec<_> = sources(device).filter(|(source, _)| source.is_ipv4() == address.is_ipv4()).collect();
@@ -100,7 +100,11 @@ pub fn explain(
         let several = alike.len() > 1;
         for (source, nets) in alike {
             let from = several.then(|| listed(&nets));
-            let mut answer = asking.answer(device, source, nets, None);
+            let barred = asking.target(device, source).and_then(|target| {
+                let why = destination::check(target, &snapshot.own_addresses, &config.local_services).err()?;
+                Some(format!("the rule sends it to {}, which {why}", target.ip()))
+            });
+            let mut answer = asking.answer(device, source, nets, barred);
             if let Some(from) = from {
                 answer.text = format!("{} from {from}:\n{}", answer.device, answer.text);
             }
@@ -127,7 +131,7 @@ fn listed(nets: &[IpNet]) -> String {
 /// What is the same for every device.
 struct Asking<'a> {
     snapshot: &'a Snapshot,
-    destination: IpAddr,
+    destination: SocketAddr,
     service: Service,
     at: Timestamp,
     in_force: bool,
@@ -135,7 +139,15 @@ struct Asking<'a> {
 
 impl Asking<'_> {
     fn request<'d>(&self, device: &'d Device, source: IpAddr) -> Request<'d> {
-        Request { identity: &device.identity, source, destination: self.destination, service: self.service }
+        Request { identity: &device.identity, source, destination: self.destination.ip(), service: self.service }
+    }
+
+    /// Where the policy has it go, when it allows it.
+    fn target(&self, device: &Device, source: IpAddr) -> Option<SocketAddr> {
+        match self.snapshot.ruleset.evaluate(&self.request(device, source), self.at) {
+            Verdict::Allow(permit) => Some(permit.target(self.destination)),
+            Verdict::Deny(_) => None,
+        }
     }
 
     /// `sources` by what the policy says to them: the first of those that get the same answer by the same rule, and all.
@@ -158,7 +170,7 @@ impl Asking<'_> {
         let device = policy.device.to_string();
         let text = match &barred {
             Some(why) => {
-                let Self { destination, service, .. } = self;
+                let (destination, service) = (self.destination.ip(), self.service);
                 format!("deny: {device} to {destination} {service}, because {why}\n\nThe policy alone:\n{policy}")
             }
             None => policy.to_string(),
@@ -166,7 +178,7 @@ impl Asking<'_> {
         Answer {
             user: policy.user.to_string(),
             sources,
-            destination: self.destination,
+            destination: self.destination.ip(),
             service: self.service.to_string(),
             verdict: if barred.is_some() { "deny".to_owned() } else { policy.verdict.to_string() },
             rule: policy.rule.as_ref().filter(|_| barred.is_none()).map(ToString::to_string),

@@ -169,6 +169,8 @@ pub struct FlowRecord {
     pub source: SocketAddr,
     /// Destination address and port (echo: port 0).
     pub destination: SocketAddr,
+    /// Where its rule sent it instead.
+    pub target: Option<SocketAddr>,
     /// Transport.
     pub protocol: FlowProtocol,
     /// Whether the policy allowed it.
@@ -236,6 +238,8 @@ impl Serialize for FlowLine<'_> {
             ended: Option<&'static str>,
             #[serde(skip_serializing_if = "Option::is_none")]
             limit: Option<&'static str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            target: Option<SocketAddr>,
         }
         let Self(r) = self;
         Line {
@@ -262,6 +266,7 @@ impl Serialize for FlowLine<'_> {
             duration_ms: milliseconds(r.duration),
             ended: r.ended.map(FlowEnd::as_str),
             limit: r.limit.map(LimitName::as_str),
+            target: r.target,
         }
         .serialize(serializer)
     }
@@ -294,6 +299,7 @@ pub(crate) mod tests {
             onramp: OnrampKind::Wireguard,
             source: "100.96.0.2:40000".parse().unwrap(),
             destination: "10.0.5.12:5432".parse().unwrap(),
+            target: None,
             protocol: FlowProtocol::Tcp,
             allowed: true,
             rule: Some("dba-to-prod".into()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use portcullis_policy::plan::{Change, Kind, Subject};
-use portcullis_policy::{Request, Ruleset, Service};
+use portcullis_policy::{Request, Ruleset, Service, Verdict};
 
 use crate::config::Config;
 use crate::control::api::Problem;
@@ -68,7 +68,15 @@ fn ending(directory: &Directory, then: &Ruleset, flow: &FlowRecord, at: Timestam
     };
     let (source, destination) = (flow.source.ip(), flow.destination.ip());
     let verdict = then.evaluate(&Request { identity: &device.identity, source, destination, service }, at);
-    (flow.allowed && !verdict.is_allowed()).then(|| EndingFlow {
+    let goes_on = match &verdict {
+        // A ping has no port, whatever the rule says.
+        Verdict::Allow(permit) if flow.protocol == FlowProtocol::Icmp => {
+            permit.target(flow.destination).ip() == flow.target.unwrap_or(flow.destination).ip()
+        }
+        Verdict::Allow(permit) => permit.target(flow.destination) == flow.target.unwrap_or(flow.destination),
+        Verdict::Deny(_) => false,
+    };
+    (flow.allowed && !goes_on).then(|| EndingFlow {
         id: flow.id,
         user: flow.user.to_string(),
         device: flow.device.to_string(),
@@ -86,6 +94,7 @@ fn change(change: Change) -> AccessChange {
         Kind::Opens => "opens",
         Kind::Closes => "closes",
         Kind::Offramp => "offramp",
+        Kind::Rewrite => "rewrite",
         Kind::Answer => "answer",
         Kind::Schedule => "schedule",
     };

@@ -84,7 +84,7 @@ const POLICY: &str = r#"{
     { "id": "one", "action": "allow", "from": ["group:all", "user:ann", "device:laptop", "net:10.0.0.0/8"], "not_from": ["user:bob"],
       "to": ["db", "10.0.9.0/24", "fd00::1"], "not_to": ["10.0.9.7"], "services": ["tcp/5432", "udp/8000-8100", "tcp/*", "icmp", "proto/47"],
       "when": { "posture": ["managed"], "days": "mon-fri,sun", "hours": "08:00-24:00", "zone": "Europe/Berlin",
-                "not_before": "2026-01-01T00:00:00Z", "not_after": "2028-01-01T00:00:00Z" }, "offramp": "direct" },
+                "not_before": "2026-01-01T00:00:00Z", "not_after": "2028-01-01T00:00:00Z" }, "offramp": "direct", "rewrite": "[fd00:9::5]:5432" },
     { "id": "two", "action": "deny", "silent": true, "mode": "audit", "from": ["*"], "to": ["*"], "description": "x",
       "when": { "days": ["sat", "sun"] } },
     { "id": "three", "action": "deny", "mode": "enforce", "from": ["*"], "to": ["web"], "services": ["*"] }

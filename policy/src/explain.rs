@@ -36,6 +36,8 @@ pub struct Explanation {
     pub silent: bool,
     /// The off-ramp the rule names.
     pub offramp: Option<Arc<str>>,
+    /// Where the rule has it go instead.
+    pub rewrite: Option<String>,
     /// When the answer may be another.
     pub until: Option<Timestamp>,
     /// The rules that were asked, in order; the last is the deciding one, when there is one.
@@ -84,9 +86,12 @@ impl Explanation {
                 break;
             }
         }
-        let (action, silent, offramp) = match verdict {
-            Verdict::Allow(permit) => (Action::Allow, false, permit.offramp().cloned()),
-            Verdict::Deny(denial) => (Action::Deny, denial.silent(), None),
+        let (action, silent, offramp, rewrite) = match verdict {
+            Verdict::Allow(permit) => {
+                let rewrite = permit.rewrite.map(|rewrite| rewrite.to_string());
+                (Action::Allow, false, permit.offramp().cloned(), rewrite)
+            }
+            Verdict::Deny(denial) => (Action::Deny, denial.silent(), None, None),
         };
         Self {
             device: Arc::clone(&request.identity.device),
@@ -100,6 +105,7 @@ impl Explanation {
             revision: Some(verdict.revision().0),
             silent,
             offramp,
+            rewrite,
             until: verdict.until(),
             steps,
         }
@@ -195,6 +201,9 @@ impl fmt::Display for Explanation {
         match &self.rule {
             Some(rule) => write!(f, " by rule {rule}")?,
             None => f.write_str(", because no rule matches")?,
+        }
+        if let Some(rewrite) = &self.rewrite {
+            write!(f, ", which sends it to {rewrite}")?;
         }
         if let Some(offramp) = &self.offramp {
             write!(f, ", over off-ramp {offramp}")?;

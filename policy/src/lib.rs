@@ -34,6 +34,8 @@
 //!   adds can never take somebody out. Rules, tests, explanations and the flow log see all groups of a user alike.
 //! - `to`: a prefix holds every service, a resource only its own; the rule's `services` narrow both. In `not_to` a resource
 //!   likewise stands for its addresses with its services.
+//! - `rewrite` is the target of a rule's flows instead of the destination that the rule was asked about; no rule is asked about
+//!   the target.
 //! - `days` and `hours` follow the clock on the wall in `zone`; a window past midnight belongs to the day on which it begins.
 //!   `not_before` is included, `not_after` is not.
 //! - A posture fact is met by an equal boolean, number or string; a string that begins with `<`, `<=`, `==`, `>=` or `>` compares
@@ -54,6 +56,7 @@ mod lint;
 pub mod plan;
 mod posture;
 mod request;
+mod rewrite;
 mod rule;
 mod ruleset;
 pub mod schedule;

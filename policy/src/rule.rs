@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::posture::Posture;
+use crate::rewrite::Rewrite;
 use crate::schedule::Times;
 use crate::set::{Reach, ServiceSet, SourceSet, TargetSet};
 use crate::{Denial, Permit, Request, Revision, Verdict};
@@ -72,6 +73,7 @@ pub(crate) struct Rule {
     pub(crate) audit: bool,
     pub(crate) silent: bool,
     pub(crate) offramp: Option<Arc<str>>,
+    pub(crate) rewrite: Option<Rewrite>,
     pub(crate) description: Option<Arc<str>>,
     pub(crate) from: SourceSet,
     pub(crate) not_from: SourceSet,
@@ -117,7 +119,10 @@ impl Rule {
     pub(crate) fn verdict(&self, revision: Revision, until: Option<Timestamp>, audited: Vec<Arc<str>>) -> Verdict {
         let rule = Arc::clone(&self.id);
         match self.action {
-            Action::Allow => Verdict::Allow(Permit { rule, revision, until, offramp: self.offramp.clone(), audited }),
+            Action::Allow => {
+                let (offramp, rewrite) = (self.offramp.clone(), self.rewrite);
+                Verdict::Allow(Permit { rule, revision, until, offramp, rewrite, audited })
+            }
             Action::Deny => Verdict::Deny(Denial { rule: Some(rule), revision, silent: self.silent, until, audited }),
         }
     }

@@ -1,9 +1,12 @@
 //! What is answered.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+
+use crate::rewrite::Rewrite;
 
 /// Number of a loaded policy and directory, counted up with each swap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -70,6 +73,7 @@ pub struct Permit {
     pub(crate) revision: Revision,
     pub(crate) until: Option<Timestamp>,
     pub(crate) offramp: Option<Arc<str>>,
+    pub(crate) rewrite: Option<Rewrite>,
     pub(crate) audited: Vec<Arc<str>>,
 }
 
@@ -92,6 +96,11 @@ impl Permit {
     /// The off-ramp the rule names, which overrides routes.
     pub fn offramp(&self) -> Option<&Arc<str>> {
         self.offramp.as_ref()
+    }
+
+    /// Where a flow to `destination` is to go: there, or where the rule sends it instead.
+    pub fn target(&self, destination: SocketAddr) -> SocketAddr {
+        self.rewrite.map_or(destination, |rewrite| rewrite.of(destination))
     }
 
     /// Ids of the rules in audit mode that matched before the deciding one.

@@ -118,6 +118,7 @@ fn change_line(change: &AccessChange) -> String {
         "opens" => "+ allow",
         "closes" => "- allow",
         "offramp" => "~ off-ramp",
+        "rewrite" => "~ target",
         "answer" => "~ answer",
         _ => "~ changes with the clock",
     };

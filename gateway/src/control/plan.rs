@@ -64,7 +64,8 @@ pub struct EndingFlow {
 /// Access that changes: `who` × `destinations` × `services`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AccessChange {
-    /// `opens`, `closes`, `offramp` (stays allowed, goes another way), `answer` (stays denied, answered differently) or
+    /// `opens`, `closes`, `offramp` (stays allowed, goes another way), `rewrite` (stays allowed, to another
+    /// target), `answer` (stays denied, answered differently) or
     /// `schedule` (changes with the clock).
     pub kind: String,
     /// The rule that decides now; `None` when none matches.

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::text::{
     Days, Destination, Expected, Hours, Instant, Member, NAME, Name, NetOrAddress, NotSource, NotTarget, RESOURCE_NAME,
-    Service, Source, Target, Zone,
+    Rewrite, Service, Source, Target, Zone,
 };
 
 /// What is allowed: rules in order, of which the first that matches decides; no match is a denial.
@@ -129,6 +129,8 @@ pub struct Rule {
     pub when: Option<When>,
     /// The off-ramp that flows take, whatever the routes say; of allow rules only.
     pub offramp: Option<String>,
+    /// The target that flows go to instead of their destination; of allow rules only. No rule is asked about the target.
+    pub rewrite: Option<Rewrite>,
 }
 
 /// Conditions of a rule.

@@ -110,6 +110,8 @@ texts! {
     Expected = r"^((<=|>=|<|>)[0-9]{1,18}(\.[0-9]{1,18})*$|==|(?![<>=!~]))";
     /// `ADDRESS:PORT/tcp`, `ADDRESS:PORT/udp`, `ADDRESS/icmp` or `ADDRESS/proto/NUMBER`; an IPv6 address is in brackets.
     Destination = concat!("^(", v4!(), r"|\[", v6!(), r"\])(:", port!(), "/(tcp|udp)|/icmp|/", protocol!(), ")$");
+    /// `ADDRESS` or `ADDRESS:PORT`; an IPv6 address with a port is in brackets.
+    Rewrite = concat!("^(", v4!(), "(:", port!(), ")?|[0-9a-f]*:", v6!(), r"|\[", v6!(), r"\]:", port!(), ")$");
     /// A WireGuard key: 32 bytes in base64, as `wg pubkey` prints it.
     Key = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$";
 }

@@ -25,22 +25,26 @@ impl Shard {
     /// Takes a permitted flow to the first off-ramp that will do and that it has not tried.
     pub(super) fn dial(&mut self, now: Instant, mut flow: Flow) {
         let Decision::Permitted(permit) = &flow.decision else { return };
-        let destination = flow.destination();
-        let Some(offramp) = self.offramps.select(permit, destination.ip(), &flow.tried).map(Arc::clone) else {
+        let target = flow.target_address();
+        if flow.key.tuple.protocol == Protocol::Echo && target.is_ipv4() != flow.destination().is_ipv4() {
+            // A rule sends it to the other family, whose echo is another protocol.
+            return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Host));
+        }
+        let Some(offramp) = self.offramps.select(permit, target.ip(), &flow.tried).map(Arc::clone) else {
             return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
         };
         flow.offramp = Some(Arc::clone(offramp.name()));
         // One that was taken on the way before goes back first.
         flow.port = None;
-        match offramp.port_share(now, &flow.device.identity.device, flow.protocol(), destination) {
+        match offramp.port_share(now, &flow.device.identity.device, flow.protocol(), target) {
             Ok(port) => flow.port = port,
             Err(error) => return self.dial_failed(now, flow, &error),
         }
         flow.expiry = expiry(now, permit, &flow.device);
         let opened = match flow.key.tuple.protocol {
             Protocol::Tcp => Ok(self.spawn_dial(now, &offramp, permit, &flow)),
-            Protocol::Udp => offramp.open_udp(permit, destination).map(Target::Udp),
-            Protocol::Echo => offramp.open_ping(permit, destination.ip()).map(Target::Ping),
+            Protocol::Udp => offramp.open_udp(permit, target).map(Target::Udp),
+            Protocol::Echo => offramp.open_ping(permit, target.ip()).map(Target::Ping),
         };
         match opened {
             Ok(target) => {
@@ -56,7 +60,7 @@ impl Shard {
     }
 
     fn spawn_dial(&mut self, now: Instant, offramp: &Arc<Offramp>, permit: &Permit, flow: &Flow) -> Target {
-        let dial = offramp.dial_tcp(permit, flow.destination());
+        let dial = offramp.dial_tcp(permit, flow.target_address());
         let patience = self.config.limits.dial_timeout;
         let id = flow.id;
         Target::Dialling(self.dials.spawn_local(async move {
@@ -66,13 +70,13 @@ impl Shard {
     }
 
     fn dial_failed(&mut self, now: Instant, mut flow: Flow, error: &DialError) {
-        tracing::debug!(destination = %flow.destination(), offramp = flow.offramp.as_deref(), %error, "dial failed");
+        tracing::debug!(target = %flow.target_address(), offramp = flow.offramp.as_deref(), %error, "dial failed");
         if error.is_of_the_way()
             && let Some(offramp) = flow.offramp.clone()
             && let Decision::Permitted(permit) = &flow.decision
         {
             flow.tried.push(offramp);
-            if self.offramps.select(permit, flow.destination().ip(), &flow.tried).is_some() {
+            if self.offramps.select(permit, flow.target_address().ip(), &flow.tried).is_some() {
                 return self.dial(now, flow);
             }
         }
@@ -122,7 +126,7 @@ impl Shard {
         let leaves = |flow: &&Flow| match &flow.decision {
             Decision::Permitted(permit) => {
                 flow.offramp.as_deref() == Some(offramp)
-                    && self.offramps.has_better(offramp, permit, flow.destination().ip())
+                    && self.offramps.has_better(offramp, permit, flow.target_address().ip())
             }
             Decision::Denied { .. } => false,
         };

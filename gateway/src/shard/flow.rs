@@ -147,6 +147,7 @@ impl Flow {
             onramp: self.onramp,
             source: self.key.tuple.source(),
             destination: self.destination(),
+            target: Some(self.target_address()).filter(|target| *target != self.destination()),
             protocol: self.protocol(),
             allowed: matches!(self.decision, Decision::Permitted(_)),
             rule: self.decision.rule().cloned(),
@@ -174,7 +175,27 @@ impl Flow {
         }
     }
 
-    /// The target's address and port.
+    /// Where it goes: to its destination, or where its rule sends it instead.
+    pub(crate) fn target_address(&self) -> SocketAddr {
+        match &self.decision {
+            Decision::Permitted(permit) => {
+                let target = permit.target(self.destination());
+                let has_port = self.key.tuple.protocol != Protocol::Echo;
+                if has_port { target } else { SocketAddr::new(target.ip(), 0) }
+            }
+            Decision::Denied { .. } => self.destination(),
+        }
+    }
+
+    /// Whether `permit` would send it to another target than it goes to.
+    pub(crate) fn leads_elsewhere(&self, permit: &Permit) -> bool {
+        match &self.decision {
+            Decision::Permitted(now) => now.target(self.destination()) != permit.target(self.destination()),
+            Decision::Denied { .. } => false,
+        }
+    }
+
+    /// The address and port that the client sent it to.
     pub(crate) fn destination(&self) -> SocketAddr {
         self.key.tuple.destination()
     }

@@ -297,6 +297,11 @@ impl Shard {
         }
         match judge::judge(&self.snapshot, &self.config.local_services, &device, &flow.key.tuple, wall, Occasion::Again)
         {
+            Ok(permit) if flow.leads_elsewhere(&permit) => {
+                // Allowed, but not to where it goes.
+                self.end(now, id, loser);
+                false
+            }
             Ok(permit) => {
                 flow.expiry = expiry(now, &permit, &device);
                 flow.device = device;

@@ -67,6 +67,13 @@ pub(crate) fn judge(
         }
     }
     match verdict {
+        // What would be dialled is never what no policy can open.
+        Verdict::Allow(permit)
+            if destination::check(permit.target(tuple.destination()), &snapshot.own_addresses, local_services)
+                .is_err() =>
+        {
+            Err(Refused { rule: Some(Arc::clone(permit.rule())), revision, silent: false, forbidden: true })
+        }
         Verdict::Allow(permit) => Ok(permit),
         Verdict::Deny(denial) => Err(Refused {
             rule: denial.rule().cloned(),

@@ -123,6 +123,15 @@ const REFUSED: &[(&str, &[&str])] = &[
 {"id": "r", "action": "deny", "from": ["*"], "to": ["*"], "offramp": "direct"}
 ]}"#, &[r#"2:70: rules[0].offramp: a deny rule has no use for an off-ramp"#]),
     (r#"{"version": 1, "rules": [
+{"id": "r", "action": "deny", "from": ["*"], "to": ["*"], "rewrite": "10.0.0.1"}
+]}"#, &[r#"2:70: rules[0].rewrite: a deny rule sends nothing anywhere"#]),
+    (r#"{"version": 1, "rules": [
+{"id": "r", "action": "allow", "from": ["*"], "to": ["*"], "rewrite": "db:80"}
+]}"#, &[r#"2:71: rules[0].rewrite: "db" is not an IP address"#]),
+    (r#"{"version": 1, "rules": [
+{"id": "r", "action": "allow", "from": ["*"], "to": ["*"], "rewrite": "[::ffff:10.0.0.1]:80"}
+]}"#, &[r#"2:71: rules[0].rewrite: "::ffff:10.0.0.1" hides an IPv4 address (IPv4-mapped); write the IPv4 address itself"#]),
+    (r#"{"version": 1, "rules": [
 {"id": "r", "action": "allow", "from": ["*"], "to": ["*"], "description": 1}
 ]}"#, &[r#"2:75: rules[0].description: expected a string, found 1"#]),
     (r#"{"version": 1, "rules": [

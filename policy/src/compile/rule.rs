@@ -10,6 +10,7 @@ use super::{Names, services};
 use crate::address::{parse_net, parse_net_or_address};
 use crate::json::{Kind, Node, Object, hint, quoted};
 use crate::posture::Posture;
+use crate::rewrite::Rewrite;
 use crate::rule::{Action, Rule};
 use crate::schedule::{Days, Hours, Schedule, Times, parse_zone};
 use crate::set::{SourceSelector, SourceSet, Target, TargetSet};
@@ -31,6 +32,7 @@ pub(super) fn rules(node: &Node<'_>, names: &Names<'_>) -> Option<Vec<Rule>> {
             "services",
             "when",
             "offramp",
+            "rewrite",
         ])?;
         let id = object.read("id", |node| {
             let id = node.string()?;
@@ -67,6 +69,13 @@ fn rule(object: &Object<'_>, id: Option<Arc<str>>, names: &Names<'_>) -> Option<
         require(known.contains(name.as_str()), node, "off-ramp", &name, known.iter().copied())?;
         Some(Some(name.into()))
     });
+    let rewrite = object.read_or("rewrite", None, |node| {
+        let rewrite = node.parsed(Rewrite::parse)?;
+        if action == Some(Action::Deny) {
+            node.problem("a deny rule sends nothing anywhere");
+        }
+        Some(Some(rewrite))
+    });
     let description = object.read_or("description", None, |node| node.string().map(|text| Some(text.into())));
     let from = object
         .read("from", |node| node.non_empty_list("is empty, so the rule selects nobody", |node| source(node, names)));
@@ -87,6 +96,7 @@ fn rule(object: &Object<'_>, id: Option<Arc<str>>, names: &Names<'_>) -> Option<
         audit: audit?,
         silent: silent?,
         offramp: offramp?,
+        rewrite: rewrite?,
         description: description?,
         from: SourceSet::new(from?),
         not_from: SourceSet::new(not_from?),

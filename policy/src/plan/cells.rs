@@ -160,11 +160,12 @@ impl<'a> Course<'a> {
 
 fn turn(now: &Course<'_>, then: &Course<'_>) -> Option<Turn> {
     let kind = match (effect(now.rule), effect(then.rule)) {
-        (Effect::Deny { .. }, Effect::Allow(_)) => Kind::Opens,
-        (Effect::Allow(_), Effect::Deny { .. }) => Kind::Closes,
-        (Effect::Allow(now), Effect::Allow(then)) if now != then => Kind::Offramp,
+        (Effect::Deny { .. }, Effect::Allow { .. }) => Kind::Opens,
+        (Effect::Allow { .. }, Effect::Deny { .. }) => Kind::Closes,
+        (Effect::Allow { rewrite: now, .. }, Effect::Allow { rewrite: then, .. }) if now != then => Kind::Rewrite,
+        (Effect::Allow { offramp: now, .. }, Effect::Allow { offramp: then, .. }) if now != then => Kind::Offramp,
         (Effect::Deny { silent: now }, Effect::Deny { silent: then }) if now != then => Kind::Answer,
-        (Effect::Allow(_), Effect::Allow(_)) | (Effect::Deny { .. }, Effect::Deny { .. }) => {
+        (Effect::Allow { .. }, Effect::Allow { .. }) | (Effect::Deny { .. }, Effect::Deny { .. }) => {
             if now.answers == then.answers {
                 return None;
             }

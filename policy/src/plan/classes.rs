@@ -85,6 +85,7 @@ fn same(a: &Rule, b: &Rule) -> bool {
         && a.audit == b.audit
         && a.silent == b.silent
         && a.offramp == b.offramp
+        && a.rewrite == b.rewrite
         && a.from == b.from
         && a.not_from == b.not_from
         && same_targets(&a.to, &b.to)

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 pub use services::ServiceRange;
 
+use crate::rewrite::Rewrite;
 use crate::rule::{Action, Rule};
 use crate::{Identity, Ruleset};
 
@@ -45,6 +46,8 @@ pub enum Kind {
     Closes,
     /// It stays allowed, over another off-ramp.
     Offramp,
+    /// It stays allowed, and goes to another target than before.
+    Rewrite,
     /// It stays denied, and the client would get an answer where it gets none, or none where it gets one.
     Answer,
     /// Nothing changes at once, but conditions on the time differ, and later the answers may.
@@ -98,7 +101,7 @@ impl Difference {
 /// What the answer to a request comes to, whichever rule gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Effect {
-    Allow(Option<Arc<str>>),
+    Allow { offramp: Option<Arc<str>>, rewrite: Option<Rewrite> },
     Deny { silent: bool },
 }
 
@@ -140,7 +143,7 @@ fn effect(rule: Option<&Rule>) -> Effect {
     match rule {
         None => Effect::Deny { silent: false },
         Some(rule) => match rule.action {
-            Action::Allow => Effect::Allow(rule.offramp.clone()),
+            Action::Allow => Effect::Allow { offramp: rule.offramp.clone(), rewrite: rule.rewrite },
             Action::Deny => Effect::Deny { silent: rule.silent },
         },
     }

@@ -53,6 +53,8 @@ pub struct FlowLine {
     pub ended: String,
     /// Which limit was reached, when one was.
     pub limit: Option<String>,
+    /// Where its rule sent it instead.
+    pub target: Option<SocketAddr>,
 }
 
 /// Every whole line of a flow log.
