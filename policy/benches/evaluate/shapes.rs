@@ -148,6 +148,13 @@ fn is_member(user: usize, group: usize) -> bool {
     groups_of(user).any(|own| own == group)
 }
 
+/// A device of every user, and its address.
+#[allow(dead_code, reason = "not everybody who includes this file compares policies")]
+pub(crate) fn devices() -> Vec<(Arc<Identity>, IpAddr)> {
+    let address = |user: usize| Ipv4Addr::new(100, 96, (user / 250) as u8, (user % 250) as u8);
+    (0..USERS).map(|user| (identity(user), address(user).into())).collect()
+}
+
 fn identity(user: usize) -> Arc<Identity> {
     let groups: BTreeSet<Arc<str>> = groups_of(user).map(|group| group_name(group).into()).collect();
     Arc::new(Identity {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::classes::{Class, Moved};
 use super::services::{self, LAST, ServiceRange};
-use super::{Effect, Kind, MAX_QUESTIONS, Turn, effect};
+use super::{Budget, Effect, Kind, Turn, effect};
 use crate::rule::Rule;
 use crate::schedule::{Times, Untimely};
 use crate::set::{Reach, TargetSet};
@@ -17,7 +17,7 @@ use crate::set::{Reach, TargetSet};
 type Found<T = IpNet> = BTreeMap<(Turn, Vec<ServiceRange>), Vec<T>>;
 
 /// Everything that changes for a class; `None` when the questions ran out.
-pub(super) fn compare(class: &Class<'_>, moved: &Moved, at: Timestamp, questions: &mut u64) -> Option<Found> {
+pub(super) fn compare(class: &Class<'_>, moved: &Moved, at: Timestamp, budget: &mut Budget) -> Option<Found> {
     let greatest = if class.v4 { u128::from(u32::MAX) } else { u128::MAX };
     // Where a rule begins and ceases to be of interest; old rules come first.
     let old = class.now.len();
@@ -61,7 +61,7 @@ pub(super) fn compare(class: &Class<'_>, moved: &Moved, at: Timestamp, questions
                 active_moved = active_moved + usize::from(is) - usize::from(was);
             }
         }
-        *questions += 1;
+        budget.spend(1)?;
         if active_moved == 0 {
             continue;
         }
@@ -69,7 +69,7 @@ pub(super) fn compare(class: &Class<'_>, moved: &Moved, at: Timestamp, questions
             active.range(range).filter_map(|(number, _)| rules.get(*number).copied()).collect()
         };
         let (now, then) = (here(0..old), here(old..rules.len()));
-        for (turn, ranges) in turns(&now, &then, bits(class.v4, start), at, questions)? {
+        for (turn, ranges) in turns(&now, &then, bits(class.v4, start), at, budget)? {
             let spans = areas.entry((turn, ranges)).or_default();
             match spans.last_mut() {
                 Some(before) if before.1.checked_add(1) == Some(start) => before.1 = end,
@@ -89,7 +89,7 @@ fn turns(
     then: &[&Rule],
     address: IpAddr,
     at: Timestamp,
-    questions: &mut u64,
+    budget: &mut Budget,
 ) -> Option<Vec<(Turn, Vec<ServiceRange>)>> {
     let mut edges = vec![0];
     for rule in now.iter().chain(then) {
@@ -103,10 +103,7 @@ fn turns(
     let mut starts = edges.into_iter().peekable();
     while let Some(start) = starts.next() {
         let end = starts.peek().map_or(LAST, |next| next - 1);
-        *questions += (now.len() + then.len()) as u64;
-        if *questions > MAX_QUESTIONS {
-            return None;
-        }
+        budget.spend(now.len() + then.len())?;
         if let Some(turn) = turn(&Course::new(now, address, start, at), &Course::new(then, address, start, at)) {
             found.entry(turn).or_default().push((start, end));
         }

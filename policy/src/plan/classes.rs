@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::cells::{bits, prefixes, span};
-use super::{MAX_QUESTIONS, Subject, Who};
+use super::{Budget, Subject, Who};
 use crate::rule::Rule;
 use crate::set::{ServiceSet, SourceSelector, SourceSet, TargetSet};
 use crate::{Identity, Request};
@@ -109,15 +109,17 @@ fn same_services(a: Option<&ServiceSet>, b: Option<&ServiceSet>) -> bool {
     a.map(ServiceSet::written) == b.map(ServiceSet::written)
 }
 
-/// The classes that a moved rule selects, each with the packets in it; `None` when there are too many questions to ask.
+/// The classes that a moved rule selects, each with the packets in it; `None` when the questions ran out.
 pub(super) fn of<'a>(
     now: &'a [Rule],
     then: &'a [Rule],
     moved: &Moved,
     subjects: &[Subject<'_>],
     at: Timestamp,
-    questions: &mut u64,
+    budget: &mut Budget,
 ) -> Option<Vec<(Class<'a>, Vec<Who>)>> {
+    let is_moved = |rule: &&Rule| moved.contains(&std::ptr::from_ref(*rule));
+    let [moved_now, moved_then] = [now, then].map(|rules| rules.iter().filter(is_moved).collect::<Vec<&Rule>>());
     let edges = [true, false].map(|v4| {
         let mut edges: Vec<u128> = now
             .iter()
@@ -140,27 +142,32 @@ pub(super) fn of<'a>(
         for net in subject.sources {
             let (first, last) = span(net);
             let Some((v4, edges)) = edges.iter().find(|(v4, _)| *v4 == net.addr().is_ipv4()) else { continue };
-            let inside = edges.iter().copied().filter(|edge| first < *edge && *edge <= last);
-            let starts: Vec<u128> = std::iter::once(first).chain(inside).collect();
-            let ends = starts.iter().skip(1).map(|start| start - 1).chain([last]);
-            for (start, end) in starts.iter().zip(ends) {
-                *questions += (now.len() + then.len()) as u64;
-                if *questions > MAX_QUESTIONS {
-                    return None;
+            let inside = edges.partition_point(|edge| *edge <= first)..edges.partition_point(|edge| *edge <= last);
+            let inside = edges.get(inside).unwrap_or_default();
+            let starts = std::iter::once(first).chain(inside.iter().copied());
+            let ends = inside.iter().map(|start| start - 1).chain([last]);
+            for (start, end) in starts.zip(ends) {
+                let source = bits(*v4, start);
+                // Most edits move few rules, and most devices are selected by none of them.
+                budget.spend(1 + moved_now.len() + moved_then.len())?;
+                let is_selected =
+                    |rules: &[&Rule], who: &Identity| rules.iter().any(|rule| selects(rule, who, source, at));
+                if !is_selected(&moved_now, subject.now) && !is_selected(&moved_then, subject.then) {
+                    continue;
                 }
-                let source = bits(*v4, *start);
-                let select = |rules: &[Rule], identity: &Identity| -> Vec<usize> {
+                budget.spend(now.len() + then.len())?;
+                let select = |rules: &[Rule], who: &Identity| -> Vec<usize> {
                     rules
                         .iter()
                         .enumerate()
-                        .filter(|(_, rule)| selects(rule, identity, source, at))
+                        .filter(|(_, rule)| selects(rule, who, source, at))
                         .map(|(n, _)| n)
                         .collect()
                 };
                 let who = Who {
                     user: Arc::clone(&subject.now.user),
                     device: Arc::clone(&subject.now.device),
-                    sources: prefixes(*v4, *start, end),
+                    sources: prefixes(*v4, start, end),
                 };
                 found.entry((*v4, select(now, subject.now), select(then, subject.then))).or_default().push(who);
             }
@@ -169,13 +176,10 @@ pub(super) fn of<'a>(
     let rules = |all: &'a [Rule], numbers: &[usize]| -> Vec<&'a Rule> {
         numbers.iter().filter_map(|number| all.get(*number)).collect()
     };
-    let classes = found
-        .into_iter()
-        .map(|((v4, old, new), who)| (Class { v4, now: rules(now, &old), then: rules(then, &new) }, who))
-        .filter(|(class, _)| {
-            class.now.iter().chain(&class.then).any(|rule| moved.contains(&std::ptr::from_ref(*rule)))
-        });
-    Some(classes.collect())
+    let class = |((v4, old, new), who): ((bool, Vec<usize>, Vec<usize>), _)| {
+        (Class { v4, now: rules(now, &old), then: rules(then, &new) }, who)
+    };
+    Some(found.into_iter().map(class).collect())
 }
 
 fn nets(set: &SourceSet) -> impl Iterator<Item = &IpNet> {

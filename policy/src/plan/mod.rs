@@ -22,8 +22,23 @@ use crate::rewrite::Rewrite;
 use crate::rule::{Action, Rule};
 use crate::{Identity, Ruleset};
 
-/// Most questions to single rules that one plan asks; some seconds of work.
+/// Most questions to single rules that one plan asks, whom they select as well as what. How long that takes is
+/// measured by `benches/evaluate` (`difference`).
 pub const MAX_QUESTIONS: u64 = 400_000_000;
+
+/// The questions that may still be asked.
+#[derive(Debug)]
+struct Budget {
+    left: u64,
+}
+
+impl Budget {
+    /// `None` when fewer are left.
+    fn spend(&mut self, questions: usize) -> Option<()> {
+        self.left = self.left.checked_sub(questions as u64)?;
+        Some(())
+    }
+}
 
 /// A device, and where its packets may come from.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +102,8 @@ pub struct Change {
 pub struct Difference {
     /// Each request whose answer changes is in exactly one.
     pub changes: Vec<Change>,
-    /// False when [`MAX_QUESTIONS`] was reached, so that more may change than is said. What is said is true.
+    /// False when [`MAX_QUESTIONS`] was reached, so that more may change than is said (where even whom the rules select was too
+    /// much to ask, nothing is). What is said is true.
     pub complete: bool,
 }
 
@@ -116,14 +132,26 @@ struct Turn {
 impl Ruleset {
     /// What would change for `subjects`, judged at `at`, if `then` took the place of this ruleset.
     pub fn difference(&self, then: &Self, subjects: &[Subject<'_>], at: Timestamp) -> Difference {
+        self.difference_within(then, subjects, at, &mut Budget { left: MAX_QUESTIONS })
+    }
+
+    fn difference_within(
+        &self,
+        then: &Self,
+        subjects: &[Subject<'_>],
+        at: Timestamp,
+        budget: &mut Budget,
+    ) -> Difference {
         let (now, then) = (self.rule_list(), then.rule_list());
         let moved = classes::moved(now, then, &classes::regrouped(subjects));
-        let mut questions = 0;
-        let classes = classes::of(now, then, &moved, subjects, at, &mut questions);
-        let mut complete = classes.is_some();
+        // Without all classes nothing would be said of some devices, and half of a class is none.
+        let Some(classes) = classes::of(now, then, &moved, subjects, at, budget) else {
+            return Difference { changes: Vec::new(), complete: false };
+        };
+        let mut complete = true;
         let mut areas: BTreeMap<(Turn, Vec<ServiceRange>, Vec<IpNet>), Vec<Who>> = BTreeMap::new();
-        for (class, who) in classes.unwrap_or_default() {
-            let Some(found) = cells::compare(&class, &moved, at, &mut questions) else {
+        for (class, who) in classes {
+            let Some(found) = cells::compare(&class, &moved, at, budget) else {
                 complete = false;
                 break;
             };
@@ -146,5 +174,61 @@ fn effect(rule: Option<&Rule>) -> Effect {
             Action::Allow => Effect::Allow { offramp: rule.offramp.clone(), rewrite: rule.rewrite },
             Action::Deny => Effect::Deny { silent: rule.silent },
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{Context, Revision};
+
+    /// Rules that each let a group reach an address of its own.
+    fn policy(rules: usize, port: usize) -> Ruleset {
+        let rules: Vec<String> = (0..rules)
+            .map(|rule| {
+                let to = format!("10.0.{}.{}", rule / 256, rule % 256);
+                format!(
+                    r#"{{ "id": "r{rule}", "action": "allow", "from": ["group:eng"], "to": ["{to}"], "services": ["tcp/{port}"] }}"#
+                )
+            })
+            .collect();
+        let text = format!(r#"{{ "version": 1, "rules": [{}] }}"#, rules.join(", "));
+        let context = Context { groups: BTreeSet::from(["eng"]), ..Context::default() };
+        Ruleset::compile(text.as_bytes(), &context, Revision(1), Timestamp::UNIX_EPOCH).unwrap()
+    }
+
+    #[test]
+    fn a_comparison_that_is_too_much_work_stops_and_says_so() {
+        const RULES: usize = 200;
+        let identities: Vec<Identity> = (0..10)
+            .map(|number| Identity {
+                device: format!("laptop-{number}").into(),
+                user: "ann".into(),
+                groups: ["eng".into()].into(),
+                posture: Default::default(),
+            })
+            .collect();
+        let source = ["192.0.2.1/32".parse().unwrap()];
+        let subjects: Vec<Subject<'_>> =
+            identities.iter().map(|one| Subject { now: one, then: one, sources: &source }).collect();
+        let (now, then) = (policy(RULES, 443), policy(RULES, 80));
+        let within = |left| {
+            let mut budget = Budget { left };
+            let difference = now.difference_within(&then, &subjects, Timestamp::UNIX_EPOCH, &mut budget);
+            (difference, left - budget.left)
+        };
+        let (all, asked) = within(MAX_QUESTIONS);
+        assert!(all.complete && !all.changes.is_empty());
+        // Ten devices, each asked of both policies: with less not even the classes are known.
+        let selecting = 2 * (RULES as u64) * 10;
+        assert!(asked > selecting, "{asked}");
+        for left in [0, selecting / 2, selecting, asked - 1] {
+            let (some, spent) = within(left);
+            assert!(!some.complete && !some.is_nothing() && spent <= left, "{left}");
+            assert!(some.changes.iter().all(|change| all.changes.contains(change)), "{left}");
+        }
+        assert!(within(asked).0.complete);
     }
 }

@@ -138,18 +138,33 @@ proptest! {
     #[test]
     fn a_plan_of_a_small_edit_says_exactly_what_changes(
         before in policies(),
-        edit in 0..4_u8,
+        edit in 0..6_u8,
         place in any::<prop::sample::Index>(),
         at in instants(),
         later in prop::collection::vec(instants(), 3),
     ) {
+        let mut before = before;
+        if edit > 3 {
+            // Groups matter, and little else.
+            for rule in before["rules"].as_array_mut().unwrap() {
+                rule["from"] = if edit == 4 { json!(["group:tech"]) } else { json!(["group:eng"]) };
+                rule["not_from"] = json!([]);
+                rule.as_object_mut().unwrap().remove("when");
+            }
+        }
         let mut after = before.clone();
+        match edit {
+            4 => after["groups"]["tech"] = json!(["user:bob"]),
+            5 => after["groups"]["eng"] = json!(["user:eve", "group:dba"]),
+            _ => {}
+        }
         let rules = after["rules"].as_array_mut().unwrap();
         if !rules.is_empty() {
             let place = place.index(rules.len());
             match edit {
                 0 => drop(rules.remove(place)),
                 1 => rules.rotate_left(place),
+                4 | 5 => {}
                 2 => rules[place]["action"] = if rules[place]["action"] == "allow" { "deny" } else { "allow" }.into(),
                 _ => rules[place]["when"] = json!({ "hours": "08:00-18:00", "zone": "UTC" }),
             }
