@@ -10,7 +10,7 @@ use super::output::{load_config, print, read_named};
 use super::{ConfigArg, ExitStatus, client};
 use crate::config::Config;
 use crate::control::api::Problem;
-use crate::control::plan::{AccessChange, EndingFlow, PlanReport, PlanRequest};
+use crate::control::plan::{AccessChange, EndingFlow, PlanReport, PlanRequest, Who};
 use crate::telemetry::escape;
 use crate::{destination, rulesets};
 
@@ -122,11 +122,22 @@ fn change_line(change: &AccessChange) -> String {
         "answer" => "~ answer",
         _ => "~ changes with the clock",
     };
-    let who = few(change.who.iter().map(|who| format!("{} ({})", who.user, who.device)));
+    let who = few(users(&change.who).into_iter());
     let to = few(change.destinations.iter().map(ToString::to_string));
     let services = few(change.services.iter().cloned());
     let (now, then) = (by(change.rule_now.as_deref()), by(change.rule_then.as_deref()));
     format!("{what}  {who}  {to}  {services}   {then} (now: {now})")
+}
+
+/// A user each, with the devices of theirs that it is about.
+fn users(who: &[Who]) -> Vec<String> {
+    // Sorted by user.
+    who.chunk_by(|a, b| a.user == b.user)
+        .filter_map(|of_user| {
+            let devices = few(of_user.iter().map(|who| who.device.clone()));
+            of_user.first().map(|who| format!("{} ({devices})", who.user))
+        })
+        .collect()
 }
 
 fn by(rule: Option<&str>) -> String {
@@ -165,6 +176,16 @@ mod tests {
         let text = page(&none);
         assert!(text.starts_with("- allow  ann@example.com (ann-laptop)  "), "{text}");
         assert!(text.ends_with("by default (now: by eng)\n"), "{text}");
+    }
+
+    #[test]
+    fn devices_of_a_user_stand_together() {
+        let one = |user: &str, device: String| Who { user: user.to_owned(), device, sources: Vec::new() };
+        let mut who = vec![one("ann", "laptop".to_owned()), one("ann", "phone".to_owned())];
+        assert_eq!(users(&who), ["ann (laptop, phone)"]);
+        who.extend((1..=6).map(|number| one("bob", format!("server-{number}"))));
+        let bob = "bob (server-1, server-2, server-3, server-4 and 2 more)";
+        assert_eq!(users(&who), ["ann (laptop, phone)", bob]);
     }
 
     #[test]
