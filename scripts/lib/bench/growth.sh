@@ -60,3 +60,17 @@ group_memory() {
     release_flows
     stop_gateway
 }
+
+# Every open flow is judged again by each load of the policy, while one of them talks.
+# shellcheck disable=SC2034 # COLUMN is read by measure.sh
+group_reload() {
+    local count
+    for count in 1 10000; do
+        start_portcullis_tun
+        hold_flows "$count"
+        COLUMN=$count
+        measure_reloads 'reloads one after another'
+        release_flows
+        stop_gateway
+    done
+}

@@ -4,7 +4,7 @@
 
 # BULK_SECONDS is the caller's; the other lengths keep the whole run under ten minutes.
 BULK_SECONDS=2
-readonly RATE_SECONDS=2 ROUND_TRIP_SECONDS=1 UDP_SECONDS=3 IDLE_SECONDS=5
+readonly RATE_SECONDS=2 ROUND_TRIP_SECONDS=1 UDP_SECONDS=3 IDLE_SECONDS=5 RELOAD_SECONDS=3
 # Clock ticks a second, which /proc counts CPU time in.
 TICKS=$(getconf CLK_TCK)
 readonly TICKS
@@ -105,4 +105,32 @@ measure_memory() {
     kilobytes=$(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$GATEWAY_PID/status")
     record "$row" 'RSS MB' "$kilobytes * 1024 / 1e6"
     record "$row" 'idle CPU %' "($after - $before) / $TICKS / $IDLE_SECONDS * 100"
+}
+
+# measure_reloads ROW: how long a reload takes, asked and answered, until every live flow
+# has been judged again; and the round trips of one of the flows while it is judged.
+measure_reloads() {
+    local row=$1 config=$LAB_DIR/tun/gateway.toml result=$LAB_DIR/load.json began ended load
+    local took=$LAB_DIR/reloads
+    progress "$row"
+    measure_load "$row, no reload" 'p99_us=p99 us' 'max_us=max us' -- round-trip "$ECHO" --seconds "$RELOAD_SECONDS"
+    : >"$result"
+    : >"$took"
+    in_ns "$NS_CLIENT" "$PORTCULLIS_LOAD_BIN" round-trip "$ECHO" --seconds "$RELOAD_SECONDS" >"$result" &
+    load=$!
+    sleep 0.5
+    while kill -0 "$load" 2>/dev/null; do
+        began=$(date +%s%N)
+        in_ns "$NS_GATEWAY" "$PORTCULLIS_BIN" reload --json --config "$config" >"$LAB_DIR/reload.json" ||
+            cannot_measure 'a reload'
+        ended=$(date +%s%N)
+        jq -e .judged "$LAB_DIR/reload.json" >/dev/null || cannot_measure 'a reload that judged every flow'
+        echo $(((ended - began) / 1000)) >>"$took"
+        sleep 0.1
+    done
+    wait "$load" || cannot_measure 'round trips while reloading'
+    record "$row" 'p99 us' .p99_us "$result"
+    record "$row" 'max us' .max_us "$result"
+    record "$row" 'longest ms' "$(sort -n "$took" | tail -n 1) / 1000"
+    record "$row" 'reloads' "$(wc -l <"$took")"
 }

@@ -64,6 +64,7 @@ fn exchange(stream: &mut TcpStream, length: Duration) -> io::Result<Value> {
     Ok(json!({
         "p50_us": samples.percentile(50),
         "p99_us": samples.percentile(99),
+        "max_us": samples.percentile(100),
         "per_second": per_second(count, sent - measured_from),
     }))
 }
