@@ -147,7 +147,7 @@ impl Rulesets {
             apply::resume(&config, own_key, history, texts, now);
         let mut reports = reporting::remembered(report_store.as_deref());
         let snapshot = compile(&config, own_key, &texts, &reports, own_addresses, revision, now)?;
-        reports.forget_strangers(&snapshot.directory);
+        reporting::forget_at_start(&mut reports, &snapshot.directory, report_store.as_deref());
         if let Some(history) = &history {
             if overtakes {
                 apply::overtaken(history);

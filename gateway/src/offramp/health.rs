@@ -119,6 +119,8 @@ pub fn watch_all(offramps: &Arc<Offramps>, shards: &Shards) {
                 let probed = tokio::time::timeout(patience, offramp.connect_tcp(config.tcp)).await;
                 let outcome = match probed {
                     Ok(Ok(_connection)) => Ok(()),
+                    // What we have no room for says nothing of the far side.
+                    Ok(Err(error)) if error.limit().is_some() => continue,
                     Ok(Err(error)) => Err(error.to_string()),
                     Err(_elapsed) => Err(format!("no answer within {patience:?}")),
                 };

@@ -97,6 +97,16 @@ impl Rulesets {
     }
 }
 
+/// Forgets what was reported of devices that left while no gateway ran.
+pub(super) fn forget_at_start(reports: &mut Reports, directory: &Directory, store: Option<&ReportStore>) {
+    let strangers = reports.forget_strangers(directory);
+    if let Some(store) = store.filter(|_| !strangers.is_empty())
+        && let Err(error) = store.save(reports, &strangers)
+    {
+        tracing::warn!(%error, "posture facts of devices that are gone stay in the state database");
+    }
+}
+
 /// What was reported in earlier lives.
 pub(super) fn remembered(store: Option<&ReportStore>) -> Reports {
     let Some(store) = store else { return Reports::default() };

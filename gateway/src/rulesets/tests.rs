@@ -94,6 +94,17 @@ async fn reports_count_at_once_and_in_every_later_load() {
     drop(rulesets);
     let rulesets = files.rulesets_with_history();
     assert!(reaches(&rulesets), "in the next life");
+    drop(rulesets);
+    // A device that was gone meanwhile has nothing reported of it when it is back.
+    let without = DIRECTORY.replace("ann-laptop", "ann-phone");
+    files.write_directory(&without);
+    files.write_policy(POLICY);
+    drop(files.rulesets_with_history());
+    files.write_directory(DIRECTORY);
+    files.write_policy(ENCRYPTED);
+    let rulesets = files.rulesets_with_history();
+    assert!(!reaches(&rulesets), "forgotten in the state database too");
+    rulesets.report(report("ann-laptop", true)).await.unwrap();
     rulesets.report(report("ann-laptop", false)).await.unwrap();
     assert!(!reaches(&rulesets));
 }
