@@ -150,11 +150,14 @@ disconnect_client() {
 }
 
 # connect_peers N: connects so many peers of `add_peers`, which then only keep their
-# tunnels alive until `disconnect_peers`.
+# tunnels alive until `disconnect_peers`. Each has an address of its own, as clients have:
+# the handshakes of one address are limited.
 connect_peers() {
+    ip -n "$NS_CLIENT" route replace local "$PEERS_NETWORK" dev lo
+    ip -n "$NS_GATEWAY" route replace "$PEERS_NETWORK" via "$OUTER_CLIENT"
     : >"$LAB_DIR/peers.log"
     lab_spawn "$NS_CLIENT" "$LAB_DIR/peers.log" "$PORTCULLIS_LOAD_BIN" peers --peers "$1" --connect \
-        --endpoint "$OUTER_GATEWAY:$TUNNEL_PORT" --server-key "$GATEWAY_PUBLIC"
+        --endpoint "$OUTER_GATEWAY:$TUNNEL_PORT" --server-key "$GATEWAY_PUBLIC" --from "$PEERS_NETWORK"
     CROWD_PID=$LAB_PID
     wait_for 60 grep -q '"connected"' "$LAB_DIR/peers.log" || cannot_measure "connecting $1 peers"
 }

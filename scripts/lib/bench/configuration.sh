@@ -4,6 +4,8 @@
 # the private network. Sourced after netns.sh.
 
 readonly TUNNEL_GATEWAY=100.96.0.1 TUNNEL_CLIENT=100.96.0.2 TUNNEL_MTU=1420
+# Where crowds of peers send from.
+readonly PEERS_NETWORK=198.18.0.0/16
 readonly TUNNEL_PORT=51820 FIRST_PEER=100.96.1.1 PRIVATE_NETWORK=10.0.8.0/24
 
 # write_configurations: all files, and the keys as CLIENT_PUBLIC, PEER_PUBLIC (of every

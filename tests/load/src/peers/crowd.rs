@@ -5,12 +5,13 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::PublicKey;
+use ipnet::Ipv4Net;
 use portcullis::onramp::wireguard::socket::{Endpoint, Outbox, ReceiveBuffers, WireguardSocket};
 use serde_json::json;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -40,6 +41,8 @@ struct Peer {
     tunnel: Tunn,
     /// Of [`Crowd::links`].
     link: usize,
+    /// Where it sends from; `None`: wherever the host would.
+    local: Option<IpAddr>,
     state: State,
 }
 
@@ -56,7 +59,7 @@ struct Link {
 }
 
 struct Crowd {
-    endpoint: Endpoint,
+    endpoint: SocketAddr,
     links: Vec<Link>,
     peers: Vec<Peer>,
     /// Peers that have not asked yet.
@@ -89,14 +92,15 @@ impl Crowd {
             let number = u32::try_from(index).unwrap_or(u32::MAX);
             let key = private_key(arguments.seed, index);
             let tunnel = Tunn::new(key, PublicKey::from(server_key), None, keepalive, number, None);
-            Peer { tunnel, link: index % arguments.sockets, state: State::New }
+            let local = arguments.from.map(|network| address_in(network, number));
+            Peer { tunnel, link: index % arguments.sockets, local, state: State::New }
         });
         let peers: Vec<_> = peers.collect();
         let mut timer = interval(TICK);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = Instant::now();
         Ok(Self {
-            endpoint: Endpoint { address: endpoint, local: None },
+            endpoint,
             links,
             new: (0..peers.len()).collect(),
             peers,
@@ -144,7 +148,7 @@ impl Crowd {
         }
         peer.state = State::Asked(now);
         if let TunnResult::WriteToNetwork(message) = peer.tunnel.format_handshake_initiation(&mut self.scratch, true) {
-            link.outbox.queue(self.endpoint, message);
+            link.outbox.queue(Endpoint { address: self.endpoint, local: peer.local }, message);
         }
     }
 
@@ -158,7 +162,7 @@ impl Crowd {
             let Some(peer) = peers.get_mut(number) else { return };
             match peer.tunnel.decapsulate(None, datagram, scratch) {
                 TunnResult::WriteToNetwork(answer) => {
-                    outbox.queue(*endpoint, answer);
+                    outbox.queue(Endpoint { address: *endpoint, local: peer.local }, answer);
                     if message == MESSAGE_RESPONSE && peer.state != State::Connected {
                         peer.state = State::Connected;
                         opened.push(number);
@@ -206,11 +210,17 @@ impl Crowd {
             if let TunnResult::WriteToNetwork(message) = peer.tunnel.update_timers(&mut self.scratch)
                 && let Some(link) = self.links.get_mut(peer.link)
             {
-                link.outbox.queue(self.endpoint, message);
+                link.outbox.queue(Endpoint { address: self.endpoint, local: peer.local }, message);
             }
         }
         Ok(())
     }
+}
+
+/// A host's address in `network`, another one for each number while there are any.
+fn address_in(network: Ipv4Net, number: u32) -> IpAddr {
+    let hosts = (u32::MAX >> network.prefix_len()).saturating_sub(1).max(1);
+    Ipv4Addr::from(u32::from(network.network()) + 1 + number % hosts).into()
 }
 
 /// The kind of a message to a peer, and the peer.

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use boringtun::x25519::{PublicKey, StaticSecret};
+use ipnet::Ipv4Net;
 use portcullis::keys::{KeyError, encode_key, parse_public_key};
 use serde_json::{Map, Value, json};
 
@@ -43,6 +44,10 @@ pub(crate) struct Arguments {
     /// UDP sockets the peers share: a gateway may spread peers over its threads by their address and port.
     #[arg(long, default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=256))]
     sockets: usize,
+    /// Each peer sends from another address of this network, all of which must be this host's (`ip route add local`):
+    /// gateways limit the handshakes of one address.
+    #[arg(long, value_name = "NETWORK")]
+    from: Option<Ipv4Net>,
     /// Seconds between keepalives of a peer; 0 sends none.
     #[arg(long, default_value_t = 25)]
     keepalive: u16,
@@ -116,6 +121,7 @@ mod tests {
                 endpoint: None,
                 server_key: None,
                 sockets: 3,
+                from: None,
                 keepalive: 25,
             }
         }
