@@ -83,8 +83,13 @@ pub fn verdicts(world: &World<'_>, verdict: &str, count: u32) {
 /// When they are not.
 pub fn dropped(world: &World<'_>, reason: &str, at_least: u32) {
     wait::until(&format!("{at_least} packets dropped as {reason}"), || {
-        (world.gateway.metrics().sum(DROPPED, Some(("reason", reason))) >= f64::from(at_least)).then_some(())
+        has_dropped(world, reason, at_least).then_some(())
     });
+}
+
+/// Whether at least so many packets are counted as dropped for this reason.
+pub fn has_dropped(world: &World<'_>, reason: &str, at_least: u32) -> bool {
+    world.gateway.metrics().sum(DROPPED, Some(("reason", reason))) >= f64::from(at_least)
 }
 
 /// Counts every IP packet that reaches the private side for `address`.

@@ -474,10 +474,13 @@ fn echo_flood(world: &mut World<'_>) {
     let arrivals = expect::arrivals(world, "echoes", Host::Open.address(Family::V4));
     let request = raw::echo_request(client.inner_address(Family::V4), Host::Open.address(Family::V4));
     let begun = std::time::Instant::now();
-    for _ in 0..8_000 {
-        raw.send(&request);
-    }
-    expect::dropped(world, "echo_limit", 1);
+    // Again and again: a client whose own queue is full loses most of one burst before the gateway sees it.
+    wait::until("a packet dropped as echo_limit", || {
+        for _ in 0..4_000 {
+            raw.send(&request);
+        }
+        expect::has_dropped(world, "echo_limit", 1).then_some(())
+    });
     passes(world, &echo(world, Family::V6));
     let seconds = begun.elapsed().as_secs() + 1;
     assert!(arrivals.packets() <= 1_000 + 1_000 * seconds, "{} in {seconds} s", arrivals.packets());
