@@ -1,17 +1,14 @@
 //! WireGuard keys: making them, reading them strictly, and keeping private ones private.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use boringtun::x25519::{PublicKey, StaticSecret};
-use nix::unistd::geteuid;
 
-use crate::files::{ReadError, read_open};
+use crate::secret::{self, SecretFileError};
 
 /// A WireGuard private key. Never printed by accident.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,42 +38,12 @@ pub enum KeyError {
     NotCanonical,
 }
 
-impl KeyFileError {
-    /// The caller may not read it, which says nothing about what is in it.
-    pub fn is_denied(&self) -> bool {
-        matches!(self, Self::Read { source, .. } if source.is_denied())
-    }
-}
-
 /// Why a private key file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// It cannot be read.
-    #[error("{path} {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: ReadError,
-    },
-    /// Group or others have rights on it.
-    #[error("{path} has mode {mode:04o}: others than its owner may use it; set it with `chmod 600 {path}`")]
-    Mode {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// Somebody else owns it.
-    #[error("{path} belongs to user {owner}, who is neither root nor user {us}, as whom this runs")]
-    Owner {
-        /// The file.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-        /// The effective user of this process.
-        us: u32,
-    },
+    /// It cannot be had, or is open to others.
+    #[error(transparent)]
+    File(#[from] SecretFileError),
     /// What it holds is no key.
     #[error("what {path} holds {error}")]
     Key {
@@ -85,6 +52,13 @@ pub enum KeyFileError {
         /// Why.
         error: KeyError,
     },
+}
+
+impl KeyFileError {
+    /// The caller may not read it, which says nothing about what is in it.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::File(error) if error.is_denied())
+    }
 }
 
 impl PrivateKey {
@@ -112,22 +86,7 @@ impl PrivateKey {
     ///
     /// The file cannot be read, is open to others, belongs to a stranger, or holds no key.
     pub fn read_file(path: &Path) -> Result<Self, KeyFileError> {
-        let unreadable = |source| KeyFileError::Read { path: path.to_owned(), source };
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|error| unreadable(error.into()))?;
-        // Asked of the open file, so that it cannot be exchanged between the question and the reading.
-        let metadata = file.metadata().map_err(|error| unreadable(error.into()))?;
-        let (mode, owner, us) = (metadata.mode() & 0o7777, metadata.uid(), geteuid().as_raw());
-        if owner != us && owner != 0 {
-            return Err(KeyFileError::Owner { path: path.to_owned(), owner, us });
-        }
-        if mode & 0o077 != 0 {
-            return Err(KeyFileError::Mode { path: path.to_owned(), mode });
-        }
-        let text = read_open(&file).map_err(unreadable)?;
+        let text = secret::read(path)?;
         let line = text.strip_suffix('\n').unwrap_or(&text);
         Self::parse(line).map_err(|error| KeyFileError::Key { path: path.to_owned(), error })
     }
@@ -234,6 +193,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
+    use nix::unistd::geteuid;
+
     use super::*;
 
     /// RFC 7748, section 6.1.
@@ -314,7 +275,10 @@ mod tests {
         for mode in [0o640, 0o604, 0o660, 0o644, 0o610, 0o601] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let error = PrivateKey::read_file(&path).unwrap_err();
-            assert!(matches!(error, KeyFileError::Mode { mode: found, .. } if found == mode), "{mode:o}");
+            assert!(
+                matches!(error, KeyFileError::File(SecretFileError::Mode { mode: found, .. }) if found == mode),
+                "{mode:o}"
+            );
         }
         for mode in [0o600, 0o400] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();

@@ -35,6 +35,7 @@
 //! - [`posture`] is what is reported of devices while the gateway runs, over the facts that the directory has.
 //! - [`state`] remembers where WireGuard clients are, so that a restarted gateway opens the handshakes itself, every
 //!   policy that was in force, and what was reported of devices.
+//! - [`secret`] reads the files that nobody else may.
 //! - [`host`] is what the kernel is asked for besides sockets: the TUN device, routes and rules, addresses, settings.
 //!   `sys` is the one module with unsafe code.
 
@@ -61,6 +62,7 @@ pub mod posture;
 pub mod prefix;
 pub mod rulesets;
 pub mod schema;
+pub mod secret;
 pub mod shard;
 pub mod signals;
 pub mod state;

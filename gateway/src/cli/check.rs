@@ -16,6 +16,7 @@ use crate::directory::names::Names;
 use crate::directory::{Directory, DirectoryContext, DirectoryError};
 use crate::files;
 use crate::keys::PrivateKey;
+use crate::offramp::Offramps;
 use crate::rulesets::policy_context;
 
 /// What was found.
@@ -114,6 +115,12 @@ fn check(path: &Path) -> Report {
         }
     };
     warn_about_config(&config, &mut report.warnings);
+    for offramp in &config.offramps {
+        if let Err(error) = Offramps::check_files(offramp) {
+            let text = format!("{}: off-ramp {}: {error}", config.source.display(), offramp.name);
+            report.problems.push(whole_file(&config.source, text, error.is_denied()));
+        }
+    }
     let own_key = config.wireguard.as_ref().and_then(|wireguard| match PrivateKey::read_file(&wireguard.key_file) {
         Ok(key) => Some(key.public()),
         Err(error) => {

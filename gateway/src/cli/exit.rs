@@ -49,6 +49,7 @@ mod tests {
     use crate::config::ConfigProblem;
     use crate::files::ReadError;
     use crate::keys::KeyFileError;
+    use crate::secret::SecretFileError;
 
     #[test]
     fn what_may_not_be_read_is_not_bad() {
@@ -64,7 +65,7 @@ mod tests {
         assert_eq!(ExitStatus::of_files([denied.is_denied(), broken.is_denied()]), ExitStatus::BadConfig);
         assert_eq!(ExitStatus::of_files([]), ExitStatus::BadConfig);
         let source = ReadError::from(io::Error::from(io::ErrorKind::PermissionDenied));
-        assert!(KeyFileError::Read { path: PathBuf::from("key"), source }.is_denied());
-        assert!(!KeyFileError::Mode { path: PathBuf::from("key"), mode: 0o644 }.is_denied());
+        assert!(KeyFileError::from(SecretFileError::Read { path: PathBuf::from("key"), source }).is_denied());
+        assert!(!KeyFileError::from(SecretFileError::Mode { path: PathBuf::from("key"), mode: 0o644 }).is_denied());
     }
 }

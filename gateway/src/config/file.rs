@@ -2,7 +2,7 @@
 //!
 //! What the values mean together is settled in [`super::resolve`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use toml::de::DeTable;
 
 use super::is_endpoint;
 use super::limits::{LimitValue, Limits};
+use super::offramp::{OFFRAMP, OfframpFile};
 use super::problem::{ConfigError, Findings};
 use super::reader::{Located, Reader, Table};
 use super::resolved::{MAX_SHARDS, OnStop};
-use crate::offramp::health::HealthConfig;
 use crate::prefix::parse_interface_address;
 
 const ROOT: &[&str] = &[
@@ -38,15 +38,11 @@ const ROOT: &[&str] = &[
 const POLICY: &[&str] = &["file", "watch"];
 const WIREGUARD: &[&str] = &["listen", "key_file", "addresses", "mtu", "endpoint", "client_routes"];
 const TUN: &[&str] = &["name", "addresses", "mtu", "routes", "exclude", "table", "fwmark", "on_stop"];
-const OFFRAMP: &[&str] = &["name", "kind", "source", "ports", "interface", "health"];
-const HEALTH: &[&str] = &["tcp", "every", "down_after", "up_after"];
 const ROUTE: &[&str] = &["to", "offramp"];
 
 /// IPv6 needs 1280 (RFC 8200, section 5); an IP packet has no more than 65535.
 const MTU: RangeInclusive<u64> = 1280..=65_535;
 const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
-const PROBED_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
-const PROBES_IN_A_ROW: RangeInclusive<u64> = 1..=100;
 
 /// The whole file. `None` is a key that is not there, or one that was reported.
 #[derive(Debug, Default)]
@@ -92,16 +88,6 @@ pub(super) struct TunFile {
     pub(super) table: Option<u32>,
     pub(super) fwmark: Option<u32>,
     pub(super) on_stop: Option<OnStop>,
-}
-
-/// One `[[offramp]]`.
-#[derive(Debug)]
-pub(super) struct OfframpFile {
-    pub(super) name: Located<String>,
-    pub(super) source: Vec<Located<IpAddr>>,
-    pub(super) ports: Option<RangeInclusive<u16>>,
-    pub(super) interface: Option<String>,
-    pub(super) health: Option<HealthConfig>,
 }
 
 /// One `[[route]]`.
@@ -199,30 +185,6 @@ impl<'t> Reader<'t> {
         }
     }
 
-    fn offramp(&mut self, table: &Table<'t>) -> Option<OfframpFile> {
-        let name = self.required(table, "name").and_then(|value| self.located(&value, offramp_name));
-        self.required(table, "kind").and_then(|value| self.parsed(&value, offramp_kind));
-        let source = self.value(table, "source");
-        let source = self.located_list(source, parse_address);
-        let ports = self.value(table, "ports").and_then(|value| self.parsed(&value, port_range));
-        let interface = self.value(table, "interface").and_then(|value| self.parsed(&value, interface_name));
-        let health = self.section(table, "health", HEALTH).and_then(|health| self.health(&health));
-        Some(OfframpFile { name: name?, source, ports, interface, health })
-    }
-
-    fn health(&mut self, table: &Table<'t>) -> Option<HealthConfig> {
-        let tcp = self.required(table, "tcp").and_then(|value| self.parsed(&value, socket_address));
-        let every = self.value(table, "every").and_then(|value| self.duration(&value, PROBED_EVERY));
-        let down_after = self.number(table, "down_after", PROBES_IN_A_ROW);
-        let up_after = self.number(table, "up_after", PROBES_IN_A_ROW);
-        Some(HealthConfig {
-            tcp: tcp?,
-            every: every.unwrap_or(Duration::from_secs(5)),
-            down_after: down_after.unwrap_or(3),
-            up_after: up_after.unwrap_or(2),
-        })
-    }
-
     fn route(&mut self, table: &Table<'t>) -> RouteFile {
         let to = self.required(table, "to").and_then(|value| self.located(&value, parse_net));
         let offramp = self.required(table, "offramp");
@@ -253,7 +215,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    fn section(&mut self, root: &Table<'t>, key: &str, known: &'static [&'static str]) -> Option<Table<'t>> {
+    pub(super) fn section(&mut self, root: &Table<'t>, key: &str, known: &'static [&'static str]) -> Option<Table<'t>> {
         let value = self.value(root, key)?;
         self.table(&value, known)
     }
@@ -266,7 +228,7 @@ impl<'t> Reader<'t> {
         items.iter().filter_map(|item| self.table(item, known)).collect()
     }
 
-    fn path(&mut self, table: &Table<'t>, key: &str) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, table: &Table<'t>, key: &str) -> Option<PathBuf> {
         let value = self.value(table, key)?;
         self.parsed(&value, path)
     }
@@ -276,7 +238,12 @@ impl<'t> Reader<'t> {
         self.parsed(&value, socket_address)
     }
 
-    fn number<T: TryFrom<u64>>(&mut self, table: &Table<'t>, key: &str, range: RangeInclusive<u64>) -> Option<T> {
+    pub(super) fn number<T: TryFrom<u64>>(
+        &mut self,
+        table: &Table<'t>,
+        key: &str,
+        range: RangeInclusive<u64>,
+    ) -> Option<T> {
         let value = self.value(table, key)?;
         self.integer(&value, range).and_then(|number| T::try_from(number).ok())
     }
@@ -291,11 +258,11 @@ impl<'t> Reader<'t> {
     }
 }
 
-fn path(text: &str) -> Result<PathBuf, ConfigError> {
+pub(super) fn path(text: &str) -> Result<PathBuf, ConfigError> {
     if text.is_empty() { Err(ConfigError::EmptyPath) } else { Ok(PathBuf::from(text)) }
 }
 
-fn socket_address(text: &str) -> Result<SocketAddr, ConfigError> {
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, ConfigError> {
     let address: SocketAddr = text.parse().map_err(|_| ConfigError::NotASocketAddress(text.to_owned()))?;
     if address.port() == 0 {
         return Err(ConfigError::PortZero);
@@ -311,7 +278,7 @@ fn endpoint(text: &str) -> Result<String, ConfigError> {
     if is_endpoint(text) { Ok(text.to_owned()) } else { Err(ConfigError::NotAnEndpoint) }
 }
 
-fn interface_name(text: &str) -> Result<String, ConfigError> {
+pub(super) fn interface_name(text: &str) -> Result<String, ConfigError> {
     let sound = (1..=15).contains(&text.len())
         && text != "."
         && text != ".."
@@ -325,31 +292,4 @@ fn on_stop(text: &str) -> Result<OnStop, ConfigError> {
         "block" => Ok(OnStop::Block),
         _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: "remove, block" }),
     }
-}
-
-fn offramp_name(text: &str) -> Result<String, ConfigError> {
-    let sound = (1..=63).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-    if sound { Ok(text.to_owned()) } else { Err(ConfigError::NotAName(text.to_owned())) }
-}
-
-fn offramp_kind(text: &str) -> Result<(), ConfigError> {
-    match text {
-        "direct" => Ok(()),
-        _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: "direct" }),
-    }
-}
-
-fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
-    let wrong = || ConfigError::NotAPortRange(text.to_owned());
-    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
-    let first: u16 = first.parse().map_err(|_| wrong())?;
-    let last: u16 = last.parse().map_err(|_| wrong())?;
-    if format!("{first}-{last}") != text || first == 0 {
-        return Err(wrong());
-    }
-    if first > last {
-        return Err(ConfigError::PortRangeReversed(text.to_owned()));
-    }
-    Ok(first..=last)
 }

@@ -3,6 +3,7 @@
 mod duration;
 mod file;
 mod limits;
+mod offramp;
 mod problem;
 mod reader;
 mod resolve;

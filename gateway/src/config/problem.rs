@@ -168,6 +168,21 @@ pub enum ConfigError {
         /// What may be.
         known: &'static str,
     },
+    /// A key that means nothing to an off-ramp of this kind.
+    #[error("means nothing to this kind; it is for {known}")]
+    OtherKind {
+        /// The kinds it is for.
+        known: &'static str,
+    },
+    /// One of two keys that go together.
+    #[error("says nothing without `{other}`")]
+    Alone {
+        /// The other.
+        other: &'static str,
+    },
+    /// No name that a certificate may have.
+    #[error("`{0}` is neither a DNS name nor an IP address")]
+    NotAServerName(String),
     /// Two off-ramps with one name.
     #[error("`{name}` is already the name of the off-ramp at {first}")]
     DuplicateOfframp {

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::file::{File, OfframpFile, RouteFile, TunFile, WireguardFile};
+use super::file::{File, RouteFile, TunFile, WireguardFile};
+use super::offramp::OfframpFile;
 use super::problem::{ConfigError, Findings};
 use super::reader::Located;
-use super::resolved::{Config, OfframpConfig, OnStop, RouteConfig, TunConfig, WireguardConfig};
+use super::resolved::{Config, OfframpConfig, OfframpKind, OnStop, RouteConfig, TlsConfig, TunConfig, WireguardConfig};
 use crate::prefix::{is_network_itself, overlap};
 
 /// Bytes of `sun_path`, without the end mark (unix(7)).
@@ -29,7 +30,7 @@ pub(super) fn resolve(text: &str, file: File, source: &Path, cores: usize, findi
     if let (Some(wireguard), Some(tun)) = (&file.wireguard, &file.tun) {
         apart(&wireguard.addresses, &tun.addresses, findings);
     }
-    let offramps = offramps(file.offramps, findings);
+    let offramps = offramps(file.offramps, base, findings);
     Config {
         source: source.to_owned(),
         text: text.into(),
@@ -114,7 +115,7 @@ fn tun(file: TunFile, findings: &mut Findings) -> TunConfig {
 }
 
 /// `direct` is always there and first; an entry of that name changes its settings.
-fn offramps(files: Vec<OfframpFile>, findings: &mut Findings) -> Vec<OfframpConfig> {
+fn offramps(files: Vec<OfframpFile>, base: &Path, findings: &mut Findings) -> Vec<OfframpConfig> {
     let mut offramps = vec![OfframpConfig::direct()];
     let mut seen = HashMap::new();
     for file in files {
@@ -139,6 +140,7 @@ fn offramps(files: Vec<OfframpFile>, findings: &mut Findings) -> Vec<OfframpConf
             ports: file.ports,
             interface: file.interface,
             health: file.health,
+            kind: file.kind.map_or(OfframpKind::Direct { proxy_protocol: false }, |kind| relative_to(base, kind)),
         };
         match offramps.iter_mut().find(|other| other.name == offramp.name) {
             Some(same) => *same = offramp,
@@ -146,6 +148,19 @@ fn offramps(files: Vec<OfframpFile>, findings: &mut Findings) -> Vec<OfframpConf
         }
     }
     offramps
+}
+
+/// With its paths relative to `base`.
+fn relative_to(base: &Path, kind: OfframpKind) -> OfframpKind {
+    let OfframpKind::Proxy(mut proxy) = kind else { return kind };
+    let join = |path: PathBuf| base.join(path);
+    proxy.credentials_file = proxy.credentials_file.map(join);
+    proxy.tls = proxy.tls.map(|tls| TlsConfig {
+        ca_file: tls.ca_file.map(join),
+        identity: tls.identity.map(|(certificate, key)| (join(certificate), join(key))),
+        server_name: tls.server_name,
+    });
+    OfframpKind::Proxy(proxy)
 }
 
 fn routes(files: Vec<RouteFile>, offramps: &[OfframpConfig], findings: &mut Findings) -> Vec<RouteConfig> {

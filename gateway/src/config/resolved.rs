@@ -114,12 +114,66 @@ pub struct OfframpConfig {
     pub interface: Option<String>,
     /// How it is probed; without it nobody does.
     pub health: Option<HealthConfig>,
+    /// What becomes of a flow there.
+    pub kind: OfframpKind,
+}
+
+/// `kind` of an `[[offramp]]`, with the settings that only it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OfframpKind {
+    /// A socket of this host's kernel goes to the target.
+    Direct {
+        /// A TCP target is told first whose connection it is: PROXY protocol, version 2.
+        proxy_protocol: bool,
+    },
+    /// A proxy is asked to go to the target.
+    Proxy(ProxyConfig),
+}
+
+/// How a proxy is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyScheme {
+    /// SOCKS5: RFC 1928.
+    Socks5,
+    /// The CONNECT method of HTTP/1.1: RFC 9110 section 9.3.6.
+    HttpConnect,
+}
+
+/// The proxy of an `[[offramp]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// How it is spoken to.
+    pub scheme: ProxyScheme,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// A file with `user:password`.
+    pub credentials_file: Option<PathBuf>,
+    /// It is spoken to over TLS.
+    pub tls: Option<TlsConfig>,
+}
+
+/// TLS towards a proxy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Certificates of the authorities that vouch for it; those of the system without it.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate, with those between it and its authority, and its private key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name in the proxy's certificate; its address without it.
+    pub server_name: Option<String>,
 }
 
 impl OfframpConfig {
     /// The one that is always there, as it is when nothing is said of it.
     pub fn direct() -> Self {
-        Self { name: DIRECT.into(), source: Vec::new(), ports: None, interface: None, health: None }
+        Self {
+            name: DIRECT.into(),
+            source: Vec::new(),
+            ports: None,
+            interface: None,
+            health: None,
+            kind: OfframpKind::Direct { proxy_protocol: false },
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::resolved::{Config, OnStop};
+use super::resolved::{Config, OfframpKind, OnStop, ProxyConfig, ProxyScheme, TlsConfig};
 
 fn resolve(text: &str) -> Result<Config, Vec<String>> {
     Config::resolve(text, Path::new("/etc/portcullis/gateway.toml"), 4).map_err(|problems| {
@@ -366,8 +366,8 @@ fn offramps() {
     with("kind = \"direct\"", &["gateway.toml:2:1: offramp[0].name: is missing"]);
     with("name = \"a\"", &["gateway.toml:2:1: offramp[0].kind: is missing"]);
     with(
-        "name = \"a\"\nkind = \"socks5\"",
-        &["gateway.toml:4:8: offramp[0].kind: `socks5` is not known; known: direct"],
+        "name = \"a\"\nkind = \"socks4\"",
+        &["gateway.toml:4:8: offramp[0].kind: `socks4` is not known; known: direct, socks5, http-connect"],
     );
     with(
         "name = \"a b\"\nkind = \"direct\"",
@@ -412,6 +412,68 @@ fn offramps() {
         "tcp = \"192.0.2.1:22\", every = \"1ms\"",
         "gateway.toml:5:42: offramp[0].health.every: must be 100ms to 1h",
     );
+}
+
+#[test]
+fn proxies() {
+    let with =
+        |text: &str, expected: &[&str]| refused(&format!("[tun]\n[[offramp]]\nname = \"a\"\n{text}\n"), expected);
+    with("kind = \"socks5\"", &["gateway.toml:2:1: offramp[0].address: is missing"]);
+    with(
+        "kind = \"http-connect\"\naddress = \"proxy:8080\"",
+        &["gateway.toml:5:11: offramp[0].address: `proxy:8080` is not ADDRESS:PORT, like 192.0.2.1:22 or [::]:51820"],
+    );
+    with(
+        "kind = \"direct\"\nproxy_protocol = \"v1\"",
+        &["gateway.toml:5:18: offramp[0].proxy_protocol: `v1` is not known; known: v2"],
+    );
+    with(
+        "kind = \"direct\"\naddress = \"10.2.0.9:1080\"\ntls = {}",
+        &[
+            "gateway.toml:5:11: offramp[0].address: means nothing to this kind; it is for socks5, http-connect",
+            "gateway.toml:6:7: offramp[0].tls: means nothing to this kind; it is for socks5, http-connect",
+        ],
+    );
+    let proxy = |line: &str, expected: &str| {
+        with(&format!("kind = \"socks5\"\naddress = \"10.2.0.9:1080\"\n{line}"), &[expected]);
+    };
+    proxy(
+        "proxy_protocol = \"v2\"",
+        "gateway.toml:6:18: offramp[0].proxy_protocol: means nothing to this kind; it is for direct",
+    );
+    proxy(
+        "tls = { key_file = \"k\" }",
+        "gateway.toml:6:20: offramp[0].tls.key_file: says nothing without `certificate_file`",
+    );
+    proxy(
+        "tls = { certificate_file = \"c\" }",
+        "gateway.toml:6:28: offramp[0].tls.certificate_file: says nothing without `key_file`",
+    );
+    proxy(
+        "tls = { server_name = \"a b\" }",
+        "gateway.toml:6:23: offramp[0].tls.server_name: `a b` is neither a DNS name nor an IP address",
+    );
+    proxy(
+        "tls = { ca = \"x\" }",
+        "gateway.toml:6:9: offramp[0].tls.ca: unknown key; known here: ca_file, certificate_file, key_file, server_name",
+    );
+    let config = resolve(
+        "[tun]\n[[offramp]]\nname = \"a\"\nkind = \"http-connect\"\naddress = \"[2001:db8::9]:8080\"\n\
+         credentials_file = \"proxy.txt\"\ntls = { ca_file = \"/ca.pem\", certificate_file = \"c.pem\", key_file = \"k.pem\" }\n",
+    )
+    .unwrap();
+    let base = config.source.parent().unwrap();
+    let expected = OfframpKind::Proxy(ProxyConfig {
+        scheme: ProxyScheme::HttpConnect,
+        address: "[2001:db8::9]:8080".parse().unwrap(),
+        credentials_file: Some(base.join("proxy.txt")),
+        tls: Some(TlsConfig {
+            ca_file: Some("/ca.pem".into()),
+            identity: Some((base.join("c.pem"), base.join("k.pem"))),
+            server_name: None,
+        }),
+    });
+    assert_eq!(config.offramps[1].kind, expected);
 }
 
 #[test]

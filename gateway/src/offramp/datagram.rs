@@ -1,5 +1,7 @@
 //! Connected datagram sockets: UDP, in runs of datagrams both ways, and ICMP echo without raw sockets.
 
+pub(super) mod relay;
+
 use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::net::SocketAddr;
@@ -12,6 +14,7 @@ use nix::sys::socket::{
 use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
+use self::relay::Relay;
 use crate::sys;
 
 /// How many queued ICMP errors are discarded at once.
@@ -23,7 +26,7 @@ pub const MAX_RUN: usize = 65_000;
 /// Bytes of the headers that a datagram's path MTU has to hold besides its payload, without IP options.
 const HEADERS: u32 = 40 + 8;
 
-/// A socket that talks to one target.
+/// A socket that talks to one target, or to the relay of a proxy that does.
 ///
 /// *UDP*: a message is a datagram's payload, or a run: the payloads of several datagrams one after the other, all of one
 /// size but the last, which may be shorter. A run costs one call, and one journey through the kernel's own stack as far
@@ -39,8 +42,10 @@ const HEADERS: u32 = 40 + 8;
 #[derive(Debug)]
 pub struct DatagramSocket {
     socket: AsyncFd<Socket>,
-    /// Port 0 for an echo socket.
-    target: SocketAddr,
+    /// What it is connected to: the target, or the relay. Port 0 for an echo socket.
+    peer: SocketAddr,
+    /// Between it and the target.
+    relay: Option<Relay>,
     /// The kernel refuses runs towards this target.
     one_by_one: Cell<bool>,
 }
@@ -61,24 +66,42 @@ pub fn datagrams(run: &[u8], size: usize) -> impl Iterator<Item = &[u8]> {
 }
 
 impl DatagramSocket {
-    /// Takes over a connected socket. Call on a tokio runtime.
+    /// Takes over a socket that is connected to its target. Call on a tokio runtime.
     pub(super) fn new(socket: Socket, target: SocketAddr) -> io::Result<Self> {
+        Self::connected(socket, target, None)
+    }
+
+    /// Takes over a UDP socket that is connected to `peer`, a relay. Call on a tokio runtime.
+    pub(super) fn relayed(socket: Socket, peer: SocketAddr, relay: Relay) -> io::Result<Self> {
+        Self::connected(socket, peer, Some(relay))
+    }
+
+    fn connected(socket: Socket, peer: SocketAddr, relay: Option<Relay>) -> io::Result<Self> {
         // Without it the kernel keeps most ICMP errors to itself.
-        if target.is_ipv4() {
+        if peer.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
         } else {
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
         }
         sys::set_errors_wake_reader(socket.as_fd())?;
-        if target.port() != 0 {
+        if peer.port() != 0 && relay.is_none() {
             // A kernel before 5.0 hands up one datagram at a time.
             let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
         }
-        Ok(Self { socket: sys::register_for_reading(socket)?, target, one_by_one: Cell::new(false) })
+        let one_by_one = Cell::new(relay.is_some());
+        Ok(Self { socket: sys::register_for_reading(socket)?, peer, relay, one_by_one })
+    }
+
+    /// Whether the proxy it goes through ended it: nothing comes or goes any more.
+    pub fn is_over(&self) -> bool {
+        self.relay.as_ref().is_some_and(Relay::is_over)
     }
 
     /// The next message or run from the target, cut off at the length of `message`.
     pub fn poll_recv(&self, context: &mut Context<'_>, message: &mut [u8]) -> Poll<io::Result<Received>> {
+        if self.relay.as_ref().is_some_and(|relay| relay.poll_over(context)) {
+            return Poll::Pending;
+        }
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(context))?;
             if let Ok(result) = ready.try_io(|socket| self.receive(socket.get_ref(), message)) {
@@ -104,8 +127,12 @@ impl DatagramSocket {
 
     /// Sends a message. `WouldBlock` when the kernel's buffer is full: it is to be dropped, as a network would.
     pub fn try_send(&self, message: &[u8]) -> io::Result<()> {
-        let sent = self.socket.get_ref().write(message).map(|_all| ());
-        self.forget_reported(sent)
+        let mut socket = self.socket.get_ref();
+        let sent = match &self.relay {
+            None => socket.write(message),
+            Some(relay) => socket.write_vectored(&[IoSlice::new(relay.header()), IoSlice::new(message)]),
+        };
+        self.forget_reported(sent.map(|_all| ()))
     }
 
     /// Sends a run of at most [`MAX_RUN_DATAGRAMS`] and [`MAX_RUN`] bytes, all of it or none. Of one datagram it is
@@ -132,7 +159,7 @@ impl DatagramSocket {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE)) => {
                 let fits = self.path_mtu().is_ok_and(|mtu| u32::from(segment) + HEADERS <= mtu);
                 if fits && error.raw_os_error() != Some(libc::EMSGSIZE) {
-                    tracing::debug!(target = %self.target, %error, "the kernel refuses runs of datagrams");
+                    tracing::debug!(target = %self.peer, %error, "the kernel refuses runs of datagrams");
                     self.one_by_one.set(true);
                 }
                 Err(None)
@@ -153,7 +180,9 @@ impl DatagramSocket {
 
     /// Bytes of the largest IP packet that goes to the target whole, as far as the kernel knows.
     pub fn path_mtu(&self) -> io::Result<u32> {
-        sys::path_mtu(self.as_fd(), self.target.is_ipv6())
+        let header = self.relay.as_ref().map_or(0, |relay| relay.header().len());
+        let mtu = sys::path_mtu(self.as_fd(), self.peer.is_ipv6())?;
+        Ok(mtu.saturating_sub(u32::try_from(header).unwrap_or(u32::MAX)))
     }
 
     /// The address its packets come from.
@@ -168,8 +197,13 @@ impl DatagramSocket {
             match receive(socket, message, MsgFlags::empty()) {
                 // From somebody else: an echo socket does not look at addresses, and a UDP socket takes anything in the
                 // moment between getting its port and being connected.
-                Ok((_, from)) if from != Some(self.target) => {}
-                Ok((received, _)) => return Ok(received),
+                Ok((_, from)) if from != Some(self.peer) => {}
+                Ok((received, _)) => {
+                    let Some(relay) = &self.relay else { return Ok(received) };
+                    if let Some(bytes) = message.get_mut(..received.bytes).and_then(|message| relay.unwrap(message)) {
+                        return Ok(Received { bytes, datagram: bytes });
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(error) => {
                     forget_errors(socket);

@@ -1,10 +1,11 @@
 //! Why a dial failed.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 
+use super::ProxyError;
 use crate::flow_record::FlowEnd;
 use crate::limits::LimitName;
 
@@ -35,6 +36,14 @@ pub enum DialError {
     /// The off-ramp's interface does not exist.
     #[error("the off-ramp's interface {0} does not exist")]
     InterfaceUnavailable(String),
+    /// The off-ramp's proxy, and not the target, is the trouble.
+    #[error("the proxy {proxy} {why}")]
+    Proxy {
+        /// The proxy.
+        proxy: SocketAddr,
+        /// What is wrong with it.
+        why: ProxyError,
+    },
     /// Anything else.
     #[error(transparent)]
     Io(io::Error),
@@ -48,6 +57,8 @@ impl DialError {
             Self::Unreachable(_) => FlowEnd::TargetUnreachable,
             Self::Timeout => FlowEnd::DialTimeout,
             Self::PortsExhausted | Self::Descriptors => FlowEnd::Limit,
+            Self::Proxy { why: ProxyError::CannotCarry(_), .. } => FlowEnd::TargetUnreachable,
+            Self::Proxy { .. } => FlowEnd::OfframpDown,
             Self::PingNotPermitted | Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Io(_) => {
                 FlowEnd::Error
             }
@@ -60,7 +71,7 @@ impl DialError {
     pub fn is_of_the_way(&self) -> bool {
         match self {
             Self::Unreachable(errno) => matches!(errno, Errno::ENETUNREACH | Errno::ENETDOWN | Errno::ENONET),
-            Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) => true,
+            Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Proxy { .. } => true,
             Self::Refused
             | Self::Timeout
             | Self::PortsExhausted
@@ -81,6 +92,7 @@ impl DialError {
             | Self::PingNotPermitted
             | Self::SourceUnavailable(_)
             | Self::InterfaceUnavailable(_)
+            | Self::Proxy { .. }
             | Self::Io(_) => None,
         }
     }

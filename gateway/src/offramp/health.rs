@@ -116,7 +116,7 @@ pub fn watch_all(offramps: &Arc<Offramps>, shards: &Shards) {
                 every.tick().await;
                 let Some(health) = &offramp.health else { return };
                 let patience = config.every.min(LONGEST_PROBE);
-                let probed = tokio::time::timeout(patience, offramp.connect_tcp(config.tcp)).await;
+                let probed = tokio::time::timeout(patience, offramp.connect_tcp(config.tcp, None)).await;
                 let outcome = match probed {
                     Ok(Ok(_connection)) => Ok(()),
                     // What we have no room for says nothing of the far side.

@@ -2,37 +2,46 @@
 //!
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
 //! [`Offramps::select`]: the first of those in question that is up ([`health`]) and was not tried for this flow. Its
-//! sockets are the host kernel's, and carry a mark.
+//! sockets are the host kernel's, and carry a mark; they go to the target, or to a proxy that goes there for us.
 
 pub mod datagram;
 mod error;
 pub mod health;
 mod ports;
+mod proxy;
+mod proxy_protocol;
 mod socket;
+mod stream;
 
 use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use portcullis_policy::Permit;
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt;
 
 pub use datagram::DatagramSocket;
+use datagram::relay::Relay;
 pub use error::DialError;
 use health::Health;
 pub(crate) use ports::PortShare;
-use ports::Ports;
-use socket::Transport;
+use proxy::Proxy;
+pub use proxy::{ProxyError, ProxyFileError};
+pub use proxy_protocol::Origin;
+use socket::{Sockets, Transport};
+pub use stream::TargetStream;
 
 use crate::config::Config;
-use crate::config::resolved::OfframpConfig;
+use crate::config::resolved::{OfframpConfig, OfframpKind};
 use crate::flow_record::FlowProtocol;
 
 /// The off-ramp that always exists.
@@ -56,23 +65,34 @@ pub struct Offramps {
 
 impl Offramps {
     /// The off-ramps and routes of `config`, as this host can serve them now.
-    pub fn new(config: &Config) -> Self {
+    ///
+    /// # Errors
+    /// A file that an off-ramp needs is not there or not sound.
+    pub fn new(config: &Config) -> Result<Self, ProxyFileError> {
         let kernel_ports = kernel_ports();
         let direct = OfframpConfig::direct();
-        let by_name: HashMap<Arc<str>, Arc<Offramp>> = std::iter::once(&direct)
+        let by_name = std::iter::once(&direct)
             .chain(&config.offramps)
             .map(|one| {
                 let mark = config.tun.as_ref().map(|tun| tun.fwmark);
-                let offramp = Offramp::new(one, mark, config.limits.dial_timeout, kernel_ports.as_ref());
-                (Arc::clone(&one.name), Arc::new(offramp))
+                let offramp = Offramp::new(one, mark, config.limits.dial_timeout, kernel_ports.as_ref())?;
+                Ok((Arc::clone(&one.name), Arc::new(offramp)))
             })
-            .collect();
+            .collect::<Result<HashMap<Arc<str>, Arc<Offramp>>, ProxyFileError>>()?;
         let known = |names: &[Arc<str>]| names.iter().filter_map(|name| by_name.get(name).cloned()).collect();
         let mut routes: Vec<(IpNet, Box<[Arc<Offramp>]>)> =
             config.routes.iter().map(|route| (route.to, known(&route.offramp))).collect();
         routes.sort_by_key(|(to, _)| std::cmp::Reverse(to.prefix_len()));
         let otherwise = config.routes.is_empty().then(|| by_name.get(DIRECT).cloned()).flatten();
-        Self { by_name, routes, otherwise }
+        Ok(Self { by_name, routes, otherwise })
+    }
+
+    /// Why the files that an off-ramp of `config` needs cannot be used.
+    pub fn check_files(config: &OfframpConfig) -> Result<(), ProxyFileError> {
+        match &config.kind {
+            OfframpKind::Direct { .. } => Ok(()),
+            OfframpKind::Proxy(proxy) => Proxy::load(proxy).map(drop),
+        }
     }
 
     /// The off-ramp of a flow that `tried` those already. In question are the one that the permit names, else those of the
@@ -113,18 +133,31 @@ impl Offramps {
     }
 }
 
-/// One way out: sockets of this host's kernel.
+/// One way out.
 #[derive(Debug)]
 pub struct Offramp {
     name: Arc<str>,
-    mark: Option<u32>,
-    source_v4: Option<Ipv4Addr>,
-    source_v6: Option<Ipv6Addr>,
-    ports: Option<Arc<Ports>>,
-    interface: Option<String>,
+    /// Towards the target, or towards the proxy.
+    sockets: Arc<Sockets>,
+    kind: Kind,
     dial_timeout: Duration,
     /// `None`: nobody probes it, and it counts as up.
     health: Option<Health>,
+}
+
+/// What its sockets go to.
+#[derive(Debug)]
+enum Kind {
+    Direct { proxy_protocol: bool },
+    Proxy(Arc<Proxy>),
+}
+
+/// A UDP socket, or what it is waited for.
+pub enum Opening {
+    /// It is there.
+    Open(DatagramSocket),
+    /// A proxy is asked for it.
+    Asking(Pin<Box<dyn Future<Output = Result<DatagramSocket, DialError>>>>),
 }
 
 impl Offramp {
@@ -132,24 +165,18 @@ impl Offramp {
         config: &OfframpConfig,
         mark: Option<u32>,
         dial_timeout: Duration,
-        kernel_ports: Option<&std::ops::RangeInclusive<u16>>,
-    ) -> Self {
-        let v4 = |address: &IpAddr| {
-            if let IpAddr::V4(v4) = address { Some(*v4) } else { None }
-        };
-        let v6 = |address: &IpAddr| {
-            if let IpAddr::V6(v6) = address { Some(*v6) } else { None }
-        };
-        Self {
+        kernel_ports: Option<&RangeInclusive<u16>>,
+    ) -> Result<Self, ProxyFileError> {
+        Ok(Self {
             name: Arc::clone(&config.name),
-            mark,
-            source_v4: config.source.iter().find_map(v4),
-            source_v6: config.source.iter().find_map(v6),
-            ports: config.ports.clone().map(|ports| Arc::new(Ports::new(ports, kernel_ports))),
-            interface: config.interface.clone(),
+            sockets: Arc::new(Sockets::new(config, mark, kernel_ports)),
+            kind: match &config.kind {
+                OfframpKind::Direct { proxy_protocol } => Kind::Direct { proxy_protocol: *proxy_protocol },
+                OfframpKind::Proxy(proxy) => Kind::Proxy(Arc::new(Proxy::load(proxy)?)),
+            },
             dial_timeout,
             health: config.health.clone().map(Health::new),
-        }
+        })
     }
 
     /// Whether new flows may go this way.
@@ -174,13 +201,14 @@ impl Offramp {
         &self,
         permit: &Permit,
         to: SocketAddr,
-    ) -> impl Future<Output = Result<TcpStream, DialError>> + Send + use<> {
+        origin: &Origin,
+    ) -> impl Future<Output = Result<TargetStream, DialError>> + Send + use<> {
         let _ = permit;
-        self.connect_tcp(to)
+        self.connect_tcp(to, Some(origin))
     }
 
     /// Opens a UDP socket towards `to`. Call on a tokio runtime.
-    pub fn open_udp(&self, permit: &Permit, to: SocketAddr) -> Result<DatagramSocket, DialError> {
+    pub fn open_udp(&self, permit: &Permit, to: SocketAddr) -> Result<Opening, DialError> {
         let _ = permit;
         self.connect_udp(to)
     }
@@ -202,7 +230,8 @@ impl Offramp {
         protocol: FlowProtocol,
         to: SocketAddr,
     ) -> Result<Option<PortShare>, DialError> {
-        let Some(ports) = &self.ports else { return Ok(None) };
+        let Some(ports) = &self.sockets.ports else { return Ok(None) };
+        let to = if let Kind::Proxy(proxy) = &self.kind { proxy.address() } else { to };
         let towards = match protocol {
             FlowProtocol::Tcp => Some(to),
             // The kernel gives a port to one UDP socket, whatever its target.
@@ -213,36 +242,67 @@ impl Offramp {
         ports.shares.take(now, device, towards, ports.len()).map(Some).ok_or(DialError::PortsExhausted)
     }
 
-    fn connect_tcp(&self, to: SocketAddr) -> impl Future<Output = Result<TcpStream, DialError>> + Send + use<> {
-        let started = self.start(Transport::Tcp, to);
-        let timeout = self.dial_timeout;
+    /// Connects to `to` for `origin`, or for ourselves.
+    fn connect_tcp(
+        &self,
+        to: SocketAddr,
+        origin: Option<&Origin>,
+    ) -> impl Future<Output = Result<TargetStream, DialError>> + Send + use<> {
+        let (towards, patience, proxy, header) = match &self.kind {
+            Kind::Direct { proxy_protocol } => {
+                (to, self.dial_timeout, None, proxy_protocol.then(|| proxy_protocol::header(origin)))
+            }
+            Kind::Proxy(proxy) => (proxy.address(), self.proxy_patience(), Some(Arc::clone(proxy)), None),
+        };
+        let connecting = self.sockets.connect_tcp(towards, patience);
         async move {
-            let stream = TcpStream::from_std(started?.into())?;
-            match tokio::time::timeout(timeout, stream.writable()).await {
-                Ok(writable) => writable?,
-                Err(_elapsed) => return Err(DialError::Timeout),
+            if let Some(proxy) = proxy {
+                return proxy.open(connecting, to).await;
             }
-            match stream.take_error()? {
-                Some(error) => Err(error.into()),
-                None => Ok(stream),
+            let mut stream = connecting.await?;
+            if let Some(header) = header {
+                // The socket's buffer is empty yet, so it is written at once.
+                stream.write_all(&header?).await?;
             }
+            Ok(stream.into())
         }
     }
 
-    fn connect_udp(&self, to: SocketAddr) -> Result<DatagramSocket, DialError> {
-        let socket = self.start(Transport::Udp, to)?;
-        Ok(DatagramSocket::new(socket, to)?)
+    fn connect_udp(&self, to: SocketAddr) -> Result<Opening, DialError> {
+        let proxy = match &self.kind {
+            Kind::Direct { .. } => {
+                let socket = self.sockets.start(Transport::Udp, to)?;
+                return Ok(Opening::Open(DatagramSocket::new(socket, to)?));
+            }
+            Kind::Proxy(proxy) if !proxy.carries_udp() => return Err(proxy.cannot_carry("UDP")),
+            Kind::Proxy(proxy) => Arc::clone(proxy),
+        };
+        let connecting = self.sockets.connect_tcp(proxy.address(), self.proxy_patience());
+        let sockets = Arc::clone(&self.sockets);
+        Ok(Opening::Asking(Box::pin(async move {
+            let (control, relay) = proxy.associate(connecting).await?;
+            let socket = sockets.start(Transport::Udp, relay)?;
+            Ok(DatagramSocket::relayed(socket, relay, Relay::new(to, control))?)
+        })))
     }
 
     fn connect_ping(&self, to: IpAddr) -> Result<DatagramSocket, DialError> {
+        if let Kind::Proxy(proxy) = &self.kind {
+            return Err(proxy.cannot_carry("ping"));
+        }
         let to = SocketAddr::new(to, 0);
-        let socket = self.start(Transport::Ping, to)?;
+        let socket = self.sockets.start(Transport::Ping, to)?;
         Ok(DatagramSocket::new(socket, to)?)
+    }
+
+    /// How long a proxy may take to answer, so that there is time left for the target, or for another off-ramp.
+    fn proxy_patience(&self) -> Duration {
+        self.dial_timeout / 2
     }
 }
 
 /// The ports this network namespace's kernel chooses local ports from.
-fn kernel_ports() -> Option<std::ops::RangeInclusive<u16>> {
+fn kernel_ports() -> Option<RangeInclusive<u16>> {
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut bounds = text.split_whitespace().map(str::parse);
     Some(bounds.next()?.ok()?..=bounds.next()?.ok()?)

@@ -2,14 +2,19 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
 
+use super::DialError;
 use super::ports::Ports;
-use super::{DialError, Offramp};
+use crate::config::resolved::OfframpConfig;
 use crate::sys::{self, is_errno};
 
 /// Receive buffer asked for a UDP socket, in bytes; the kernel caps it at `net.core.rmem_max`.
@@ -23,7 +28,54 @@ pub(super) enum Transport {
     Ping,
 }
 
-impl Offramp {
+/// How the sockets of one off-ramp are made.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) mark: Option<u32>,
+    source_v4: Option<Ipv4Addr>,
+    source_v6: Option<Ipv6Addr>,
+    pub(super) ports: Option<Arc<Ports>>,
+    interface: Option<String>,
+}
+
+impl Sockets {
+    /// As `config` says, on a host whose kernel chooses local ports from `kernel_ports`.
+    pub(super) fn new(config: &OfframpConfig, mark: Option<u32>, kernel_ports: Option<&RangeInclusive<u16>>) -> Self {
+        let v4 = |address: &IpAddr| {
+            if let IpAddr::V4(v4) = address { Some(*v4) } else { None }
+        };
+        let v6 = |address: &IpAddr| {
+            if let IpAddr::V6(v6) = address { Some(*v6) } else { None }
+        };
+        Self {
+            mark,
+            source_v4: config.source.iter().find_map(v4),
+            source_v6: config.source.iter().find_map(v6),
+            ports: config.ports.clone().map(|ports| Arc::new(Ports::new(ports, kernel_ports))),
+            interface: config.interface.clone(),
+        }
+    }
+
+    /// A TCP connection, which begins at once. The future ends after `patience` at the latest.
+    pub(super) fn connect_tcp(
+        &self,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> impl Future<Output = Result<TcpStream, DialError>> + Send + use<> {
+        let started = self.start(Transport::Tcp, to);
+        async move {
+            let stream = TcpStream::from_std(started?.into())?;
+            match tokio::time::timeout(patience, stream.writable()).await {
+                Ok(writable) => writable?,
+                Err(_elapsed) => return Err(DialError::Timeout),
+            }
+            match stream.take_error()? {
+                Some(error) => Err(error.into()),
+                None => Ok(stream),
+            }
+        }
+    }
+
     /// A socket whose connection towards `to` has begun (TCP) or is made (others).
     pub(super) fn start(&self, transport: Transport, to: SocketAddr) -> Result<Socket, DialError> {
         let socket = self.prepare(transport, to)?;

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use portcullis_policy::{Context, Identity, Request, Revision, Ruleset, Service, Verdict};
 
 use proptest::prelude::*;
+use tokio::net::TcpStream;
 
 use super::health::HealthConfig;
 use super::*;
@@ -27,7 +28,23 @@ fn route(to: &str, names: &[&str]) -> RouteConfig {
 fn offramp(mark: Option<u32>, change: impl FnOnce(&mut OfframpConfig)) -> Offramp {
     let mut config = offramp_config("test");
     change(&mut config);
-    Offramp::new(&config, mark, Duration::from_secs(10), kernel_ports().as_ref())
+    Offramp::new(&config, mark, Duration::from_secs(10), kernel_ports().as_ref()).unwrap()
+}
+
+async fn tcp(offramp: &Offramp, to: SocketAddr) -> Result<TcpStream, DialError> {
+    offramp.sockets.connect_tcp(to, offramp.dial_timeout).await
+}
+
+fn udp(offramp: &Offramp, to: SocketAddr) -> Result<DatagramSocket, DialError> {
+    match offramp.connect_udp(to)? {
+        Opening::Open(socket) => Ok(socket),
+        Opening::Asking(_) => panic!("there is no proxy"),
+    }
+}
+
+/// A client of no importance.
+fn origin(to: SocketAddr) -> Origin {
+    Origin { source: address("192.0.2.7:7"), destination: to, user: "ann".into(), device: "laptop".into() }
 }
 
 fn plain() -> Offramp {
@@ -48,7 +65,7 @@ fn the_longest_route_decides_and_a_permit_overrides() {
         route("10.20.30.0/24", &["lab"]),
         route("fd10::/16", &["lab"]),
     ];
-    let offramps = Offramps::new(&config);
+    let offramps = Offramps::new(&config).unwrap();
     let chosen = |named: Option<&str>, to: &str| {
         offramps.choose(named, to.parse().unwrap(), &[]).map(|offramp| offramp.name().to_string())
     };
@@ -64,7 +81,7 @@ fn the_longest_route_decides_and_a_permit_overrides() {
     }
     assert_eq!(chosen(Some("office"), "192.0.2.1").as_deref(), Some("office"));
     assert_eq!(chosen(Some("nowhere"), "10.1.2.3"), None, "an unknown name is no way around");
-    assert_eq!(offramps.by_name["lab"].mark, Some(51880));
+    assert_eq!(offramps.by_name["lab"].sockets.mark, Some(51880));
 }
 
 #[test]
@@ -79,7 +96,7 @@ fn the_first_that_is_up_and_was_not_tried_is_next() {
     let probed = |name, port| OfframpConfig { health: Some(health(port)), ..offramp_config(name) };
     config.offramps = vec![offramp_config("direct"), probed("a", 1), probed("b", 2)];
     config.routes = vec![route("10.0.0.0/8", &["a", "b", "direct"]), route("10.1.0.0/16", &["a", "b"])];
-    let offramps = Offramps::new(&config);
+    let offramps = Offramps::new(&config).unwrap();
     let chosen = |to: &str, tried: &[&str]| {
         let tried: Vec<Arc<str>> = tried.iter().map(|name| Arc::from(*name)).collect();
         offramps.choose(None, to.parse().unwrap(), &tried).map(|offramp| offramp.name().to_string())
@@ -121,7 +138,7 @@ proptest! {
         let name = |net: &IpNet| format!("{}-{}", net.addr(), net.prefix_len());
         config.offramps = nets.iter().map(|net| offramp_config(&name(net))).collect();
         config.routes = nets.iter().map(|net| route(&net.to_string(), &[&name(net)])).collect();
-        let offramps = Offramps::new(&config);
+        let offramps = Offramps::new(&config).unwrap();
         for (a, [b, c, d]) in asked {
             for to in [[first(a), b, c, d], [first(a), 0, 128, d]].map(IpAddr::from) {
                 let longest = nets.iter().filter(|net| net.contains(&to)).max_by_key(|net| net.prefix_len());
@@ -134,10 +151,10 @@ proptest! {
 
 #[test]
 fn without_routes_everything_goes_direct() {
-    let offramps = Offramps::new(&config(None));
+    let offramps = Offramps::new(&config(None)).unwrap();
     for to in ["192.0.2.1", "2001:db8::1"] {
         let offramp = offramps.choose(None, to.parse().unwrap(), &[]).unwrap();
-        assert_eq!((&**offramp.name(), offramp.mark), ("direct", None));
+        assert_eq!((&**offramp.name(), offramp.sockets.mark), ("direct", None));
     }
 }
 
@@ -146,7 +163,7 @@ fn tcp_connects_marked_and_without_delay() {
     in_namespace(async || {
         for listen in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(listen).unwrap();
-            let stream = offramp(Some(51880), |_| {}).connect_tcp(listener.local_addr().unwrap()).await.unwrap();
+            let stream = tcp(&offramp(Some(51880), |_| {}), listener.local_addr().unwrap()).await.unwrap();
             let (_accepted, from) = listener.accept().unwrap();
             assert_eq!(from, stream.local_addr().unwrap());
             assert!(stream.nodelay().unwrap());
@@ -172,7 +189,7 @@ fn dial_errors_have_their_ends() {
             ("[2001:db8::1]:9", FlowEnd::TargetUnreachable),
             ("192.0.2.11:9", FlowEnd::DialTimeout),
         ] {
-            let error = short.connect_tcp(address(to)).await.unwrap_err();
+            let error = tcp(&short, address(to)).await.unwrap_err();
             assert_eq!(error.flow_end(), end, "{to}: {error:?}");
         }
     });
@@ -189,18 +206,18 @@ fn source_and_interface_are_used() {
         });
         for (listen, source) in [("127.0.0.1:0", "127.9.9.9"), ("[::1]:0", "fd00::9")] {
             let listener = TcpListener::bind(listen).unwrap();
-            let stream = offramp.connect_tcp(listener.local_addr().unwrap()).await.unwrap();
+            let stream = tcp(&offramp, listener.local_addr().unwrap()).await.unwrap();
             assert_eq!(stream.local_addr().unwrap().ip().to_string(), source);
             assert_eq!(SockRef::from(&stream).device().unwrap().as_deref(), Some(&b"lo"[..]));
             let server = StdUdpSocket::bind(listen).unwrap();
-            let socket = offramp.connect_udp(server.local_addr().unwrap()).unwrap();
+            let socket = udp(&offramp, server.local_addr().unwrap()).unwrap();
             assert_eq!(socket.local_addr().unwrap().ip().to_string(), source);
         }
-        let absent = Offramp { source_v4: Some("192.0.2.99".parse().unwrap()), ..plain() };
-        let error = absent.connect_tcp(address("127.0.0.1:9")).await.unwrap_err();
+        let absent = self::offramp(None, |config| config.source = vec!["192.0.2.99".parse().unwrap()]);
+        let error = tcp(&absent, address("127.0.0.1:9")).await.unwrap_err();
         assert!(matches!(error, DialError::SourceUnavailable(_)), "{error:?}");
-        let absent = Offramp { interface: Some("eth7".to_owned()), ..plain() };
-        let error = absent.connect_tcp(address("127.0.0.1:9")).await.unwrap_err();
+        let absent = self::offramp(None, |config| config.interface = Some("eth7".to_owned()));
+        let error = tcp(&absent, address("127.0.0.1:9")).await.unwrap_err();
         assert!(matches!(error, DialError::InterfaceUnavailable(_)), "{error:?}");
     });
 }
@@ -208,28 +225,28 @@ fn source_and_interface_are_used() {
 /// Dials until the ports of `range` are used up; every port must be used once, and be usable towards another target.
 async fn exhaust(range: RangeInclusive<u16>, by_kernel: bool) {
     let offramp = offramp(None, |config| config.ports = Some(range.clone()));
-    assert_eq!(offramp.ports.as_ref().unwrap().by_kernel, by_kernel);
+    assert_eq!(offramp.sockets.ports.as_ref().unwrap().by_kernel, by_kernel);
     for listen in ["127.0.0.1:0", "[::1]:0"] {
         let listener = TcpListener::bind(listen).unwrap();
         let other = TcpListener::bind(listen).unwrap();
         let mut open = Vec::new();
         for _ in range.clone() {
-            open.push(offramp.connect_tcp(listener.local_addr().unwrap()).await.unwrap());
+            open.push(tcp(&offramp, listener.local_addr().unwrap()).await.unwrap());
         }
         let ports: HashSet<u16> = open.iter().map(|stream| stream.local_addr().unwrap().port()).collect();
         assert_eq!(ports, range.clone().collect());
-        let error = offramp.connect_tcp(listener.local_addr().unwrap()).await.unwrap_err();
+        let error = tcp(&offramp, listener.local_addr().unwrap()).await.unwrap_err();
         assert!(matches!(error, DialError::PortsExhausted), "{error:?}");
         assert_eq!(error.flow_end(), FlowEnd::Limit);
-        let stream = offramp.connect_tcp(other.local_addr().unwrap()).await.unwrap();
+        let stream = tcp(&offramp, other.local_addr().unwrap()).await.unwrap();
         assert!(range.contains(&stream.local_addr().unwrap().port()));
     }
     let server = StdUdpSocket::bind("127.0.0.1:0").unwrap();
     let to = server.local_addr().unwrap();
-    let open: Vec<DatagramSocket> = range.clone().map(|_| offramp.connect_udp(to).unwrap()).collect();
+    let open: Vec<DatagramSocket> = range.clone().map(|_| udp(&offramp, to).unwrap()).collect();
     let ports: HashSet<u16> = open.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
     assert_eq!(ports, range.clone().collect());
-    let error = offramp.connect_udp(to).unwrap_err();
+    let error = udp(&offramp, to).unwrap_err();
     assert!(matches!(error, DialError::PortsExhausted), "{error:?}");
 }
 
@@ -249,8 +266,8 @@ fn the_kernels_own_ports_run_out_by_name() {
         sysctl("net.ipv4.ip_local_port_range", "50000 50001");
         let listener = TcpListener::bind("127.0.0.1:1000").unwrap();
         let to = listener.local_addr().unwrap();
-        let _open = (plain().connect_tcp(to).await.unwrap(), plain().connect_tcp(to).await.unwrap());
-        let error = plain().connect_tcp(to).await.unwrap_err();
+        let _open = (tcp(&plain(), to).await.unwrap(), tcp(&plain(), to).await.unwrap());
+        let error = tcp(&plain(), to).await.unwrap_err();
         assert!(matches!(error, DialError::PortsExhausted), "{error:?}");
     });
 }
@@ -261,7 +278,7 @@ fn udp_hears_its_target_and_the_targets_refusal_only() {
         for listen in ["127.0.0.1:0", "[::1]:0"] {
             let server = StdUdpSocket::bind(listen).unwrap();
             let stranger = StdUdpSocket::bind(listen).unwrap();
-            let socket = offramp(Some(7), |_| {}).connect_udp(server.local_addr().unwrap()).unwrap();
+            let socket = udp(&offramp(Some(7), |_| {}), server.local_addr().unwrap()).unwrap();
             assert_eq!(SockRef::from(&socket).mark().unwrap(), 7);
             socket.try_send(b"question").unwrap();
             let mut buffer = [0; 64];
@@ -297,7 +314,7 @@ fn icmp_errors_wake_a_reader_that_waits_alone() {
             [("127.0.0.1:9", refused), ("[::1]:9", refused), ("192.0.2.11:9", absent), ("[2001:db8::11]:9", absent)]
         {
             let to = address(to);
-            let mut sockets = vec![(plain().connect_udp(to).unwrap(), b"question".to_vec())];
+            let mut sockets = vec![(udp(&plain(), to).unwrap(), b"question".to_vec())];
             if errno == absent {
                 sockets.push((plain().connect_ping(to.ip()).unwrap(), echo_request(to.is_ipv6(), 1)));
             }
@@ -400,7 +417,7 @@ fn a_permit_selects_and_opens() {
         let mut config = config(None);
         let source = vec!["192.0.2.10".parse().unwrap()];
         config.offramps = vec![offramp_config("direct"), OfframpConfig { source, ..offramp_config("office") }];
-        let offramps = Offramps::new(&config);
+        let offramps = Offramps::new(&config).unwrap();
         let listener = TcpListener::bind("198.51.100.1:0").unwrap();
         let to = listener.local_addr().unwrap();
         for (named, name, source) in
@@ -410,12 +427,12 @@ fn a_permit_selects_and_opens() {
             let offramp = offramps.select(&permit, to.ip(), &[]).unwrap();
             assert_eq!(&**offramp.name(), name);
             // The future stands alone: permit and off-ramp may be gone when it is polled.
-            let dial = tokio::spawn(offramp.dial_tcp(&permit, to));
-            let udp = offramp.open_udp(&permit, to).unwrap();
+            let dial = tokio::spawn(offramp.dial_tcp(&permit, to, &origin(to)));
+            let Ok(Opening::Open(udp)) = offramp.open_udp(&permit, to) else { panic!("a socket") };
             let ping = offramp.open_ping(&permit, to.ip()).unwrap();
             drop(permit);
             let stream = dial.await.unwrap().unwrap();
-            for local in [stream.local_addr(), udp.local_addr(), ping.local_addr()] {
+            for local in [stream.tcp().local_addr(), udp.local_addr(), ping.local_addr()] {
                 assert_eq!(local.unwrap().ip().to_string(), source, "{name}");
             }
             ping.try_send(&echo_request(false, 1)).unwrap();

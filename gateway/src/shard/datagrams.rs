@@ -13,6 +13,9 @@ use crate::offramp::datagram::{self, MAX_RUN, MAX_RUN_DATAGRAMS};
 
 /// Runs that are gathered at the same time, each with memory for [`MAX_RUN`] bytes.
 const MAX_RUNS: usize = 8;
+/// Datagrams of one flow that wait for its off-ramp, and their bytes: what a client sends before the first answer.
+const MAX_HELD: usize = 16;
+const MAX_HELD_BYTES: usize = 16 * 1024;
 
 /// Datagrams of one flow: all of `size` bytes, but the last may be shorter.
 #[derive(Debug)]
@@ -31,6 +34,29 @@ pub(super) struct Gathered<F = FlowId> {
     used: usize,
     /// The run to make way for the next flow.
     turn: usize,
+}
+
+/// The first datagrams of a flow whose off-ramp still dials.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    datagrams: Vec<Box<[u8]>>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Keeps what there is room for. Returns how many there was none for.
+    fn add<'d>(&mut self, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
+        let mut lost = 0;
+        for datagram in datagrams {
+            if self.datagrams.len() < MAX_HELD && self.bytes + datagram.len() <= MAX_HELD_BYTES {
+                self.bytes += datagram.len();
+                self.datagrams.push(datagram.into());
+            } else {
+                lost += 1;
+            }
+        }
+        lost
+    }
 }
 
 impl<F> Default for Gathered<F> {
@@ -113,13 +139,17 @@ impl Shard {
     /// came with it.
     pub(super) fn deliver_datagrams(&mut self, id: FlowId, datagrams: &UdpDatagram<'_>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        match &flow.target {
+        match &mut flow.target {
             Target::Udp(_) => {}
+            Target::Dialling { held, .. } => {
+                let lost = held.add(datagram::datagrams(datagrams.payload, datagrams.size()));
+                return self.drop_packets(DropReason::QueueFull, lost);
+            }
             Target::Nobody { silent } => {
                 let silent = *silent;
                 return self.deny_again(id, silent, datagrams.count());
             }
-            Target::Tcp(_) | Target::Ping(_) | Target::Dialling(_) => return,
+            Target::Tcp(_) | Target::Ping(_) => return,
         }
         let mut gathered = std::mem::take(&mut self.gathered);
         if datagrams.count() == 1 {
@@ -133,6 +163,13 @@ impl Shard {
             }
         }
         self.gathered = gathered;
+    }
+
+    /// Sends what was held while a flow's off-ramp dialled.
+    pub(super) fn send_held(&mut self, id: FlowId, held: &Held) {
+        for datagram in &held.datagrams {
+            self.send_run(id, datagram, datagram.len());
+        }
     }
 
     /// Sends what was gathered.
@@ -232,6 +269,15 @@ mod tests {
             gathered.drain(|_, _, _| panic!("nothing is sent twice"));
             prop_assert_eq!(came, went);
         }
+    }
+
+    #[test]
+    fn what_waits_for_an_off_ramp_is_bounded() {
+        let mut held = Held::default();
+        assert_eq!(held.add([&[1][..], &[], &[3; 3]].into_iter()), 0);
+        assert_eq!(held.datagrams, [Box::from([1]), Box::default(), Box::from([3; 3])]);
+        assert_eq!(held.add([&[0; MAX_HELD_BYTES][..], &[4]].into_iter()), 1, "the larger one");
+        assert_eq!(held.add([&[5][..]; MAX_HELD].into_iter()), 4);
     }
 
     #[test]

@@ -8,13 +8,14 @@ use portcullis_netstack::packet::build::Unreachable;
 use portcullis_netstack::{FlowId, Protocol, Refusal};
 use portcullis_policy::Permit;
 
+use super::datagrams::Held;
 use super::flow::{Decision, Flow, Target, TcpTarget};
 use super::flow_memory::FlowMemory;
-use super::worker::{Dialled, Shard, clock};
+use super::worker::{Connection, Dialled, Shard, clock};
 use crate::directory::Device;
 use crate::flow_record::FlowEnd;
 use crate::limits::Resource;
-use crate::offramp::{DialError, Offramp};
+use crate::offramp::{DialError, Opening};
 
 /// A permit that ends by time is looked at at least this often, so that a step of the wall clock is noticed.
 const LONGEST_TRUST: Duration = Duration::from_secs(30);
@@ -42,31 +43,51 @@ impl Shard {
         }
         flow.expiry = expiry(now, permit, &flow.device);
         let opened = match flow.key.tuple.protocol {
-            Protocol::Tcp => Ok(self.spawn_dial(now, &offramp, permit, &flow)),
-            Protocol::Udp => offramp.open_udp(permit, target).map(Target::Udp),
+            Protocol::Tcp => {
+                let dial = offramp.dial_tcp(permit, target, &flow.origin());
+                Ok(self.spawn_dial(now, flow.id, async { dial.await.map(Connection::Tcp) }))
+            }
+            Protocol::Udp => offramp.open_udp(permit, target).map(|opening| match opening {
+                Opening::Open(socket) => Target::Udp(socket),
+                Opening::Asking(dial) => self.spawn_dial(now, flow.id, async { dial.await.map(Connection::Udp) }),
+            }),
             Protocol::Echo => offramp.open_ping(permit, target.ip()).map(Target::Ping),
         };
         match opened {
             Ok(target) => {
-                flow.target = target;
-                if flow.key.tuple.protocol != Protocol::Tcp {
-                    self.counters.flows_opened.add(1);
-                    self.stack.mark_changed(flow.id);
+                let held = std::mem::replace(&mut flow.target, target).take_held();
+                if let Target::Dialling { held: waiting, .. } = &mut flow.target {
+                    *waiting = held;
+                    self.enter(flow);
+                } else {
+                    self.begin(flow, &held);
                 }
-                self.enter(flow);
             }
             Err(error) => self.dial_failed(now, flow, &error),
         }
     }
 
-    fn spawn_dial(&mut self, now: Instant, offramp: &Arc<Offramp>, permit: &Permit, flow: &Flow) -> Target {
-        let dial = offramp.dial_tcp(permit, flow.target_address());
-        let patience = self.config.limits.dial_timeout;
+    /// A flow of datagrams has its socket: what waited for that goes first.
+    fn begin(&mut self, flow: Flow, held: &Held) {
         let id = flow.id;
-        Target::Dialling(self.dials.spawn_local(async move {
+        self.enter(flow);
+        self.counters.flows_opened.add(1);
+        self.send_held(id, held);
+        self.stack.mark_changed(id);
+    }
+
+    fn spawn_dial(
+        &mut self,
+        now: Instant,
+        flow: FlowId,
+        dial: impl Future<Output = Result<Connection, DialError>> + 'static,
+    ) -> Target {
+        let patience = self.config.limits.dial_timeout;
+        let task = self.dials.spawn_local(async move {
             let result = tokio::time::timeout(patience, dial).await.unwrap_or(Err(DialError::Timeout));
-            Dialled { flow: id, took: clock().saturating_duration_since(now), result }
-        }))
+            Dialled { flow, took: clock().saturating_duration_since(now), result }
+        });
+        Target::Dialling { task, held: Held::default() }
     }
 
     fn dial_failed(&mut self, now: Instant, mut flow: Flow, error: &DialError) {
@@ -87,7 +108,7 @@ impl Shard {
             return self.refuse_over(flow, limit, Refusal::Reset);
         }
         let end = error.flow_end();
-        if matches!(end, FlowEnd::TargetUnreachable | FlowEnd::DialTimeout) {
+        if matches!(end, FlowEnd::TargetUnreachable | FlowEnd::OfframpDown | FlowEnd::DialTimeout) {
             self.linger(now, flow, end, Refusal::Unreachable(Unreachable::Host), REPEATED_SYN);
         } else {
             self.refuse(flow, end, Refusal::Reset);
@@ -106,7 +127,11 @@ impl Shard {
         }
         let Some(mut flow) = self.take(id) else { return };
         match result {
-            Ok(stream) => {
+            Ok(Connection::Udp(socket)) => {
+                let held = std::mem::replace(&mut flow.target, Target::Udp(socket)).take_held();
+                self.begin(*flow, &held);
+            }
+            Ok(Connection::Tcp(stream)) => {
                 let Some(share) = &mut flow.share else { return self.stack.remove(id) };
                 share.release(Resource::Dials);
                 let memory = FlowMemory::new(Arc::clone(share.owner()), Arc::clone(&self.counters));

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use portcullis_netstack::{FlowId, FlowKey, Protocol};
 use portcullis_policy::{Permit, Revision};
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
+use super::datagrams::Held;
 use super::ready::FlowWaker;
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowProtocol, FlowRecord, OnrampKind, Traffic};
 use crate::limits::{LimitName, Share};
-use crate::offramp::{DatagramSocket, PortShare};
+use crate::offramp::{DatagramSocket, Origin, PortShare, TargetStream};
 
 /// One flow.
 #[derive(Debug)]
@@ -84,8 +84,13 @@ impl Decision {
 /// The other end of a flow.
 #[derive(Debug)]
 pub(crate) enum Target {
-    /// The SYN is held while the off-ramp dials.
-    Dialling(AbortHandle),
+    /// The SYN, or the first datagrams, are held while the off-ramp dials.
+    Dialling {
+        /// The dial.
+        task: AbortHandle,
+        /// Datagrams that wait for it.
+        held: Held,
+    },
     /// A TCP connection.
     Tcp(TcpTarget),
     /// A connected UDP socket.
@@ -102,7 +107,7 @@ pub(crate) enum Target {
 /// A TCP connection to a target.
 #[derive(Debug)]
 pub(crate) struct TcpTarget {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: TargetStream,
     /// Our half is closed: everything of the client was written.
     pub(crate) shut: bool,
     /// The target's half is closed: everything of it was read.
@@ -113,17 +118,25 @@ impl Target {
     /// Makes the kernel send a reset instead of a FIN when a TCP connection is dropped.
     pub(crate) fn reset_on_drop(&self) {
         if let Self::Tcp(tcp) = self
-            && let Err(error) = tcp.stream.set_zero_linger()
+            && let Err(error) = tcp.stream.tcp().set_zero_linger()
         {
             tracing::debug!(%error, "cannot reset target");
+        }
+    }
+
+    /// Takes the datagrams that wait for the off-ramp.
+    pub(crate) fn take_held(&mut self) -> Held {
+        match self {
+            Self::Dialling { held, .. } => std::mem::take(held),
+            Self::Tcp(_) | Self::Udp(_) | Self::Ping(_) | Self::Nobody { .. } => Held::default(),
         }
     }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Self::Dialling(dial) = self {
-            dial.abort();
+        if let Self::Dialling { task, .. } = self {
+            task.abort();
         }
     }
 }
@@ -184,6 +197,16 @@ impl Flow {
                 if has_port { target } else { SocketAddr::new(target.ip(), 0) }
             }
             Decision::Denied { .. } => self.destination(),
+        }
+    }
+
+    /// Whose it is, for targets that are told.
+    pub(crate) fn origin(&self) -> Origin {
+        Origin {
+            source: self.key.tuple.source(),
+            destination: self.destination(),
+            user: Arc::clone(&self.device.identity.user),
+            device: Arc::clone(&self.device.identity.device),
         }
     }
 

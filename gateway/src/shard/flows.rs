@@ -233,10 +233,14 @@ impl Shard {
             Target::Udp(socket) => {
                 // A tunnel takes its packets one by one anyway.
                 let together = flow.onramp == OnrampKind::Tun;
-                splice::udp(&mut self.stack, id, socket, together, now, &mut self.scratch, &mut cx)
+                let more = splice::udp(&mut self.stack, id, socket, together, now, &mut self.scratch, &mut cx);
+                if socket.is_over() {
+                    return self.end(now, id, FlowEnd::OfframpDown);
+                }
+                more
             }
             Target::Ping(socket) => splice::echo(&mut self.stack, id, socket, now, &mut self.scratch, &mut cx),
-            Target::Dialling(_) => {
+            Target::Dialling { .. } => {
                 if self.stack.cause(id).is_some() {
                     return self.end(now, id, FlowEnd::ClientReset);
                 }
@@ -264,7 +268,7 @@ impl Shard {
                 let silent = *silent;
                 self.deny_again(id, silent, 1);
             }
-            Target::Tcp(_) | Target::Udp(_) | Target::Dialling(_) => {}
+            Target::Tcp(_) | Target::Udp(_) | Target::Dialling { .. } => {}
         }
     }
 

@@ -32,7 +32,7 @@ use crate::host::holder::Holder;
 use crate::host::{TunDevice, TunError};
 use crate::limits::SharedLoads;
 use crate::metrics::counters::ShardCounters;
-use crate::offramp::Offramps;
+use crate::offramp::{Offramps, ProxyFileError};
 use crate::onramp::wireguard::peers::WireguardIdentity;
 use crate::onramp::wireguard::socket;
 use crate::sys;
@@ -61,6 +61,9 @@ pub enum BindError {
     /// A queue of the TUN device.
     #[error(transparent)]
     Tun(#[from] TunError),
+    /// A file that an off-ramp needs.
+    #[error(transparent)]
+    Offramp(#[from] ProxyFileError),
 }
 
 /// A running shard.
@@ -119,7 +122,7 @@ pub fn bind(
         }
         None => Vec::new(),
     };
-    let offramps = Arc::new(Offramps::new(&config));
+    let offramps = Arc::new(Offramps::new(&config)?);
     Ok(BoundShards { config, wireguard, tun, offramps, snapshots, records })
 }
 

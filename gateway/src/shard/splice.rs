@@ -50,6 +50,7 @@ pub(crate) fn tcp(
     let up = to_target(stack, id, target, now, cx);
     // What the target sent before it failed goes on its way first.
     stack.transmit(now, id);
+    let up = up.and_then(|more| flushed(target, cx).map(|()| more));
     let more = match (up, down) {
         (Err(error), _) | (_, Err(error)) => return Progress::Broken(target_failed(&error)),
         (Ok(up), Ok(down)) => up || down,
@@ -104,6 +105,14 @@ fn to_target(
         }
     }
     Ok(true)
+}
+
+/// Has what was written go out: behind TLS some of it may wait for room in the socket.
+fn flushed(target: &mut TcpTarget, cx: &mut Context<'_>) -> io::Result<()> {
+    match Pin::new(&mut target.stream).poll_flush(cx) {
+        Poll::Ready(result) => result,
+        Poll::Pending => Ok(()),
+    }
 }
 
 /// Reads the target's bytes into the ring towards the client, then its end. Returns whether there is more.

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis_netstack::{Coalescer, DropReason, FlowId, IngressId, Reassembler, Stack, StackLimits};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Sleep;
@@ -33,7 +32,7 @@ use crate::flow_record::{FlowEnd, FlowRecord};
 use crate::host::TunDevice;
 use crate::limits::{Loads, SharedLoads};
 use crate::metrics::counters::ShardCounters;
-use crate::offramp::{DialError, Offramps};
+use crate::offramp::{DatagramSocket, DialError, Offramps, TargetStream};
 use crate::onramp::tun::{TunReader, TunWriter};
 use crate::onramp::wireguard::peers::{Peers, TICK, WireguardIdentity};
 use crate::onramp::wireguard::socket::{Outbox, ReceiveBuffers, WireguardSocket};
@@ -108,7 +107,13 @@ struct Wireguard {
 pub(super) struct Dialled {
     pub(super) flow: FlowId,
     pub(super) took: Duration,
-    pub(super) result: Result<TcpStream, DialError>,
+    pub(super) result: Result<Connection, DialError>,
+}
+
+/// What an off-ramp was asked for.
+pub(super) enum Connection {
+    Tcp(TargetStream),
+    Udp(DatagramSocket),
 }
 
 /// A pass over live flows after a new snapshot.

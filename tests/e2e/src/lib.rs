@@ -23,6 +23,7 @@ pub mod lab;
 pub mod metrics;
 pub mod netns;
 pub mod nft;
+pub mod proxy;
 pub mod raw;
 pub mod setup;
 pub mod stream;

@@ -61,9 +61,8 @@ impl StoreError {
     pub(super) fn exit(&self) -> ExitStatus {
         let denied = |source: &io::Error| source.kind() == io::ErrorKind::PermissionDenied;
         match self {
-            Self::Key(KeyFileError::Read { source: ReadError::Io(source), .. })
-            | Self::Directory(DirectoryError::Read { source: ReadError::Io(source), .. })
-            | Self::Io { source, .. }
+            Self::Key(error) if error.is_denied() => ExitStatus::NotPermitted,
+            Self::Directory(DirectoryError::Read { source: ReadError::Io(source), .. }) | Self::Io { source, .. }
                 if denied(source) =>
             {
                 ExitStatus::NotPermitted

@@ -1,0 +1,260 @@
+//! Off-ramps through a proxy: it is asked to go to the target, and then stands in for it.
+
+mod credentials;
+mod http_connect;
+mod socks5;
+mod tls;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::net::TcpStream;
+
+use super::DialError;
+use super::stream::{ProxyStream, TargetStream};
+use crate::config::resolved::{ProxyConfig, ProxyScheme};
+use crate::files::ReadError;
+use crate::secret::SecretFileError;
+use credentials::Credentials;
+use tls::Tls;
+
+/// Why a file that a proxy needs is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyFileError {
+    /// One with a secret cannot be had, or is open to others.
+    #[error(transparent)]
+    Secret(#[from] SecretFileError),
+    /// One cannot be read.
+    #[error("{path} {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ReadError,
+    },
+    /// No credentials.
+    #[error("{path} must hold one line, user:password, each of 1 to 255 bytes", path = .path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No PEM.
+    #[error("{path} is not PEM: {source}", path = .path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// A PEM file without a certificate.
+    #[error("{path} holds no certificate", path = .path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A PEM file without a private key.
+    #[error("{path} holds no private key: {source}", path = .path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// A certificate that cannot vouch for another.
+    #[error("{path} holds a certificate that is no authority's: {source}", path = .path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// Certificate and private key that do not belong together, or cannot be used.
+    #[error(
+        "{certificate} and {key} cannot be used: {source}",
+        certificate = .certificate.display(),
+        key = .key.display()
+    )]
+    Identity {
+        /// The file with the certificate.
+        certificate: PathBuf,
+        /// The file with the key.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The system knows no certificate authority.
+    #[error("this system has no certificate authorities: install ca-certificates, or give the off-ramp a `ca_file`")]
+    NoAuthorities,
+    /// No name that a certificate may have.
+    #[error("`{0}` is neither a DNS name nor an IP address")]
+    ServerName(String),
+    /// TLS cannot be set up at all.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(rustls::Error),
+}
+
+impl ProxyFileError {
+    /// The caller may not read the file, which says nothing about what is in it.
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Secret(error) => error.is_denied(),
+            Self::Read { source, .. } => source.is_denied(),
+            Self::Credentials { .. }
+            | Self::Pem { .. }
+            | Self::NoCertificate { .. }
+            | Self::NoKey { .. }
+            | Self::Authority { .. }
+            | Self::Identity { .. }
+            | Self::NoAuthorities
+            | Self::ServerName(_)
+            | Self::Tls(_) => false,
+        }
+    }
+}
+
+/// What is wrong with a proxy, which says nothing of the target.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// There is no connection to it.
+    #[error("cannot be reached: {0}")]
+    Unreachable(Box<DialError>),
+    /// It cannot be spoken to in TLS, or is not who it should be.
+    #[error("cannot be trusted or does not speak TLS: {0}")]
+    Tls(io::Error),
+    /// It wants other credentials than ours.
+    #[error("does not take our credentials")]
+    Credentials,
+    /// It said something that means nothing.
+    #[error("does not speak {scheme}: {why}")]
+    Protocol {
+        /// What it should speak.
+        scheme: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// It cannot do this for any target.
+    #[error("does not carry {0}")]
+    CannotCarry(&'static str),
+}
+
+/// A proxy.
+#[derive(Debug)]
+pub(super) struct Proxy {
+    scheme: ProxyScheme,
+    address: SocketAddr,
+    credentials: Option<Credentials>,
+    tls: Option<Tls>,
+    /// The last answer was about the proxy itself.
+    failing: AtomicBool,
+}
+
+impl Proxy {
+    /// Reads the files that `config` names.
+    pub(super) fn load(config: &ProxyConfig) -> Result<Self, ProxyFileError> {
+        Ok(Self {
+            scheme: config.scheme,
+            address: config.address,
+            credentials: config.credentials_file.as_deref().map(Credentials::load).transpose()?,
+            tls: config.tls.as_ref().map(|tls| Tls::load(config, tls)).transpose()?,
+            failing: AtomicBool::new(false),
+        })
+    }
+
+    /// Where it is.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether it carries UDP.
+    pub(super) fn carries_udp(&self) -> bool {
+        self.scheme == ProxyScheme::Socks5
+    }
+
+    /// That it cannot carry `what` to any target.
+    pub(super) fn cannot_carry(&self, what: &'static str) -> DialError {
+        self.error(ProxyError::CannotCarry(what))
+    }
+
+    /// Asks over the connection that `connecting` becomes for one to the target `to`.
+    pub(super) async fn open(
+        &self,
+        connecting: impl Future<Output = Result<TcpStream, DialError>>,
+        to: SocketAddr,
+    ) -> Result<TargetStream, DialError> {
+        let opened = async {
+            let stream = self.secured(connecting.await).await?;
+            match self.scheme {
+                ProxyScheme::Socks5 => socks5::connect(self, stream, to).await,
+                ProxyScheme::HttpConnect => http_connect::connect(self, stream, to).await,
+            }
+        };
+        self.noted(opened.await)
+    }
+
+    /// Asks over the connection that `connecting` becomes for a relay of datagrams. Returns the connection, with which the
+    /// relay ends, and where it is.
+    pub(super) async fn associate(
+        &self,
+        connecting: impl Future<Output = Result<TcpStream, DialError>>,
+    ) -> Result<(ProxyStream, SocketAddr), DialError> {
+        let associated = async {
+            let stream = self.secured(connecting.await).await?;
+            socks5::associate(self, stream).await
+        };
+        self.noted(associated.await)
+    }
+
+    /// What goes over the connection from now on.
+    async fn secured(&self, connected: Result<TcpStream, DialError>) -> Result<ProxyStream, DialError> {
+        let stream = match connected {
+            Ok(stream) => stream,
+            // That we have no room says nothing of it.
+            Err(error) if error.limit().is_some() => return Err(error),
+            Err(error) => return Err(self.error(ProxyError::Unreachable(Box::new(error)))),
+        };
+        match &self.tls {
+            None => Ok(ProxyStream::Plain(stream)),
+            Some(tls) => match tls.connect(stream).await {
+                Ok(tls) => Ok(ProxyStream::Tls(Box::new(tls))),
+                Err(error) => Err(self.error(ProxyError::Tls(error))),
+            },
+        }
+    }
+
+    fn error(&self, why: ProxyError) -> DialError {
+        DialError::Proxy { proxy: self.address, why }
+    }
+
+    /// The proxy's answer makes no sense.
+    fn protocol(&self, why: impl fmt::Display) -> DialError {
+        let scheme = match self.scheme {
+            ProxyScheme::Socks5 => "SOCKS5",
+            ProxyScheme::HttpConnect => "HTTP CONNECT",
+        };
+        self.error(ProxyError::Protocol { scheme, why: why.to_string() })
+    }
+
+    /// Says once that the proxy itself is the trouble, and once that it is over.
+    fn noted<T>(&self, result: Result<T, DialError>) -> Result<T, DialError> {
+        match &result {
+            Err(DialError::Proxy { why, .. }) => {
+                if !self.failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(proxy = %self.address, %why, "the proxy of an off-ramp fails");
+                }
+            }
+            _ => {
+                if self.failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!(proxy = %self.address, "the proxy of an off-ramp answers again");
+                }
+            }
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! TLS towards a proxy.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::ProxyFileError;
+use crate::config::resolved::{ProxyConfig, TlsConfig};
+use crate::{files, secret};
+
+/// What a connection to the proxy is secured with.
+pub(super) struct Tls {
+    connector: TlsConnector,
+    server_name: ServerName<'static>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads the files that `tls` names.
+    pub(super) fn load(proxy: &ProxyConfig, tls: &TlsConfig) -> Result<Self, ProxyFileError> {
+        let server_name = match &tls.server_name {
+            Some(name) => ServerName::try_from(name.clone()).map_err(|_| ProxyFileError::ServerName(name.clone()))?,
+            None => ServerName::from(proxy.address.ip()),
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(ProxyFileError::Tls)?
+            .with_root_certificates(authorities(tls)?);
+        let config = match &tls.identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate_file, key_file)) => {
+                let chain = certificates(certificate_file)?;
+                let pem = secret::read(key_file)?;
+                let key = PrivateKeyDer::from_pem_slice(pem.as_bytes())
+                    .map_err(|source| ProxyFileError::NoKey { path: key_file.clone(), source })?;
+                builder.with_client_auth_cert(chain, key).map_err(|source| ProxyFileError::Identity {
+                    certificate: certificate_file.clone(),
+                    key: key_file.clone(),
+                    source,
+                })?
+            }
+        };
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), server_name })
+    }
+
+    /// Makes the handshake.
+    pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.connector.connect(self.server_name.clone(), stream).await
+    }
+}
+
+/// Who may vouch for the proxy.
+fn authorities(tls: &TlsConfig) -> Result<RootCertStore, ProxyFileError> {
+    let mut store = RootCertStore::empty();
+    match &tls.ca_file {
+        Some(path) => {
+            for certificate in certificates(path)? {
+                store.add(certificate).map_err(|source| ProxyFileError::Authority { path: path.clone(), source })?;
+            }
+        }
+        None => {
+            let system = rustls_native_certs::load_native_certs();
+            store.add_parsable_certificates(system.certs);
+            if store.is_empty() {
+                return Err(ProxyFileError::NoAuthorities);
+            }
+        }
+    }
+    Ok(store)
+}
+
+/// The certificates of a PEM file, of which there is at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ProxyFileError> {
+    let path = || PathBuf::from(path);
+    let text = files::read_text(&path()).map_err(|source| ProxyFileError::Read { path: path(), source })?;
+    let certificates = CertificateDer::pem_slice_iter(text.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| ProxyFileError::Pem { path: path(), source })?;
+    if certificates.is_empty() { Err(ProxyFileError::NoCertificate { path: path() }) } else { Ok(certificates) }
+}
