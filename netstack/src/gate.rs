@@ -45,6 +45,10 @@ pub(crate) struct Gate {
     pub(crate) shut: bool,
     /// Acknowledgment and window of the last packet that left.
     told: Option<(u32, u16)>,
+    /// What the windows that smoltcp tells are shifted by.
+    window_shift: u32,
+    /// Where the window ends that smoltcp told last.
+    edge: Option<u32>,
     /// smoltcp went back since somebody looked.
     pub(crate) went_back: bool,
     /// smoltcp sent a keep-alive since somebody looked: it does that only while no retransmission is timed.
@@ -52,14 +56,25 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    /// Of a connection whose windows are told shifted by `window_shift`.
+    pub(crate) fn new(window_shift: u32) -> Self {
+        Self { window_shift, ..Self::default() }
+    }
+
     /// Where the highest segment that left ended.
     pub(crate) fn frontier(&self) -> Option<u32> {
         self.frontier
     }
 
+    /// Where the window ends that smoltcp told last.
+    pub(crate) fn edge(&self) -> Option<u32> {
+        self.edge
+    }
+
     /// Decides about a packet that smoltcp made.
     pub(crate) fn admit(&mut self, packet: &[u8], layout: Layout) -> Passage {
         let Some(header) = layout.header(packet) else { return Passage::Whole };
+        self.edge = Some(header.acknowledgment.wrapping_add(u32::from(header.window) << self.window_shift));
         let told = Some((header.acknowledgment, header.window));
         if header.syn || header.rst {
             return Passage::Whole;

@@ -172,6 +172,9 @@ impl TcpSocket {
         link: &mut FlowLink<'_>,
     ) -> Self {
         let size = segment_size(tuple, link.mtu, syn);
+        // As smoltcp chooses it: for a ring of 2^n bytes, n + 1 - 16.
+        let bits = usize::BITS - allowance.capacity().leading_zeros();
+        let window_shift = if syn.offers_window_scale() { bits.saturating_sub(16) } else { 0 };
         let mut config = Config::new(HardwareAddress::Ip);
         // It makes the initial sequence number: with smoltcp's default two flows would share one.
         config.random_seed = seed;
@@ -208,7 +211,7 @@ impl TcpSocket {
             client_closed_first: false,
             close_wanted: false,
             lingers_until: None,
-            gate: Gate::default(),
+            gate: Gate::new(window_shift),
             ahead: StackDuration::ZERO,
         }
     }
@@ -241,9 +244,9 @@ impl TcpSocket {
         let fits = self.admit(segment);
         let cut = (fits < segment.payload.len()).then(|| link.received.map(|packet| rings::cut(packet, segment, fits)));
         let outstanding = self.outstanding();
-        let old = self.is_old(segment);
+        let outside = self.is_outside(segment, fits);
         let before = self.state();
-        let repeats = !old && self.recovery.is_repeated(segment, outstanding);
+        let repeats = !outside && self.recovery.is_repeated(segment, outstanding);
         let queue = self.socket().send_queue();
         if repeats {
             // smoltcp has nothing to learn from it, and would learn the wrong thing.
@@ -256,7 +259,7 @@ impl TcpSocket {
         }
         let after = self.state();
         let taken = queue - self.socket().send_queue() + usize::from(is_fin_acknowledged(before, after));
-        if !old && self.recovery.agrees(segment, taken) && after != State::SynReceived {
+        if !outside && self.recovery.agrees(segment, taken) && after != State::SynReceived {
             self.recovery.handle_segment(now, segment, taken, outstanding);
         }
         // A client that keeps its window shut says so whenever it is asked. That is not using the flow.
@@ -295,11 +298,17 @@ impl TcpSocket {
         if cut.is_some() { Err(DropReason::QueueFull) } else { Ok(()) }
     }
 
-    /// Whether smoltcp takes a segment for one from before its window, and nothing of what it says.
-    fn is_old(&self, segment: &TcpSegment<'_>) -> bool {
+    /// Whether a segment with `len` bytes is not in smoltcp's window (RFC 9293 section 3.10.7.4), so that it takes nothing
+    /// of what the segment says: not the client's window either, on which recovery must not think otherwise.
+    fn is_outside(&self, segment: &TcpSegment<'_>, len: usize) -> bool {
         let Some(next) = self.next_from_client() else { return false };
-        let end = segment.sequence.wrapping_add(segment.sequence_len());
-        before(segment.sequence, next) && !before(next, end)
+        let edge = self.gate.edge().unwrap_or(next);
+        let (start, end) = (segment.sequence, segment.sequence.wrapping_add(wrap(len)));
+        let starts_inside = !before(start, next) && before(start, edge);
+        if len == 0 {
+            return if next == edge { start != next } else { !starts_inside };
+        }
+        next == edge || !(starts_inside || before(next, end) && !before(edge, end))
     }
 
     /// Sequence number of the next byte of the client, once it is known.

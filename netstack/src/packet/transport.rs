@@ -65,6 +65,12 @@ impl TcpSegment<'_> {
             .any(|option| matches!(option, Ok(TcpOptionElement::SelectiveAcknowledgementPermitted)))
     }
 
+    /// Whether the sender of this SYN knows scaled windows: RFC 7323 section 2.
+    pub(crate) fn offers_window_scale(&self) -> bool {
+        TcpOptionsIterator::from_slice(self.options)
+            .any(|option| matches!(option, Ok(TcpOptionElement::WindowScale(_))))
+    }
+
     /// The largest segment the sender of this SYN takes, RFC 9293 section 3.7.1.
     pub fn maximum_segment_size(&self) -> Option<u16> {
         TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {

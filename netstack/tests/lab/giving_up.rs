@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis_netstack::{CloseCause, StackLimits};
 
 use crate::lab::{DOWN, Lab, Reception, Target, compare, limits};
-use crate::raw::{ACK, RST, SYN, answer, answers, segment, selective, selective_syn};
+use crate::raw::{ACK, RST, SYN, Segment, answer, answers, segment, selective, selective_syn};
 
 const ISN: u32 = 9_000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -171,6 +171,35 @@ fn segments_lost_while_the_window_opened_come_again() {
     lab.settle();
     lab.take_out();
     take_everything(&mut lab, first, next, 2_000);
+}
+
+/// RFC 9293 section 3.10.7.4: nothing counts of a segment from outside the window, and so not what it says of the client's.
+#[test]
+fn a_window_told_from_outside_ours_opens_nothing() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::stays_open(3_000), 4_000);
+    let sizes: Vec<u32> = lab.take_out().iter().map(|packet| answer(packet).payload.len() as u32).collect();
+    assert!(sizes.len() > 2, "{sizes:?}");
+    // The rest is lost, and time enough passes that it is known.
+    let next = first.wrapping_add(sizes[0]);
+    lab.inject(&segment(ACK, ISN + 1, next, 0)).unwrap();
+    lab.settle();
+    lab.pass(SECOND * 3);
+    lab.take_out();
+    let far = Segment {
+        v6: false,
+        flags: ACK,
+        sequence: ISN + 10_000_000,
+        acknowledgment: next,
+        window: 20_000,
+        payload: &[1; 100],
+    };
+    lab.inject(&far.bytes()).unwrap();
+    lab.settle();
+    let out = answers(&lab.take_out());
+    assert!(out.len() == 1 && out[0].payload.is_empty(), "it is told where we are, and no more: {out:?}");
+    lab.pass(SECOND);
+    take_everything(&mut lab, first, next, 3_000);
 }
 
 #[test]
