@@ -229,6 +229,9 @@ impl Gateway {
             serve_metrics(listener, metrics_server::router(exporter, shards.clone(), phases));
         }
         let routes = routes.map(WatchedRoutes::start);
+        if let Some(routes) = &routes {
+            rulesets.attach_steering(routes.steering());
+        }
         let running = Running {
             config,
             rulesets,

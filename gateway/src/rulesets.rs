@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod reporting;
+mod static_file;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -21,10 +22,12 @@ use crate::control::changes;
 use crate::control::shards::Shards;
 use crate::directory::{Device, Directory, DirectoryContext};
 use crate::files;
+use crate::host::Steering;
 use crate::posture::Reports;
 use crate::shard::link::Snapshot;
 use crate::state::revisions::{Entry, Source, sha256};
 use crate::state::{Kept, ReportStore, Revisions};
+use static_file::StaticFile;
 
 /// A reload was refused; what was in force stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,8 @@ pub struct Rulesets {
     own_key: Option<[u8; 32]>,
     publish: watch::Sender<Arc<Snapshot>>,
     shards: OnceLock<Shards>,
+    /// `None` without a TUN device.
+    steering: OnceLock<Steering>,
     /// Held for the whole of a swap, so that swaps come one after another.
     loaded: tokio::sync::Mutex<Texts>,
     last: Mutex<LastReload>,
@@ -161,6 +166,7 @@ impl Rulesets {
             own_key,
             publish: watch::Sender::new(Arc::new(snapshot)),
             shards: OnceLock::new(),
+            steering: OnceLock::new(),
             loaded: tokio::sync::Mutex::new(texts),
             last: Mutex::new(LastReload { at: now, ok: true, problems: Vec::new() }),
             refused: Mutex::default(),
@@ -257,15 +263,15 @@ impl Rulesets {
         let compiled = tokio::task::spawn_blocking(move || {
             let texts = texts?;
             let snapshot = compile(&config, own_key, &texts, &reports, own, next, Timestamp::now())?;
-            Ok((texts, snapshot, needs_restart(&config)))
+            Ok((texts, snapshot, StaticFile::read(&config)))
         });
         let result = compiled
             .await
             .unwrap_or_else(|panic| Err(vec![self.unfinished(format!("could not be compiled: {panic}"))]));
         self.remember_refused(result.is_err().then_some(mark));
         match result {
-            Ok((texts, snapshot, warning)) => {
-                let changes = loaded.changes_to(&texts);
+            Ok((texts, snapshot, file)) => {
+                let mut changes = loaded.changes_to(&texts);
                 let other_policy = loaded.policy != texts.policy;
                 *loaded = texts;
                 self.remember(Vec::new());
@@ -274,11 +280,13 @@ impl Rulesets {
                 // Afterwards: what takes access away does not wait for a disk.
                 self.write_down(cause, next, loaded.clone(), other_policy).await;
                 self.forget_strangers(&self.current().directory).await;
-                if let Some(warning) = &warning {
+                let (steered, warnings) = self.steer(file).await;
+                changes.extend(steered);
+                for warning in &warnings {
                     tracing::warn!("{warning}");
                 }
                 tracing::info!(revision = next.0, changes = summary(&changes), judged, "policy and directory loaded");
-                Ok(ReloadReport { revision: next.0, changes, judged, warnings: warning.into_iter().collect() })
+                Ok(ReloadReport { revision: next.0, changes, judged, warnings })
             }
             Err(problems) => {
                 let revision = before.ruleset.revision().0;
@@ -484,16 +492,6 @@ pub(crate) fn in_file(path: &Path, problems: Vec<json::Problem>) -> Vec<Problem>
         denied: false,
     };
     problems.into_iter().map(place).collect()
-}
-
-/// That a reload is not all it takes, when the static configuration is another one than at the start.
-fn needs_restart(config: &Config) -> Option<String> {
-    let source = config.source.display();
-    match files::read_text(&config.source) {
-        Ok(text) if *text == *config.text => None,
-        Ok(_) => Some(format!("{source} has changed since the start; that needs a restart")),
-        Err(error) => Some(format!("{source} {error}; the next start needs it")),
-    }
 }
 
 impl Texts {

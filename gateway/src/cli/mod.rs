@@ -14,6 +14,7 @@ pub mod output;
 pub mod plan;
 pub mod policy;
 pub mod reload;
+pub mod routes;
 pub mod run;
 pub mod schema;
 pub mod status;
@@ -51,10 +52,12 @@ pub enum Command {
     /// Add, list, show, revoke and remove devices
     #[command(subcommand)]
     Device(DeviceCommand),
-    /// Load policy and directory again and say what changed
+    /// Load policy and directory again, and what [tun] steers, and say what changed
     Reload(ReloadArgs),
     /// Show what the running gateway does
     Status(StatusArgs),
+    /// Show the routes and rules that steer traffic into the TUN device, and how they stand to gateway.toml
+    Routes(RoutesArgs),
     /// List live flows
     Flows(FlowsArgs),
     /// End live flows
@@ -94,6 +97,20 @@ pub struct CheckArgs {
     /// Print every limit with its default, and do nothing else
     #[arg(long)]
     pub defaults: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `portcullis routes`.
+#[derive(Debug, Args)]
+pub struct RoutesArgs {
+    /// Static configuration file
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Print the `ip` commands that would make it as the file says, and run none
+    #[arg(long, conflicts_with = "json")]
+    pub dry_run: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -336,6 +353,7 @@ fn dispatch(command: Command) -> ExitStatus {
         Command::Device(command) => device::run(command),
         Command::Reload(args) => reload::run(args),
         Command::Status(args) => status::run(args),
+        Command::Routes(args) => routes::run(args),
         Command::Flows(args) => flows::run(args),
         Command::Kill(args) => kill::run(args),
         Command::Policy(PolicyCommand::Explain(args)) => explain::run(args),

@@ -16,7 +16,7 @@ use crate::offramp::health::HealthConfig;
 pub const MAX_SHARDS: usize = 64;
 
 /// The whole static configuration of one gateway process.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The file it came from.
     pub source: PathBuf,
@@ -55,7 +55,7 @@ pub struct Config {
 }
 
 /// `[wireguard]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WireguardConfig {
     /// UDP listen address. `[::]` serves IPv4 too.
     pub listen: SocketAddr,
@@ -72,7 +72,7 @@ pub struct WireguardConfig {
 }
 
 /// `[tun]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunConfig {
     /// Interface name.
     pub name: String,
@@ -102,7 +102,7 @@ pub enum OnStop {
 }
 
 /// One `[[offramp]]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfframpConfig {
     /// Unique name.
     pub name: Arc<str>,
@@ -178,7 +178,7 @@ impl OfframpConfig {
 }
 
 /// One `[[route]]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteConfig {
     /// Destination prefix.
     pub to: IpNet,
@@ -216,7 +216,7 @@ impl ShareLimit {
 /// 64 MiB = 192 MiB. The kernel bounds what its sockets hold by itself (`tcp_mem`, `udp_mem`).
 ///
 /// [`RING_FLOOR`]: portcullis_netstack::RING_FLOOR
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Open flows of any kind.
     pub flows: ShareLimit,

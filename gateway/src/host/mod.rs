@@ -10,5 +10,5 @@ pub(crate) mod testing;
 pub mod tun;
 
 pub use addresses::own_addresses;
-pub use routes::{SteeredRoutes, TableClaim, WatchedRoutes};
+pub use routes::{SteeredRoutes, Steering, SteeringChange, TableClaim, WatchedRoutes};
 pub use tun::{TunDevice, TunError};

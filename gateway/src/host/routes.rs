@@ -20,6 +20,7 @@
 
 mod claim;
 mod kernel;
+pub mod report;
 mod watch;
 
 use std::io;
@@ -33,7 +34,7 @@ use super::holder::{self, Holder};
 use crate::config::resolved::{OnStop, TunConfig};
 pub use claim::TableClaim;
 use kernel::{Kernel, destination, device, family_of, metric, table_of_rule};
-pub use watch::WatchedRoutes;
+pub use watch::{Steering, WatchedRoutes};
 
 /// The number our routes and rules carry in the kernel's protocol field (`ip route show proto 81`).
 pub const PROTOCOL: u8 = 81;
@@ -107,6 +108,8 @@ pub struct SteeredRoutes {
     table: u32,
     /// Name of the device.
     device: String,
+    /// Its index.
+    index: u32,
     /// Every route, backstops first.
     wanted: Vec<Route>,
 }
@@ -130,7 +133,7 @@ impl SteeredRoutes {
             return Err(RouteError::ForeignRoutes { table, routes: named.join(", ") });
         }
         let wanted = wanted_routes(config, device);
-        let installed = Self { table, device: config.name.clone(), wanted };
+        let installed = Self { table, device: config.name.clone(), index: device, wanted };
         match installed.put_in_force(&kernel, &left).await {
             Ok(()) => Ok(installed),
             Err(error) => {
@@ -180,6 +183,53 @@ impl SteeredRoutes {
         Ok(())
     }
 
+    /// Steers what `config` says instead, in the same table and towards the same device: what is new first, then away with
+    /// what is not wanted any more. Returns the difference.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused; then it steers what it did before, as far as the kernel takes that.
+    async fn change_to(&mut self, config: &TunConfig) -> Result<Vec<SteeringChange>, RouteError> {
+        let next = Self { wanted: wanted_routes(config, self.index), ..self.clone() };
+        let changes = next.changes_since(self);
+        if changes.is_empty() {
+            return Ok(changes);
+        }
+        let kernel = Kernel::connect()?;
+        if let Err(error) = next.replace(&kernel).await {
+            if let Err(second) = self.replace(&kernel).await {
+                tracing::warn!(error = %second, "what was steered before is not all back");
+            }
+            return Err(error);
+        }
+        *self = next;
+        Ok(changes)
+    }
+
+    /// Puts these in force in the place of what is there of ours.
+    async fn replace(&self, kernel: &Kernel) -> Result<(), RouteError> {
+        let mut left = kernel.routes(self.table).await?;
+        left.retain(|route| route.header.protocol == RouteProtocol::Other(PROTOCOL));
+        self.put_in_force(kernel, &left).await
+    }
+
+    /// Networks that are steered, or excluded, and were not, and the other way round.
+    fn changes_since(&self, before: &Self) -> Vec<SteeringChange> {
+        let only = |these: &Self, others: &Self, added: bool| {
+            let missing = |route: &&Route| !others.wanted.contains(route);
+            let change = |route: &Route| match route.target {
+                Target::Backstop => None,
+                Target::Exclude | Target::Device(_) => {
+                    Some(SteeringChange { net: route.net, excluded: route.target == Target::Exclude, added })
+                }
+            };
+            these.wanted.iter().filter(missing).filter_map(change).collect::<Vec<_>>()
+        };
+        let mut changes = only(self, before, true);
+        changes.extend(only(before, self, false));
+        changes
+    }
+
     /// Whether a network of this family is steered.
     fn steers(&self, family: AddressFamily) -> bool {
         self.wanted.iter().any(|route| route.target == Target::Backstop && family_of(&route.net) == family)
@@ -221,8 +271,19 @@ impl SteeredRoutes {
     }
 }
 
+/// A network that is steered from now on, or not any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SteeringChange {
+    /// The network.
+    pub net: IpNet,
+    /// It is one of `exclude`, and not of `routes`.
+    pub excluded: bool,
+    /// It is new.
+    pub added: bool,
+}
+
 /// One route we want.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Route {
     net: IpNet,
     target: Target,

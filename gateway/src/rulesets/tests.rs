@@ -12,7 +12,8 @@ fn lines(report: &ReloadReport) -> Vec<String> {
 
 #[tokio::test]
 async fn a_swap_publishes_both_files_at_once_and_judges_again() {
-    let files = Files::new();
+    let mut files = Files::new();
+    files.config = Config::load(&files.config.source).unwrap();
     let rulesets = files.rulesets();
     let shard = FakeShard::default();
     let told = Arc::clone(&shard.told);
@@ -41,9 +42,9 @@ async fn a_swap_publishes_both_files_at_once_and_judges_again() {
     assert_eq!(told.lock().unwrap().len(), 2);
 
     assert!(report.warnings.is_empty(), "{:?}", report.warnings);
-    std::fs::write(&files.config.source, format!("{}# new\n", files.config.text)).unwrap();
+    std::fs::write(&files.config.source, format!("drain = \"7s\"\n{}", files.config.text)).unwrap();
     let warnings = rulesets.reload(Cause::of(Source::Reload)).await.unwrap().warnings;
-    assert!(matches!(&warnings[..], [one] if one.ends_with("that needs a restart")), "{warnings:?}");
+    assert!(matches!(&warnings[..], [one] if one.ends_with("needs a restart")), "{warnings:?}");
     std::fs::remove_file(&files.config.source).unwrap();
     assert_eq!(rulesets.reload(Cause::of(Source::Reload)).await.unwrap().warnings.len(), 1);
 }

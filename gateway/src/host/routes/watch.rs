@@ -6,13 +6,13 @@ use futures_util::StreamExt;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::kernel::{Kernel, table_of_route};
-use super::{RouteError, SteeredRoutes, Target};
-use crate::config::resolved::OnStop;
+use super::{RouteError, SteeredRoutes, SteeringChange, Target};
+use crate::config::resolved::{OnStop, TunConfig};
 use crate::host::netlink::{Netlink, Unsolicited};
 
 /// What the kernel tells of as it happens.
@@ -32,16 +32,48 @@ const REST: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct WatchedRoutes {
     routes: SteeredRoutes,
+    steering: Steering,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+}
+
+/// Where to ask for other routes.
+#[derive(Debug, Clone)]
+pub struct Steering(mpsc::Sender<Request>);
+
+#[derive(Debug)]
+struct Request {
+    config: TunConfig,
+    answer: oneshot::Sender<Result<Vec<SteeringChange>, RouteError>>,
+}
+
+impl Steering {
+    /// Steers what `config` says from now on, in the table and towards the device of the start. Returns the difference;
+    /// none when the routes are not looked after any more.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused; then everything is steered as before.
+    pub async fn change(&self, config: TunConfig) -> Result<Vec<SteeringChange>, RouteError> {
+        let (answer, answered) = oneshot::channel();
+        // A gateway that stops steers nothing new.
+        let _ = self.0.send(Request { config, answer }).await;
+        answered.await.unwrap_or(Ok(Vec::new()))
+    }
 }
 
 impl WatchedRoutes {
     /// Looks after `routes` from now on. Call on a tokio runtime.
     pub fn start(routes: SteeredRoutes) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(watch(routes.clone(), stopped));
-        Self { routes, stop, task }
+        let (requests, asked) = mpsc::channel(1);
+        let task = tokio::spawn(watch(routes.clone(), asked, stopped));
+        Self { routes, steering: Steering(requests), stop, task }
+    }
+
+    /// Where to ask for other routes.
+    pub fn steering(&self) -> Steering {
+        self.steering.clone()
     }
 
     /// Looks after them no longer, and [removes](SteeredRoutes::remove) them.
@@ -57,7 +89,7 @@ impl WatchedRoutes {
     }
 }
 
-async fn watch(routes: SteeredRoutes, mut stop: oneshot::Receiver<()>) {
+async fn watch(mut routes: SteeredRoutes, mut requests: mpsc::Receiver<Request>, mut stop: oneshot::Receiver<()>) {
     let told = Netlink::listen(&GROUPS);
     let (_connection, mut news) = match told {
         Ok((connection, news)) => (Some(connection), Some(news)),
@@ -72,6 +104,11 @@ async fn watch(routes: SteeredRoutes, mut stop: oneshot::Receiver<()>) {
     loop {
         tokio::select! {
             _ = &mut stop => return,
+            Some(Request { config, answer }) = requests.recv() => {
+                // Who asked may have gone.
+                let _ = answer.send(routes.change_to(&config).await);
+                continue;
+            }
             () = lost(&mut news, &routes) => {}
             _ = every.tick() => {}
         }

@@ -1,0 +1,145 @@
+//! What stands in the kernel of what `gateway.toml` wants steered, and the ip(8) lines that make it so.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
+use serde::Serialize;
+
+use super::kernel::{Kernel, destination, metric};
+use super::{MAIN, PROTOCOL, RouteError, Rule, SteeredRoutes, Target, wanted_routes};
+use crate::config::resolved::TunConfig;
+
+/// How a route or rule stands to `gateway.toml`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It is there, as the file wants.
+    InForce,
+    /// The file wants it, and it is not there.
+    Missing,
+    /// It is there, is ours, and the file does not want it.
+    Left,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::InForce => "in force",
+            Self::Missing => "missing",
+            Self::Left => "left",
+        })
+    }
+}
+
+/// One route or rule of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// How it stands to the file.
+    pub state: State,
+    /// It is IPv6's.
+    #[serde(skip)]
+    ipv6: bool,
+    /// `route` or `rule`.
+    pub kind: &'static str,
+    /// The rest of it as ip(8) spells it.
+    pub spec: String,
+}
+
+impl Entry {
+    /// The ip(8) command that makes it as the file wants; `None` when it is already.
+    pub fn command(&self) -> Option<String> {
+        let verb = match (self.state, self.kind) {
+            (State::InForce, _) => return None,
+            (State::Missing, "route") => "replace",
+            (State::Missing, _) => "add",
+            (State::Left, _) => "del",
+        };
+        let family = if self.ipv6 { " -6" } else { "" };
+        Some(format!("ip{family} {} {verb} {}", self.kind, self.spec))
+    }
+}
+
+/// Every route and rule that `config` wants, and what else there is of ours in its table, in the order in which a change
+/// is made. Call on a tokio runtime.
+///
+/// # Errors
+///
+/// The kernel does not tell.
+pub async fn report(config: &TunConfig) -> Result<Vec<Entry>, RouteError> {
+    let index = nix::net::if_::if_nametoindex(config.name.as_str()).unwrap_or(0);
+    let wanted =
+        SteeredRoutes { table: config.table, device: config.name.clone(), index, wanted: wanted_routes(config, index) };
+    let kernel = Kernel::connect()?;
+    let there = kernel.routes(config.table).await?;
+    let state = |there: bool| if there { State::InForce } else { State::Missing };
+    let mut entries: Vec<Entry> = wanted
+        .wanted
+        .iter()
+        .map(|route| {
+            let state = state(there.iter().any(|found| route.is(found)));
+            let kind = match route.target {
+                Target::Backstop => "unreachable ",
+                Target::Exclude => "throw ",
+                Target::Device(_) => "",
+            };
+            let via = if kind.is_empty() { Some(config.name.as_str()) } else { None };
+            Entry {
+                state,
+                ipv6: is_ipv6(&route.net),
+                kind: "route",
+                spec: spec(kind, &route.net, via, config.table, route.metric()),
+            }
+        })
+        .collect();
+    let ours = there.iter().filter(|route| route.header.protocol == RouteProtocol::Other(PROTOCOL));
+    for found in ours.filter(|found| !wanted.wanted.iter().any(|route| route.is(found))) {
+        entries.push(left(found, config));
+    }
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for rule in wanted.rules() {
+            let found = kernel.rules(family, rule.priority).await?.iter().any(|found| rule.is(found));
+            let state = match (wanted.steers(family), found) {
+                (true, found) => state(found),
+                (false, true) => State::Left,
+                (false, false) => continue,
+            };
+            entries.push(Entry { state, ipv6: family == AddressFamily::Inet6, kind: "rule", spec: rule.to_string() });
+        }
+    }
+    Ok(entries)
+}
+
+fn is_ipv6(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(_))
+}
+
+fn spec(kind: &str, net: &IpNet, via: Option<&str>, table: u32, metric: u32) -> String {
+    let via = via.map(|device| format!(" dev {device}")).unwrap_or_default();
+    format!("{kind}{net}{via} table {table} metric {metric} proto {PROTOCOL}")
+}
+
+fn left(found: &RouteMessage, config: &TunConfig) -> Entry {
+    let net = destination(found);
+    let is = |kind: RouteType| found.header.kind == kind;
+    let kind = if is(RouteType::Unreachable) {
+        "unreachable "
+    } else if is(RouteType::Throw) {
+        "throw "
+    } else {
+        ""
+    };
+    let spec = spec(kind, &net, None, config.table, metric(found).unwrap_or(0));
+    Entry { state: State::Left, ipv6: is_ipv6(&net), kind: "route", spec }
+}
+
+impl fmt::Display for Rule<'_> {
+    /// As ip(8) takes it after `ip rule add`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let not = if self.inverted { "not " } else { "" };
+        let table = if self.table == MAIN { "main".to_owned() } else { self.table.to_string() };
+        let Self { priority, interface, .. } = self;
+        write!(f, "pref {priority} {not}iif {interface} lookup {table} protocol {PROTOCOL}")
+    }
+}
