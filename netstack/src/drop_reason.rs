@@ -53,6 +53,8 @@ drop_reasons! {
     NoFlow => "no_flow",
     /// An ICMP message that is not an echo request.
     IcmpType => "icmp_type",
+    /// A packet that may take no hop more.
+    HopLimit => "hop_limit",
     /// A limit on flows was reached.
     Limit => "limit",
     /// The flow's policy says to drop in silence.

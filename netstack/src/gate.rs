@@ -74,7 +74,10 @@ impl Gate {
     /// Decides about a packet that smoltcp made.
     pub(crate) fn admit(&mut self, packet: &[u8], layout: Layout) -> Passage {
         let Some(header) = layout.header(packet) else { return Passage::Whole };
-        self.edge = Some(header.acknowledgment.wrapping_add(u32::from(header.window) << self.window_shift));
+        if !header.rst {
+            // A reset tells no window.
+            self.edge = Some(header.acknowledgment.wrapping_add(u32::from(header.window) << self.window_shift));
+        }
         let told = Some((header.acknowledgment, header.window));
         if header.syn || header.rst {
             return Passage::Whole;

@@ -1,8 +1,9 @@
 //! Connected datagram sockets: UDP, in runs of datagrams both ways, and ICMP echo without raw sockets.
 
+mod errors;
 pub(super) mod relay;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -11,18 +12,20 @@ use std::task::{Context, Poll, ready};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, cmsg_space, recvmsg, sendmsg, setsockopt, sockopt,
 };
-use socket2::Socket;
+use portcullis_netstack::packet::build::Reported;
+use socket2::{SockRef, Socket};
 use tokio::io::unix::AsyncFd;
 
 use self::relay::Relay;
 use crate::sys;
 
-/// How many queued ICMP errors are discarded at once.
-const MAX_QUEUED_ERRORS: usize = 64;
 /// Most datagrams of a run that is sent: `UDP_MAX_SEGMENTS` of the kernel before 6.9.
 pub const MAX_RUN_DATAGRAMS: usize = 64;
 /// Most bytes of a run that is sent: an IP packet's worth, less the headers.
 pub const MAX_RUN: usize = 65_000;
+/// Somebody who allows a datagram no more hops than this measures the path: traceroute and mtr go up to 30. All others get
+/// the kernel's own limit, which costs no call.
+const MEASURING: u8 = 32;
 /// Bytes of the headers that a datagram's path MTU has to hold besides its payload, without IP options.
 const HEADERS: u32 = 40 + 8;
 
@@ -48,6 +51,10 @@ pub struct DatagramSocket {
     relay: Option<Relay>,
     /// The kernel refuses runs towards this target.
     one_by_one: Cell<bool>,
+    /// The hop limit of what is sent, where it is not the kernel's own.
+    hop_limit: Cell<Option<u8>>,
+    /// ICMP errors that nobody has asked for yet.
+    reported: RefCell<Vec<Reported>>,
 }
 
 /// What was received: `bytes` of the caller's buffer, which are one datagram or a run.
@@ -89,7 +96,14 @@ impl DatagramSocket {
             let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
         }
         let one_by_one = Cell::new(relay.is_some());
-        Ok(Self { socket: sys::register_for_reading(socket)?, peer, relay, one_by_one })
+        Ok(Self {
+            socket: sys::register_for_reading(socket)?,
+            peer,
+            relay,
+            one_by_one,
+            hop_limit: Cell::new(None),
+            reported: RefCell::default(),
+        })
     }
 
     /// Whether the proxy it goes through ended it: nothing comes or goes any more.
@@ -132,7 +146,7 @@ impl DatagramSocket {
             None => socket.write(message),
             Some(relay) => socket.write_vectored(&[IoSlice::new(relay.header()), IoSlice::new(message)]),
         };
-        self.forget_reported(sent.map(|_all| ()))
+        self.with_reported(sent.map(|_all| ()))
     }
 
     /// Sends a run of at most [`MAX_RUN_DATAGRAMS`] and [`MAX_RUN`] bytes, all of it or none. Of one datagram it is
@@ -152,7 +166,7 @@ impl DatagramSocket {
         let sizes = [ControlMessage::UdpGsoSegments(&segment)];
         let socket = self.socket.get_ref().as_raw_fd();
         let sent = sendmsg::<SockaddrStorage>(socket, &parts, &sizes, MsgFlags::empty(), None);
-        match self.forget_reported(sent.map(|_all| ()).map_err(io::Error::from)) {
+        match self.with_reported(sent.map(|_all| ()).map_err(io::Error::from)) {
             Ok(()) => Ok(()),
             // A datagram larger than the path takes goes in fragments, which no run does. Which of the two it is called
             // depends on the kernel.
@@ -168,14 +182,56 @@ impl DatagramSocket {
         }
     }
 
-    /// Sending took the error of an earlier datagram off the socket: nobody is going to read what it is about.
-    fn forget_reported<T>(&self, sent: io::Result<T>) -> io::Result<T> {
+    /// The ICMP errors behind the errors of the last calls.
+    pub fn take_reported(&self) -> Vec<Reported> {
+        self.reported.take()
+    }
+
+    /// Whether what is sent may take `hops` as it is set.
+    pub fn has_hop_limit(&self, hops: u8) -> bool {
+        match self.hop_limit.get() {
+            // Behind a relay the hops are the proxy's.
+            _ if self.relay.is_some() => true,
+            Some(limit) => limit == hops,
+            None => hops > MEASURING,
+        }
+    }
+
+    /// What is sent from now on may take `hops` hops.
+    pub fn set_hop_limit(&self, hops: u8) {
+        let (socket, hops_32) = (SockRef::from(self.socket.get_ref()), u32::from(hops));
+        let set = if self.peer.is_ipv4() { socket.set_ttl_v4(hops_32) } else { socket.set_unicast_hops_v6(hops_32) };
+        match set {
+            Ok(()) => self.hop_limit.set(Some(hops)),
+            Err(error) => tracing::debug!(target = %self.peer, %error, hops, "cannot set the hop limit"),
+        }
+    }
+
+    /// Sending took the error of an earlier datagram off the socket.
+    fn with_reported<T>(&self, sent: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &sent
             && error.kind() != io::ErrorKind::WouldBlock
         {
-            forget_errors(self.socket.get_ref());
+            self.take_errors(self.socket.get_ref(), error);
         }
         sent
+    }
+
+    fn take_errors(&self, socket: &Socket, error: &io::Error) {
+        let mut reported = self.reported.borrow_mut();
+        errors::take(socket, self.peer, &mut reported);
+        if let Some(relay) = &self.relay {
+            // They are about the way to the proxy.
+            reported.clear();
+            if error.kind() == io::ErrorKind::ConnectionRefused {
+                relay.end();
+            }
+        }
+    }
+
+    /// Whether what the kernel says of it is about the proxy, and not the target.
+    pub fn is_relayed(&self) -> bool {
+        self.relay.is_some()
     }
 
     /// Bytes of the largest IP packet that goes to the target whole, as far as the kernel knows.
@@ -200,13 +256,16 @@ impl DatagramSocket {
                 Ok((_, from)) if from != Some(self.peer) => {}
                 Ok((received, _)) => {
                     let Some(relay) = &self.relay else { return Ok(received) };
-                    if let Some(bytes) = message.get_mut(..received.bytes).and_then(|message| relay.unwrap(message)) {
-                        return Ok(Received { bytes, datagram: bytes });
-                    }
+                    let unwrapped = message.get_mut(..received.bytes).and_then(|message| relay.unwrap(message));
+                    // One that is not the target's is no reason to go on: there may be any number of them.
+                    return match unwrapped {
+                        Some(bytes) => Ok(Received { bytes, datagram: bytes }),
+                        None => Err(io::ErrorKind::InvalidData.into()),
+                    };
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(error) => {
-                    forget_errors(socket);
+                    self.take_errors(socket, &error);
                     return Err(error);
                 }
             }
@@ -240,15 +299,6 @@ fn receive(socket: &Socket, message: &mut [u8], flags: MsgFlags) -> io::Result<(
         })
     });
     Ok((Received { bytes: received.bytes, datagram: size.unwrap_or(received.bytes) }, from))
-}
-
-/// Empties the queue where the kernel keeps ICMP errors with the packets they are about.
-fn forget_errors(socket: &Socket) {
-    for _ in 0..MAX_QUEUED_ERRORS {
-        if receive(socket, &mut [], MsgFlags::MSG_ERRQUEUE).is_err() {
-            break;
-        }
-    }
 }
 
 #[cfg(test)]

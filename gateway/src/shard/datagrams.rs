@@ -1,7 +1,8 @@
 //! Datagrams towards targets: those of a flow that come in one turn of the loop leave in one call.
 
+use std::io;
+
 use portcullis_netstack::packet::UdpDatagram;
-use portcullis_netstack::packet::build::Unreachable;
 use portcullis_netstack::{DropReason, FlowId, Stack};
 
 use super::flow::{Flow, Target};
@@ -137,10 +138,10 @@ impl<F: Copy + PartialEq> Gathered<F> {
 impl Shard {
     /// Takes a client's datagram, or several in one, towards their target: at the end of the turn, or with those that
     /// came with it.
-    pub(super) fn deliver_datagrams(&mut self, id: FlowId, datagrams: &UdpDatagram<'_>) {
+    pub(super) fn deliver_datagrams(&mut self, id: FlowId, datagrams: &UdpDatagram<'_>, hops: u8) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        match &mut flow.target {
-            Target::Udp(_) => {}
+        let other_limit = match &mut flow.target {
+            Target::Udp(socket) => !socket.has_hop_limit(hops),
             Target::Dialling { held, .. } => {
                 let lost = held.add(datagram::datagrams(datagrams.payload, datagrams.size()));
                 return self.drop_packets(DropReason::QueueFull, lost);
@@ -150,8 +151,14 @@ impl Shard {
                 return self.deny_again(id, silent, datagrams.count());
             }
             Target::Tcp(_) | Target::Ping(_) => return,
-        }
+        };
         let mut gathered = std::mem::take(&mut self.gathered);
+        if other_limit {
+            gathered.complete(id, |id, run, size| self.send_run(id, run, size));
+            if let Some(Flow { target: Target::Udp(socket), .. }) = self.flows.get_mut(id) {
+                socket.set_hop_limit(hops);
+            }
+        }
         if datagrams.count() == 1 {
             gathered.add(id, datagrams.payload, |id, run, size| self.send_run(id, run, size));
         } else {
@@ -184,6 +191,9 @@ impl Shard {
         if let Some(Flow { target: Target::Udp(socket), .. }) = flows.get_mut(id) {
             let sent = send(stack, counters, id, socket, run, size);
             stack.delivered(id, sent);
+            if socket.is_over() {
+                stack.mark_changed(id);
+            }
         }
     }
 }
@@ -203,19 +213,24 @@ pub(super) fn send(
     run: &[u8],
     size: usize,
 ) -> usize {
-    let why = |sent: &Result<(), Option<std::io::Error>>| -> Option<Unreachable> {
-        sent.as_ref().err()?.as_ref().and_then(|error| splice::unreachable(socket, error))
+    let is_reported = |sent: &Result<(), Option<io::Error>>| {
+        let error = sent.as_ref().err().and_then(Option::as_ref);
+        error.is_some_and(|error| splice::unreachable(socket, error).is_some())
     };
     let mut sent = socket.try_send_run(run, size);
-    if let Some(pending) = why(&sent) {
+    if is_reported(&sent) {
         // Mostly the error of an earlier datagram, which was in the way of these; else it comes again.
-        sent = socket.try_send_run(run, size);
-        if why(&sent).is_none() {
-            stack.send_unreachable(id, pending);
+        let pending = std::mem::replace(&mut sent, socket.try_send_run(run, size));
+        if let Err(Some(pending)) = pending
+            && !is_reported(&sent)
+        {
+            splice::report(stack, id, socket, &pending);
         }
     }
-    if let Some(unreachable) = why(&sent) {
-        stack.send_unreachable(id, unreachable);
+    if let Err(Some(error)) = &sent
+        && is_reported(&sent)
+    {
+        splice::report(stack, id, socket, error);
     }
     match sent {
         Ok(()) => run.len(),
@@ -223,7 +238,7 @@ pub(super) fn send(
             .map(|datagram| send(stack, counters, id, socket, datagram, datagram.len()))
             .sum(),
         Err(Some(error)) => {
-            let full = error.kind() == std::io::ErrorKind::WouldBlock;
+            let full = error.kind() == io::ErrorKind::WouldBlock;
             let reason = if full { DropReason::QueueFull } else { DropReason::SendFailed };
             for _ in datagram::datagrams(run, size) {
                 counters.drop_packet(reason);

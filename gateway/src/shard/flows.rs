@@ -254,10 +254,13 @@ impl Shard {
     }
 
     /// Sends a client's echo request to its target.
-    pub(super) fn deliver_echo(&mut self, id: FlowId, destination: IpAddr, echo: &Echo<'_>) {
+    pub(super) fn deliver_echo(&mut self, id: FlowId, destination: IpAddr, echo: &Echo<'_>, hops: u8) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         match &flow.target {
             Target::Ping(socket) => {
+                if !socket.has_hop_limit(hops) {
+                    socket.set_hop_limit(hops);
+                }
                 let request = echo_request(&mut self.scratch, destination, echo);
                 let sent = datagrams::send(&mut self.stack, &self.counters, id, socket, request, request.len());
                 if sent > 0 {

@@ -154,6 +154,8 @@ fn from_target(
 fn target_failed(error: &io::Error) -> FlowEnd {
     match error.raw_os_error() {
         Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED) => FlowEnd::TargetReset,
+        // TLS that ended without its own end: cut off.
+        None if error.kind() == io::ErrorKind::UnexpectedEof => FlowEnd::TargetReset,
         Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => FlowEnd::TargetUnreachable,
         _ => FlowEnd::Error,
     }
@@ -222,16 +224,23 @@ fn receive(
     true
 }
 
-/// Tells the client what the kernel says about its datagrams.
-fn report(stack: &mut Stack, id: FlowId, socket: &DatagramSocket, error: &io::Error) {
-    if let Some(unreachable) = unreachable(socket, error) {
+/// Tells the client what the kernel says about its datagrams, in the words of ICMP where they came so.
+pub(crate) fn report(stack: &mut Stack, id: FlowId, socket: &DatagramSocket, error: &io::Error) {
+    let reported = socket.take_reported();
+    if reported.is_empty()
+        && let Some(unreachable) = unreachable(socket, error)
+    {
         stack.send_unreachable(id, unreachable);
+    }
+    for reported in reported {
+        stack.send_unreachable(id, reported);
     }
 }
 
 /// The ICMP error behind what the kernel says about a connected socket.
 pub(crate) fn unreachable(socket: &DatagramSocket, error: &io::Error) -> Option<Unreachable> {
     match error.raw_os_error() {
+        Some(code) if socket.is_relayed() && code != libc::EMSGSIZE => None,
         Some(libc::ECONNREFUSED) => Some(Unreachable::Port),
         Some(libc::EHOSTUNREACH) => Some(Unreachable::Host),
         Some(libc::ENETUNREACH) => Some(Unreachable::Network),

@@ -56,6 +56,13 @@ impl DatagramFlow {
         self.last_down = Some(now);
     }
 
+    /// Makes the remembered packet the echo request with this sequence number: the client knows its own by that.
+    pub(crate) fn quote_sequence(&mut self, sequence: u16) {
+        let first = self.quote.first().copied().unwrap_or_default();
+        let header = if first >> 4 == 4 { usize::from(first & 15) * 4 } else { build::IPV6_HEADER };
+        build::put16(&mut self.quote, header + 6, sequence);
+    }
+
     /// The beginning of the client's last packet, for ICMP errors.
     pub(crate) fn quote(&self) -> &[u8] {
         self.quote.get(..self.quote_len).unwrap_or_default()

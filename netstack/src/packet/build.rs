@@ -43,6 +43,25 @@ pub enum Unreachable {
     Prohibited,
     /// It does not fit the path, RFC 1191, RFC 4443 type 2; the largest packet that would, in bytes.
     TooBig(u16),
+    /// It took as many hops as it may: time exceeded, RFC 792 type 11, RFC 4443 type 3.
+    HopLimit,
+}
+
+/// An ICMP error about a packet of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reported {
+    /// What it says.
+    pub error: Unreachable,
+    /// Who says it; the target where nobody else does.
+    pub from: Option<IpAddr>,
+    /// The sequence number of the echo request that it is about; the last one where it is not known.
+    pub sequence: Option<u16>,
+}
+
+impl From<Unreachable> for Reported {
+    fn from(error: Unreachable) -> Self {
+        Self { error, from: None, sequence: None }
+    }
 }
 
 impl Unreachable {
@@ -55,6 +74,7 @@ impl Unreachable {
             Self::Prohibited => (3, 13, 0),
             // RFC 791 section 3.2: what every host takes.
             Self::TooBig(mtu) => (3, 4, u32::from(mtu.max(LEAST_MTU_V4))),
+            Self::HopLimit => (11, 0, 0),
         }
     }
 
@@ -66,6 +86,7 @@ impl Unreachable {
             Self::Port => (1, 4, 0),
             // RFC 8200 section 5: what every link carries.
             Self::TooBig(mtu) => (2, 0, u32::from(mtu.max(LEAST_MTU_V6))),
+            Self::HopLimit => (3, 0, 0),
         }
     }
 }
@@ -493,9 +514,11 @@ mod tests {
             (false, Unreachable::Prohibited, [3, 13]),
             (false, Unreachable::Port, [3, 3]),
             (false, Unreachable::TooBig(1280), [3, 4]),
+            (false, Unreachable::HopLimit, [11, 0]),
             (true, Unreachable::Prohibited, [1, 1]),
             (true, Unreachable::Port, [1, 4]),
             (true, Unreachable::TooBig(1280), [2, 0]),
+            (true, Unreachable::HopLimit, [3, 0]),
         ] {
             let mut batch = PacketBatch::new(1 << 20);
             unreachable(&mut batch, reply(v6, Protocol::Udp, 1280), error, &quote);

@@ -171,6 +171,12 @@ impl<'p> IpPacket<'p> {
         }
     }
 
+    /// How many more hops it may take: TTL or hop limit.
+    pub fn hop_limit(&self) -> u8 {
+        let at = if self.tuple.source.is_ipv4() { 8 } else { 7 };
+        self.bytes.get(at).copied().unwrap_or_default()
+    }
+
     /// The packet as it came, header included, cut to its own length.
     pub fn bytes(&self) -> &'p [u8] {
         self.bytes

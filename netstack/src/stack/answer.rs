@@ -1,12 +1,13 @@
 //! Packets of the stack's own making: what targets said in datagrams, and refusals and errors, which have a limit.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::{Ingress, Refusal, Stack};
 use crate::batch::PacketBatch;
 use crate::flow::FlowKind;
 use crate::flow::tcp::TcpFlow;
-use crate::packet::build::{self, Reply, Unreachable};
+use crate::packet::build::{self, Reply, Reported, Unreachable};
 use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport};
 use crate::tuple::{FlowId, FlowKey, Protocol};
 
@@ -84,17 +85,40 @@ impl Stack {
         self.total.bytes_down += len as u64;
     }
 
-    /// Tells the client of an association that its last packet did not arrive. The flow stays.
-    pub fn send_unreachable(&mut self, id: FlowId, error: Unreachable) {
+    /// Tells the client of an association that its last packet, or the echo request that is named, did not arrive. The flow
+    /// stays.
+    pub fn send_unreachable(&mut self, id: FlowId, reported: impl Into<Reported>) {
+        let Reported { error, from, sequence } = reported.into();
         let Some(flow) = self.flow(id) else { return };
         let (to, key) = (Ingress { id: flow.key.ingress, mtu: flow.mtu }, flow.key);
         if !self.may_answer(&key) {
             return;
         }
-        let reply = self.reply(to, &key);
+        let mut reply = self.reply(to, &key);
+        if let Some(from) = from.filter(|from| from.is_ipv4() == key.tuple.source.is_ipv4()) {
+            reply.tuple.destination = from;
+        }
         let Some(flow) = self.flows.get_mut(id.index()) else { return };
-        let FlowKind::Datagram(datagram) = &flow.kind else { return };
+        let FlowKind::Datagram(datagram) = &mut flow.kind else { return };
+        if let (Some(sequence), Protocol::Echo) = (sequence, key.tuple.protocol) {
+            datagram.quote_sequence(sequence);
+        }
         flow.traffic.packets_down += build::unreachable(&mut self.batch, reply, error, datagram.quote()) as u64;
+    }
+
+    /// Tells a client that a packet may take no hop more, which is dropped: RFC 1812 section 5.3.1, RFC 8200 section 3. `from`
+    /// is the gateway's own address towards the client.
+    pub fn answer_hop_limit(&mut self, now: Instant, to: Ingress, packet: &IpPacket<'_>, from: IpAddr) {
+        self.now = now;
+        let key = FlowKey { ingress: to.id, tuple: packet.tuple() };
+        if !self.may_answer(&key) {
+            return;
+        }
+        let mut reply = self.reply(to, &key);
+        reply.tuple.destination = from;
+        let bytes = packet.bytes();
+        let quote = bytes.get(..bytes.len().min(build::QUOTE)).unwrap_or_default();
+        build::unreachable(&mut self.batch, reply, Unreachable::HopLimit, quote);
     }
 
     /// How many answers were not made since the last call, because their clients caused too many.

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use portcullis_netstack::packet::build::Unreachable;
+use portcullis_netstack::packet::build::{Reported, Unreachable};
 use portcullis_netstack::packet::{ChecksumPolicy, IpPacket};
 use portcullis_netstack::{FlowId, Handled, Refusal};
 
 use crate::lab::{Lab, limits};
-use crate::raw::{echo_request, udp};
+use crate::raw::{TARGET, TARGET6, echo_request, udp};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -140,4 +140,52 @@ fn an_echo_is_answered_with_its_own_identifier_sequence_and_data() {
         lab.pass(SECOND * 2);
         assert!(!lives(&lab, flow));
     }
+}
+
+#[test]
+fn an_error_is_told_in_the_name_of_who_reports_it_and_about_the_request_it_is_about() {
+    let routers = ["10.20.0.1".parse::<std::net::IpAddr>().unwrap(), "fd00:20::1".parse().unwrap()];
+    for (v6, router, other) in [(false, routers[0], routers[1]), (true, routers[1], routers[0])] {
+        let header = if v6 { 40 } else { 20 };
+        let source = |packet: &[u8]| packet[if v6 { 8..24 } else { 12..16 }].to_vec();
+        let mut lab = Lab::new(limits());
+        let first = echo_request(v6, 7, 1, b"data");
+        let flow = open(&mut lab, &first);
+        lab.inject(&echo_request(v6, 7, 2, b"data")).unwrap();
+        let mut told = |from| {
+            let reported = Reported { error: Unreachable::HopLimit, from: Some(from), sequence: Some(1) };
+            lab.stack.send_unreachable(flow, reported);
+            lab.settle();
+            lab.take_out().remove(0)
+        };
+        let out = told(router);
+        assert_eq!(out[header..header + 2], if v6 { [3, 0] } else { [11, 0] });
+        let octets = match router {
+            std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
+            std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        assert_eq!(source(&out), octets);
+        // Identifier and sequence number of the first request, not of the last.
+        assert_eq!(out[2 * header + 12..][..4], first[header + 4..][..4]);
+        let target = if v6 { TARGET6.to_vec() } else { TARGET.to_vec() };
+        assert_eq!(source(&told(other)), target, "of the other family nobody can be named");
+        assert!(lives(&lab, flow));
+    }
+}
+
+#[test]
+fn a_packet_at_the_end_of_its_hops_is_answered_within_a_bound_and_is_no_flow() {
+    let mut lab = Lab::new(limits());
+    let bytes = udp(false, 4000, b"question");
+    let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap();
+    assert_eq!(packet.hop_limit(), 64);
+    for _ in 0..5_000 {
+        lab.stack.answer_hop_limit(lab.instant(), lab.ingress, &packet, "100.96.0.1".parse().unwrap());
+    }
+    lab.settle();
+    let out = lab.take_out();
+    assert!((1..5_000).contains(&out.len()), "{} answers", out.len());
+    assert_eq!((&out[0][12..16], &out[0][20..22]), (&[100, 96, 0, 1][..], &[11, 0][..]));
+    assert_eq!(out[0][28..], bytes[..]);
+    assert!(lab.stack.is_empty());
 }

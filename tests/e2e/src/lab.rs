@@ -181,6 +181,29 @@ impl Lab {
         self.gateway.sysctl("net.ipv6.conf.all.forwarding", "1");
     }
 
+    /// A host that has the addresses of [`Host::Nobody`], behind the private network's, which is its router.
+    ///
+    /// # Panics
+    ///
+    /// When a tool is missing.
+    pub fn far(&self) -> Netns {
+        let far = Netns::new("far", &self.unique);
+        veth(&far, "near", &self.private, "far");
+        self.private.sysctl("net.ipv4.ip_forward", "1");
+        self.private.sysctl("net.ipv6.conf.all.forwarding", "1");
+        for (family, router, this) in [(Family::V4, "10.30.0.1", "10.30.0.2"), (Family::V6, "fd00:30::1", "fd00:30::2")]
+        {
+            let (host, len) = (Host::Nobody.address(family), prefix_len(family));
+            self.private.ip(&format!("addr add {router}/{len} dev far{}", nodad(family)));
+            far.ip(&format!("addr add {this}/{len} dev near{}", nodad(family)));
+            far.ip(&format!("addr add {host} dev lo{}", nodad(family)));
+            far.ip(&format!("route add default via {router}"));
+            self.private.ip(&format!("route add {host} via {this}"));
+            self.gateway.ip(&format!("route add {host} via {}", Host::Open.address(family)));
+        }
+        far
+    }
+
     /// Sends the private network's traffic of a client to the gateway.
     pub fn route_client(&self, index: usize) {
         for (family, network) in FAMILIES.into_iter().zip(PRIVATE_NETWORKS) {

@@ -5,12 +5,13 @@ use std::process::{Command, Output};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// What a test needs on the machine, and the Debian package that brings it.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("curl", "curl"),
     ("openssl", "openssl"),
+    ("traceroute", "traceroute"),
     ("wg", "wireguard-tools"),
     ("wireguard-go", "wireguard-go"),
     ("sysctl", "procps"),

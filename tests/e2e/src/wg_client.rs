@@ -121,6 +121,18 @@ impl WgClient {
         }
     }
 
+    /// Takes packets from these networks too, as if they stood in its file.
+    ///
+    /// # Panics
+    ///
+    /// When `wg` fails.
+    pub fn allow(&self, netns: &Netns, networks: &[&str]) {
+        let mut allowed: Vec<&str> = self.config.allowed.iter().map(String::as_str).collect();
+        allowed.extend(networks);
+        let peer = self.config.value("PublicKey").expect("a file names its peer");
+        netns.output("wg", &["set", &self.interface, "peer", peer, "allowed-ips", &allowed.join(",")]);
+    }
+
     /// Its interface.
     pub fn interface(&self) -> &str {
         &self.interface

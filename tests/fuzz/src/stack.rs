@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
-use portcullis_netstack::packet::build::Unreachable;
+use portcullis_netstack::packet::build::{Reported, Unreachable};
 use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
 use portcullis_netstack::{
     CloseCause, DropReason, FlowId, FlowKey, Handled, Ingress, IngressId, Refusal, Stack, StackLimits,
@@ -152,6 +152,11 @@ impl Bench<'_> {
                     0 if len % 5 == 0 => self.stack.send_datagrams(self.now, id, &vec![2; len], len.div_ceil(9)),
                     0 => self.stack.send_datagram(self.now, id, &vec![2; len]),
                     1 => self.stack.send_echo_reply(self.now, id, 1, &vec![2; len]),
+                    2 if len % 3 == 0 => {
+                        let from = (len % 2 == 0).then(|| std::net::IpAddr::from([10, 20, 0, 1]));
+                        let sequence = u16::try_from(len).ok();
+                        self.stack.send_unreachable(id, Reported { error: Unreachable::HopLimit, from, sequence });
+                    }
                     2 => self.stack.send_unreachable(id, Unreachable::TooBig(1280)),
                     _ => self.stack.send_unreachable(id, Unreachable::Prohibited),
                 }
@@ -229,6 +234,9 @@ impl Bench<'_> {
         let size = u16::try_from(packet.bytes().len() / 7).unwrap_or(0);
         let packet = if size % 2 == 0 { packet.into_datagrams(size).unwrap_or(packet) } else { packet };
         let from = Ingress { id: IngressId(1), mtu: MTU };
+        if packet.hop_limit() <= 1 {
+            return self.stack.answer_hop_limit(self.now, from, &packet, packet.tuple().destination);
+        }
         if let Ok(Handled::Opened(id)) = self.stack.handle_packet(self.now, from, &packet) {
             assert!(self.alive.insert(id), "a name is used once");
             self.flows.push(id);

@@ -69,6 +69,11 @@ impl Relay {
         Some(len)
     }
 
+    /// The proxy ended the association, as its port tells.
+    pub(super) fn end(&self) {
+        self.over.set(true);
+    }
+
     /// Whether the proxy ended the association.
     pub(super) fn is_over(&self) -> bool {
         self.over.get()

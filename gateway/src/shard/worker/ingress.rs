@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpFragment, IpPacket, Transport};
 use portcullis_netstack::{Coalescer, DropReason, FlowId, Handled, Ingress, IngressId};
@@ -247,6 +248,9 @@ impl Shard {
         device: &Arc<Device>,
         packet: &IpPacket<'_>,
     ) {
+        if onramp == OnrampKind::Wireguard && packet.hop_limit() <= 1 {
+            return self.end_of_hops(now, from, packet);
+        }
         match self.stack.handle_packet(now, from, packet) {
             Ok(Handled::Opened(id)) => {
                 if onramp == OnrampKind::Tun
@@ -256,9 +260,9 @@ impl Shard {
                     return self.mail_packet(shard, packet);
                 }
                 self.open(now, id, onramp, device, packet.tuple());
-                self.deliver(id, packet);
+                self.deliver(id, onramp, packet);
             }
-            Ok(Handled::Known(id)) => self.deliver(id, packet),
+            Ok(Handled::Known(id)) => self.deliver(id, onramp, packet),
             Err(reason) => self.drop_packets(reason, packet.count()),
         }
     }
@@ -272,11 +276,26 @@ impl Shard {
         self.mail(shard, Mail::Packet(packet.bytes().into(), FrameInfo { datagrams, ..FrameInfo::TRUSTED }));
     }
 
-    fn deliver(&mut self, id: FlowId, packet: &IpPacket<'_>) {
+    /// A packet of a tunnel may go no farther than here: we are a hop, as any router is.
+    fn end_of_hops(&mut self, now: Instant, from: Ingress, packet: &IpPacket<'_>) {
+        self.drop_packets(DropReason::HopLimit, packet.count());
+        let ipv4 = packet.tuple().source.is_ipv4();
+        let addresses = self.config.wireguard.iter().flat_map(|wireguard| &wireguard.addresses);
+        if let Some(own) = addresses.map(IpNet::addr).find(|own| own.is_ipv4() == ipv4) {
+            self.stack.answer_hop_limit(now, from, packet, own);
+        }
+    }
+
+    fn deliver(&mut self, id: FlowId, onramp: OnrampKind, packet: &IpPacket<'_>) {
+        let hops = match onramp {
+            OnrampKind::Wireguard => packet.hop_limit().saturating_sub(1),
+            // The kernel of this host took it on to the device, and counted the hop.
+            OnrampKind::Tun => packet.hop_limit(),
+        };
         match packet.transport() {
             Transport::Tcp(_) => {}
-            Transport::Udp(datagrams) => self.deliver_datagrams(id, datagrams),
-            Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo),
+            Transport::Udp(datagrams) => self.deliver_datagrams(id, datagrams, hops),
+            Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo, hops),
         }
     }
 }
