@@ -213,7 +213,8 @@ impl ShareLimit {
 /// The worst case in memory of buffers: `flows.all` flows with [`RING_FLOOR`] bytes in each of their two, `buffered.all`
 /// bytes beyond that, and for each shard 4,096 flows that linger and 128 pairs of spare buffers of 64 KiB. With the
 /// defaults and two shards 131,072 × 32 KiB + 2 GiB + 2 × (128 MiB + 16 MiB) = 6.3 GiB; of one device 4,096 × 32 KiB +
-/// 64 MiB = 192 MiB. The kernel bounds what its sockets hold by itself (`tcp_mem`, `udp_mem`).
+/// 64 MiB = 192 MiB. Through proxies come 16 KiB for each dial of an association, and 48 KiB for each flow behind TLS. The
+/// kernel bounds what its sockets hold by itself (`tcp_mem`, `udp_mem`).
 ///
 /// [`RING_FLOOR`]: portcullis_netstack::RING_FLOOR
 #[derive(Debug, Clone, PartialEq, Eq)]

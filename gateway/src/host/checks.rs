@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{getegid, getgroups};
 
 use crate::config::Config;
+use crate::config::resolved::{OfframpKind, ProxyConfig, ProxyScheme};
 
 /// Descriptors beyond one a flow: listeners, files, the control socket's clients.
 const OTHER_DESCRIPTORS: u64 = 256;
@@ -127,7 +128,14 @@ pub fn check(facts: &HostFacts, config: &Config) -> Vec<HostWarning> {
             warnings.push(HostWarning::NoForwardingV6);
         }
     }
-    let needed = u64::try_from(config.limits.flows.all).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
+    // An association through a proxy has its socket, and the connection that it lives as long as.
+    let relayed = config
+        .offramps
+        .iter()
+        .any(|offramp| matches!(&offramp.kind, OfframpKind::Proxy(ProxyConfig { scheme: ProxyScheme::Socks5, .. })));
+    let associations = if relayed { config.limits.associations.all } else { 0 };
+    let needed = u64::try_from(config.limits.flows.all.saturating_add(associations)).unwrap_or(u64::MAX);
+    let needed = needed.saturating_add(OTHER_DESCRIPTORS);
     if facts.nofile < needed {
         warnings.push(HostWarning::FewDescriptors { allowed: facts.nofile, needed });
     }

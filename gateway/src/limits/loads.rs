@@ -197,7 +197,11 @@ impl Share {
         1 << resource.index()
     }
 
-    fn take(&mut self, resource: Resource) -> Result<(), LimitName> {
+    /// Takes one of a resource more, unless it holds one.
+    ///
+    /// # Errors
+    /// The limit that says no.
+    pub(crate) fn take(&mut self, resource: Resource) -> Result<(), LimitName> {
         if !self.holds(resource) {
             self.owner.take(resource, 1)?;
             self.held |= Self::bit(resource);

@@ -194,7 +194,8 @@ impl Offramp {
         &self.name
     }
 
-    /// Dials a TCP connection, which begins at once. The future ends with the dial timeout at the latest.
+    /// Dials a TCP connection, which begins at once. Without a proxy the future ends with the dial timeout at the latest; how
+    /// long a proxy may look for the target is the caller's to bound.
     ///
     /// Call on a tokio runtime.
     pub fn dial_tcp(
@@ -257,7 +258,7 @@ impl Offramp {
         let connecting = self.sockets.connect_tcp(towards, patience);
         async move {
             if let Some(proxy) = proxy {
-                return proxy.open(connecting, to).await;
+                return proxy.open(connecting, to, patience).await;
             }
             let mut stream = connecting.await?;
             if let Some(header) = header {
@@ -277,10 +278,11 @@ impl Offramp {
             Kind::Proxy(proxy) if !proxy.carries_udp() => return Err(proxy.cannot_carry("UDP")),
             Kind::Proxy(proxy) => Arc::clone(proxy),
         };
-        let connecting = self.sockets.connect_tcp(proxy.address(), self.proxy_patience());
+        let patience = self.proxy_patience();
+        let connecting = self.sockets.connect_tcp(proxy.address(), patience);
         let sockets = Arc::clone(&self.sockets);
         Ok(Opening::Asking(Box::pin(async move {
-            let (control, relay) = proxy.associate(connecting).await?;
+            let (control, relay) = proxy.associate(connecting, patience).await?;
             let socket = sockets.start(Transport::Udp, relay)?;
             Ok(DatagramSocket::relayed(socket, relay, Relay::new(to, control))?)
         })))
@@ -295,7 +297,7 @@ impl Offramp {
         Ok(DatagramSocket::new(socket, to)?)
     }
 
-    /// How long a proxy may take to answer, so that there is time left for the target, or for another off-ramp.
+    /// How long a proxy may take until it hears of the target, so that there is time left for the target, or for another off-ramp.
     fn proxy_patience(&self) -> Duration {
         self.dial_timeout / 2
     }

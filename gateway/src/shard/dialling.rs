@@ -45,16 +45,23 @@ impl Shard {
         let opened = match flow.key.tuple.protocol {
             Protocol::Tcp => {
                 let dial = offramp.dial_tcp(permit, target, &flow.origin());
-                Ok(self.spawn_dial(now, flow.id, async { dial.await.map(Connection::Tcp) }))
+                Ok(self.spawn_dial(now, &flow, async { dial.await.map(Connection::Tcp) }))
             }
             Protocol::Udp => offramp.open_udp(permit, target).map(|opening| match opening {
                 Opening::Open(socket) => Target::Udp(socket),
-                Opening::Asking(dial) => self.spawn_dial(now, flow.id, async { dial.await.map(Connection::Udp) }),
+                Opening::Asking(dial) => self.spawn_dial(now, &flow, async { dial.await.map(Connection::Udp) }),
             }),
             Protocol::Echo => offramp.open_ping(permit, target.ip()).map(Target::Ping),
         };
         match opened {
             Ok(target) => {
+                if matches!(target, Target::Dialling { .. })
+                    && let Some(share) = &mut flow.share
+                    && let Err(limit) = share.take(Resource::Dials)
+                {
+                    // Mostly it holds one already; an association asks for one only where a proxy is asked for it.
+                    return self.refuse_over(flow, limit, Refusal::Prohibited);
+                }
                 let held = std::mem::replace(&mut flow.target, target).take_held();
                 if let Target::Dialling { held: waiting, .. } = &mut flow.target {
                     *waiting = held;
@@ -76,16 +83,18 @@ impl Shard {
         self.stack.mark_changed(id);
     }
 
+    /// Has `dial` done for a flow, in what is left of its time: another off-ramp may have had its part.
     fn spawn_dial(
         &mut self,
         now: Instant,
-        flow: FlowId,
+        flow: &Flow,
         dial: impl Future<Output = Result<Connection, DialError>> + 'static,
     ) -> Target {
-        let patience = self.config.limits.dial_timeout;
+        let (id, opened) = (flow.id, flow.opened);
+        let patience = (opened + self.config.limits.dial_timeout).saturating_duration_since(now);
         let task = self.dials.spawn_local(async move {
             let result = tokio::time::timeout(patience, dial).await.unwrap_or(Err(DialError::Timeout));
-            Dialled { flow, took: clock().saturating_duration_since(now), result }
+            Dialled { flow: id, took: clock().saturating_duration_since(opened), result }
         });
         Target::Dialling { task, held: Held::default() }
     }
@@ -128,6 +137,9 @@ impl Shard {
         let Some(mut flow) = self.take(id) else { return };
         match result {
             Ok(Connection::Udp(socket)) => {
+                if let Some(share) = &mut flow.share {
+                    share.release(Resource::Dials);
+                }
                 let held = std::mem::replace(&mut flow.target, Target::Udp(socket)).take_held();
                 self.begin(*flow, &held);
             }

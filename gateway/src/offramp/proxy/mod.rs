@@ -11,7 +11,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::DialError;
@@ -122,6 +124,9 @@ pub enum ProxyError {
     /// There is no connection to it.
     #[error("cannot be reached: {0}")]
     Unreachable(Box<DialError>),
+    /// It takes the connection and does not answer, before it has heard of a target.
+    #[error("does not answer")]
+    Silent,
     /// It cannot be spoken to in TLS, or is not who it should be.
     #[error("cannot be trusted or does not speak TLS: {0}")]
     Tls(io::Error),
@@ -179,33 +184,56 @@ impl Proxy {
         self.error(ProxyError::CannotCarry(what))
     }
 
-    /// Asks over the connection that `connecting` becomes for one to the target `to`.
+    /// Asks over the connection that `connecting` becomes for one to the target `to`. Until the proxy hears of that it may
+    /// take `patience`.
     pub(super) async fn open(
         &self,
         connecting: impl Future<Output = Result<TcpStream, DialError>>,
         to: SocketAddr,
+        patience: Duration,
     ) -> Result<TargetStream, DialError> {
         let opened = async {
-            let stream = self.secured(connecting.await).await?;
-            match self.scheme {
-                ProxyScheme::Socks5 => socks5::connect(self, stream, to).await,
-                ProxyScheme::HttpConnect => http_connect::connect(self, stream, to).await,
-            }
+            let stream = self.met(connecting, patience).await?;
+            let opened = match self.scheme {
+                ProxyScheme::Socks5 => socks5::connect(self, stream, to).await?,
+                ProxyScheme::HttpConnect => http_connect::connect(self, stream, to).await?,
+            };
+            // From here on it ends as a connection does.
+            SockRef::from(opened.tcp()).set_linger(None).map_err(DialError::Io)?;
+            Ok(opened)
         };
         self.noted(opened.await)
     }
 
     /// Asks over the connection that `connecting` becomes for a relay of datagrams. Returns the connection, with which the
-    /// relay ends, and where it is.
+    /// relay ends, and where it is. Until the proxy hears what is wanted it may take `patience`.
     pub(super) async fn associate(
         &self,
         connecting: impl Future<Output = Result<TcpStream, DialError>>,
+        patience: Duration,
     ) -> Result<(ProxyStream, SocketAddr), DialError> {
         let associated = async {
-            let stream = self.secured(connecting.await).await?;
-            socks5::associate(self, stream).await
+            let mut stream = self.met(connecting, patience).await?;
+            let relay = socks5::associate(self, &mut stream).await?;
+            Ok((stream, relay))
         };
         self.noted(associated.await)
+    }
+
+    /// A connection to the proxy that is ready for a request.
+    async fn met(
+        &self,
+        connecting: impl Future<Output = Result<TcpStream, DialError>>,
+        patience: Duration,
+    ) -> Result<ProxyStream, DialError> {
+        let meeting = async {
+            let mut stream = self.secured(connecting.await).await?;
+            if self.scheme == ProxyScheme::Socks5 {
+                socks5::greet(self, &mut stream).await?;
+            }
+            Ok(stream)
+        };
+        tokio::time::timeout(patience, meeting).await.unwrap_or_else(|_elapsed| Err(self.error(ProxyError::Silent)))
     }
 
     /// What goes over the connection from now on.
@@ -216,6 +244,9 @@ impl Proxy {
             Err(error) if error.limit().is_some() => return Err(error),
             Err(error) => return Err(self.error(ProxyError::Unreachable(Box::new(error)))),
         };
+        // Every one goes to the same address and port: dropped before it is of use, it must not keep a port of ours in
+        // TIME-WAIT.
+        stream.set_zero_linger().map_err(DialError::Io)?;
         match &self.tls {
             None => Ok(ProxyStream::Plain(stream)),
             Some(tls) => match tls.connect(stream).await {
@@ -241,12 +272,15 @@ impl Proxy {
     /// Says once that the proxy itself is the trouble, and once that it is over.
     fn noted<T>(&self, result: Result<T, DialError>) -> Result<T, DialError> {
         match &result {
+            // These say nothing of how it is.
+            Err(DialError::Proxy { why: ProxyError::CannotCarry(_), .. }) => {}
+            Err(error) if error.limit().is_some() => {}
             Err(DialError::Proxy { why, .. }) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     tracing::warn!(proxy = %self.address, %why, "the proxy of an off-ramp fails");
                 }
             }
-            _ => {
+            Ok(_) | Err(_) => {
                 if self.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!(proxy = %self.address, "the proxy of an off-ramp answers again");
                 }

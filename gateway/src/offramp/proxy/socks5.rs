@@ -1,79 +1,149 @@
 //! A SOCKS5 proxy (RFC 1928), with user and password where there are credentials (RFC 1929).
+//!
+//! Our own few lines: of the libraries one panics on a reply code it does not know, others resolve a name that the proxy
+//! answers with, connect where it says, or carry no UDP. A proxy is no friend that could be trusted with that.
 
-use std::net::SocketAddr;
-
-use async_socks5::{AddrKind, Auth, Error, SocksDatagram, UnsuccessfulReply};
-use nix::errno::Errno;
-use tokio::io::BufWriter;
-use tokio::net::UdpSocket;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use hyper::body::Bytes;
+use nix::errno::Errno;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Proxy, ProxyError};
 use crate::offramp::DialError;
 use crate::offramp::stream::{ProxyStream, TargetStream};
 
-/// CONNECT.
-pub(super) async fn connect(proxy: &Proxy, stream: ProxyStream, to: SocketAddr) -> Result<TargetStream, DialError> {
-    // The library writes a byte at a time. What is read is not buffered: the target's bytes may be right behind.
-    let mut stream = BufWriter::new(stream);
-    match async_socks5::connect(&mut stream, to, auth(proxy)).await {
-        Ok(_bound) => Ok(TargetStream::proxied(stream.into_inner(), Bytes::new())),
-        Err(error) => Err(meaning(proxy, error)),
+const VERSION: u8 = 5;
+/// Version of the exchange of user and password.
+const AUTH_VERSION: u8 = 1;
+const NO_AUTHENTICATION: u8 = 0;
+const USER_PASSWORD: u8 = 2;
+const CONNECT: u8 = 1;
+const UDP_ASSOCIATE: u8 = 3;
+const IPV4: u8 = 1;
+const NAME: u8 = 3;
+const IPV6: u8 = 4;
+
+/// Method negotiation, and who we are: the proxy has not heard of a target yet.
+pub(super) async fn greet(proxy: &Proxy, stream: &mut ProxyStream) -> Result<(), DialError> {
+    let methods: &[u8] = match proxy.credentials {
+        None => &[VERSION, 1, NO_AUTHENTICATION],
+        Some(_) => &[VERSION, 2, NO_AUTHENTICATION, USER_PASSWORD],
+    };
+    say(proxy, stream, methods).await?;
+    let [version, method] = hear(proxy, stream).await?;
+    if version != VERSION {
+        return Err(proxy.protocol(format_args!("its version is {version}")));
+    }
+    match (method, &proxy.credentials) {
+        (NO_AUTHENTICATION, _) => Ok(()),
+        (USER_PASSWORD, Some(credentials)) => {
+            let mut message = vec![AUTH_VERSION];
+            for part in [&credentials.user, &credentials.password] {
+                message.push(length(part.len()));
+                message.extend(part.as_bytes());
+            }
+            say(proxy, stream, &message).await?;
+            match hear(proxy, stream).await? {
+                [_, 0] => Ok(()),
+                [_, _] => Err(proxy.error(ProxyError::Credentials)),
+            }
+        }
+        (_, _) => Err(proxy.error(ProxyError::Credentials)),
     }
 }
 
-/// UDP ASSOCIATE. Returns the connection that the association lives as long as, and the address of the relay.
-pub(super) async fn associate(proxy: &Proxy, stream: ProxyStream) -> Result<(ProxyStream, SocketAddr), DialError> {
-    // The library wants a socket to connect, which can be neither marked nor bound as ours must be.
-    let unused = UdpSocket::bind(match proxy.address {
-        SocketAddr::V4(_) => "0.0.0.0:0",
-        SocketAddr::V6(_) => "[::]:0",
-    })
-    .await?;
-    let associated = SocksDatagram::associate(BufWriter::new(stream), unused, auth(proxy), None::<SocketAddr>).await;
-    let association = associated.map_err(|error| meaning(proxy, error))?;
-    let relay = match association.proxy_addr() {
-        // "Where you found me".
-        AddrKind::Ip(relay) if relay.ip().is_unspecified() => SocketAddr::new(proxy.address.ip(), relay.port()),
-        AddrKind::Ip(relay) => *relay,
-        AddrKind::Domain(name, _) => return Err(proxy.protocol(format_args!("its relay has a name, {name}"))),
+/// CONNECT, after the greeting.
+pub(super) async fn connect(proxy: &Proxy, mut stream: ProxyStream, to: SocketAddr) -> Result<TargetStream, DialError> {
+    request(proxy, &mut stream, CONNECT, to).await?;
+    Ok(TargetStream::proxied(stream, Bytes::new()))
+}
+
+/// UDP ASSOCIATE, after the greeting. Returns the address of the relay.
+pub(super) async fn associate(proxy: &Proxy, stream: &mut ProxyStream) -> Result<SocketAddr, DialError> {
+    // Where our datagrams will come from is not known yet.
+    let anywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let relay = match request(proxy, stream, UDP_ASSOCIATE, anywhere).await? {
+        Bound::At(relay) if relay.port() != 0 => relay,
+        Bound::At(_) | Bound::Name => return Err(proxy.protocol("it has no address for datagrams")),
     };
-    let (stream, _unused) = association.into_inner();
-    Ok((stream.into_inner(), relay))
+    // "Where you found me". Nowhere else: it could send our datagrams to places that no policy can open.
+    if relay.ip().is_unspecified() || relay.ip() == proxy.address.ip() {
+        Ok(SocketAddr::new(proxy.address.ip(), relay.port()))
+    } else {
+        Err(proxy.protocol(format_args!("its datagrams would go to {relay}")))
+    }
 }
 
-fn auth(proxy: &Proxy) -> Option<Auth> {
-    proxy.credentials.as_ref().map(|it| Auth::new(it.user.clone(), it.password.clone()))
+/// The address that an answer names.
+enum Bound {
+    At(SocketAddr),
+    Name,
 }
 
-/// What the proxy, or the way to it, said.
-fn meaning(proxy: &Proxy, error: Error) -> DialError {
-    match error {
-        Error::Response(reply) => match reply {
-            UnsuccessfulReply::ConnectionRefused => DialError::Refused,
-            UnsuccessfulReply::ConnectionNotAllowedByRules => DialError::Unreachable(Errno::EACCES),
-            UnsuccessfulReply::NetworkUnreachable => DialError::Unreachable(Errno::ENETUNREACH),
-            // There is no word for a target that did not answer: proxies say this.
-            UnsuccessfulReply::TtlExpired => DialError::Timeout,
-            UnsuccessfulReply::CommandNotSupported => proxy.cannot_carry("this"),
-            UnsuccessfulReply::AddressTypeNotSupported => proxy.cannot_carry("this kind of address"),
-            UnsuccessfulReply::HostUnreachable
-            | UnsuccessfulReply::GeneralFailure
-            | UnsuccessfulReply::Unassigned(_) => DialError::Unreachable(Errno::EHOSTUNREACH),
-        },
-        Error::NoAcceptableMethods | Error::InvalidAuthStatus(_) | Error::InvalidAuthMethod(_) => {
-            proxy.error(ProxyError::Credentials)
+async fn request(proxy: &Proxy, stream: &mut ProxyStream, command: u8, to: SocketAddr) -> Result<Bound, DialError> {
+    let mut message = vec![VERSION, command, 0];
+    match to.ip() {
+        IpAddr::V4(v4) => {
+            message.push(IPV4);
+            message.extend(v4.octets());
         }
-        error @ (Error::Io(_)
-        | Error::FromUtf8(_)
-        | Error::InvalidVersion(_)
-        | Error::InvalidCommand(_)
-        | Error::InvalidAtyp(_)
-        | Error::InvalidReserved(_)
-        | Error::InvalidAuthSubnegotiation(_)
-        | Error::InvalidFragmentId(_)
-        | Error::WrongVersion
-        | Error::TooLongString(_)) => proxy.protocol(error),
+        IpAddr::V6(v6) => {
+            message.push(IPV6);
+            message.extend(v6.octets());
+        }
+    }
+    message.extend(to.port().to_be_bytes());
+    say(proxy, stream, &message).await?;
+    let [version, code, _, kind] = hear(proxy, stream).await?;
+    if version != VERSION {
+        return Err(proxy.protocol(format_args!("its version is {version}")));
+    }
+    if code != 0 {
+        return Err(meaning(proxy, code));
+    }
+    let address = match kind {
+        IPV4 => IpAddr::from(hear::<4>(proxy, stream).await?),
+        IPV6 => IpAddr::from(hear::<16>(proxy, stream).await?).to_canonical(),
+        NAME => {
+            let [len] = hear(proxy, stream).await?;
+            let mut name = vec![0; usize::from(len) + 2];
+            stream.read_exact(&mut name).await.map_err(|error| proxy.protocol(error))?;
+            return Ok(Bound::Name);
+        }
+        _ => return Err(proxy.protocol(format_args!("it has a kind {kind} of address"))),
+    };
+    Ok(Bound::At(SocketAddr::new(address, u16::from_be_bytes(hear(proxy, stream).await?))))
+}
+
+async fn say(proxy: &Proxy, stream: &mut ProxyStream, message: &[u8]) -> Result<(), DialError> {
+    stream.write_all(message).await.map_err(|error| proxy.protocol(error))?;
+    stream.flush().await.map_err(|error| proxy.protocol(error))
+}
+
+/// No byte more than that: the target's may be right behind.
+async fn hear<const LEN: usize>(proxy: &Proxy, stream: &mut ProxyStream) -> Result<[u8; LEN], DialError> {
+    let mut heard = [0; LEN];
+    stream.read_exact(&mut heard).await.map_err(|error| proxy.protocol(error))?;
+    Ok(heard)
+}
+
+/// A length of at most 255, which the reading of credentials saw to.
+fn length(len: usize) -> u8 {
+    u8::try_from(len).unwrap_or(u8::MAX)
+}
+
+/// What a reply code means: RFC 1928 section 6.
+fn meaning(proxy: &Proxy, code: u8) -> DialError {
+    match code {
+        2 => DialError::Unreachable(Errno::EACCES),
+        3 => DialError::Unreachable(Errno::ENETUNREACH),
+        5 => DialError::Refused,
+        // There is no word for a target that did not answer: proxies say that its TTL expired.
+        6 => DialError::Timeout,
+        7 => proxy.cannot_carry("this"),
+        8 => proxy.cannot_carry("this kind of address"),
+        // 1 is a general failure and 4 an unreachable host; the rest has no meaning yet.
+        _ => DialError::Unreachable(Errno::EHOSTUNREACH),
     }
 }

@@ -12,6 +12,7 @@ use super::*;
 use crate::config::resolved::TlsConfig;
 use crate::flow_record::FlowEnd;
 
+const PATIENCE: Duration = Duration::from_secs(10);
 const CREDENTIALS: &str = "user:secret\n";
 
 fn proxy(scheme: ProxyScheme, address: SocketAddr, credentials: bool) -> Proxy {
@@ -45,8 +46,8 @@ fn ask(scheme: ProxyScheme, credentials: bool, answers: &[(usize, &[u8])]) -> Re
             stream
         };
         let connecting = async { Ok(TcpStream::connect(proxy.address()).await?) };
-        let opening =
-            tokio::time::timeout(Duration::from_secs(20), proxy.open(connecting, "10.0.0.1:443".parse().unwrap()));
+        let opening = proxy.open(connecting, "10.0.0.1:443".parse().unwrap(), PATIENCE);
+        let opening = tokio::time::timeout(PATIENCE * 2, opening);
         let (_stream, opened) = tokio::join!(answering, opening);
         opened.expect("the proxy said all it has to say")
     })
@@ -119,6 +120,56 @@ fn each_answer_of_an_http_proxy_has_its_meaning() {
     assert_eq!(meaning(answered(&endless)), down);
     let with = request + "proxy-authorization: Basic dXNlcjpzZWNyZXQ=\r\n".len();
     assert!(ask(ProxyScheme::HttpConnect, true, &[(with, b"HTTP/1.1 200 OK\r\n\r\n")]).is_ok());
+}
+
+#[test]
+fn a_proxy_that_takes_connections_and_is_silent_is_passed_over() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = proxy(ProxyScheme::Socks5, listener.local_addr().unwrap(), false);
+        let connecting = async { Ok(TcpStream::connect(proxy.address()).await?) };
+        let opened = proxy.open(connecting, "10.0.0.1:443".parse().unwrap(), Duration::from_millis(50)).await;
+        assert_eq!(meaning(opened), (FlowEnd::OfframpDown, true));
+    });
+}
+
+#[test]
+fn datagrams_go_to_a_relay_of_the_proxy_and_nowhere_else() {
+    let relay = |bound: &[u8]| {
+        let reply = [&[5, 0, 0], bound].concat();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let proxy = proxy(ProxyScheme::Socks5, listener.local_addr().unwrap(), false);
+            let answering = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_exact(&mut [0; 3]).await.unwrap();
+                stream.write_all(&[5, 0]).await.unwrap();
+                stream.read_exact(&mut [0; 10]).await.unwrap();
+                stream.write_all(&reply).await.unwrap();
+                stream
+            };
+            let connecting = async { Ok(TcpStream::connect(proxy.address()).await?) };
+            let (_stream, associated) = tokio::join!(answering, proxy.associate(connecting, PATIENCE));
+            associated.map(|(_control, relay)| relay.to_string()).map_err(|error| error.flow_end())
+        })
+    };
+    let here = Ok("127.0.0.1:53".to_owned());
+    assert_eq!(relay(&[1, 127, 0, 0, 1, 0, 53]), here);
+    assert_eq!(relay(&[1, 0, 0, 0, 0, 0, 53]), here, "where the proxy was found");
+    let v6 = |v6: std::net::Ipv6Addr| [&[4][..], &v6.octets(), &[0, 53]].concat();
+    assert_eq!(relay(&v6("::".parse().unwrap())), here);
+    assert_eq!(relay(&v6("::ffff:127.0.0.1".parse().unwrap())), here);
+    for wrong in [
+        &[1, 169, 254, 169, 254, 0, 53][..],
+        &[1, 127, 0, 0, 1, 0, 0],
+        &v6("::1".parse().unwrap()),
+        &[3, 1, b'x', 0, 53],
+        &[9, 0, 0, 0, 0, 0, 0],
+    ] {
+        assert_eq!(relay(wrong), Err(FlowEnd::OfframpDown), "{wrong:?}");
+    }
 }
 
 #[test]

@@ -16,7 +16,11 @@ use super::ProxyFileError;
 use crate::config::resolved::{ProxyConfig, TlsConfig};
 use crate::{files, secret};
 
-/// What a connection to the proxy is secured with.
+/// Most bytes of a flow that may be encrypted and wait for room in the socket: one record.
+const MAX_UNSENT: usize = 16 * 1024;
+
+/// What a connection to the proxy is secured with. TLS 1.3 only: in 1.2 the end of one direction is the end of both (RFC 5246
+/// section 7.2.1), and half-closes must hold.
 pub(super) struct Tls {
     connector: TlsConnector,
     server_name: ServerName<'static>,
@@ -59,7 +63,9 @@ impl Tls {
 
     /// Makes the handshake.
     pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        self.connector.connect(self.server_name.clone(), stream).await
+        let mut stream = self.connector.connect(self.server_name.clone(), stream).await?;
+        stream.get_mut().1.set_buffer_limit(Some(MAX_UNSENT));
+        Ok(stream)
     }
 }
 
