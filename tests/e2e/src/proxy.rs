@@ -27,7 +27,7 @@ pub const USER: &str = "gateway";
 pub const PASSWORD: &str = "open:sesame";
 
 /// How long a target may take to say something before the proxy's own answer goes out: it is sent with that.
-const FIRST_WORD: Duration = Duration::from_millis(50);
+const FIRST_WORD: Duration = Duration::from_millis(5);
 
 /// What a proxy speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
