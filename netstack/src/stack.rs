@@ -306,6 +306,9 @@ impl Stack {
     pub fn release(&mut self, id: FlowId) {
         let Some(flow) = self.flow_mut(id) else { return };
         flow.released = true;
+        if let FlowKind::Tcp(TcpFlow::Open(socket)) = &mut flow.kind {
+            socket.let_go();
+        }
         if flow.superseded || self.is_gone(id) {
             self.remove(id);
         }

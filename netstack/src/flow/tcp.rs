@@ -80,6 +80,8 @@ pub(crate) struct TcpSocket {
     close_wanted: bool,
     /// Until when smoltcp does not end TIME-WAIT.
     lingers_until: Option<StackInstant>,
+    /// Nobody takes what is in the client's ring.
+    let_go: bool,
     gate: Gate,
     /// How far smoltcp's clock is ahead of ours: its retransmission timer is due when we say so.
     ahead: StackDuration,
@@ -211,6 +213,7 @@ impl TcpSocket {
             client_closed_first: false,
             close_wanted: false,
             lingers_until: None,
+            let_go: false,
             gate: Gate::new(window_shift),
             ahead: StackDuration::ZERO,
         }
@@ -241,7 +244,8 @@ impl TcpSocket {
             self.challenge(time, link);
             return Ok(());
         }
-        let fits = self.admit(segment);
+        let behind = self.is_behind_end(segment);
+        let fits = if behind { 0 } else { self.admit(segment) };
         let cut = (fits < segment.payload.len()).then(|| link.received.map(|packet| rings::cut(packet, segment, fits)));
         let outstanding = self.outstanding();
         let outside = self.is_outside(segment, fits);
@@ -295,7 +299,11 @@ impl TcpSocket {
             | State::LastAck => None,
         };
         self.cause = self.cause.or(cause);
-        if cut.is_some() { Err(DropReason::QueueFull) } else { Ok(()) }
+        match cut {
+            None => Ok(()),
+            Some(_) if behind => Err(DropReason::UnacceptableSegment),
+            Some(_) => Err(DropReason::QueueFull),
+        }
     }
 
     /// Whether a segment with `len` bytes is not in smoltcp's window (RFC 9293 section 3.10.7.4), so that it takes nothing
@@ -309,6 +317,14 @@ impl TcpSocket {
             return if next == edge { start != next } else { !starts_inside };
         }
         next == edge || !(starts_inside || before(next, end) && !before(edge, end))
+    }
+
+    /// Whether a segment has text from behind the client's FIN, which is to be ignored (RFC 9293 section 3.10.7.4). smoltcp
+    /// takes it, and it would reach the target.
+    fn is_behind_end(&self, segment: &TcpSegment<'_>) -> bool {
+        let heard_fin = matches!(self.state(), State::CloseWait | State::Closing | State::LastAck);
+        let end = segment.sequence.wrapping_add(wrap(segment.payload.len()));
+        heard_fin && !segment.payload.is_empty() && self.next_from_client().is_some_and(|next| before(next, end))
     }
 
     /// Sequence number of the next byte of the client, once it is known.
@@ -479,11 +495,18 @@ impl TcpSocket {
         matches!(self.state(), State::Closed | State::Listen) && self.cause.is_some()
     }
 
+    /// Says that the target has every byte it is to have. smoltcp takes bytes from behind the client's end, too, and those
+    /// are nobody's.
+    pub(crate) fn let_go(&mut self) {
+        self.let_go = true;
+    }
+
     /// Whether smoltcp must not be asked to do anything: the end of TIME-WAIT would empty the ring, and the target
     /// must have every byte before.
     fn is_held_open(&self, time: StackInstant) -> bool {
         let socket = self.sockets.get::<Socket<'_>>(self.handle);
         socket.state() == State::TimeWait
+            && !self.let_go
             && socket.recv_queue() > 0
             && self.lingers_until.is_none_or(|until| time >= until)
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_netstack::{CloseCause, Handled};
+use portcullis_netstack::{CloseCause, DropReason, Handled};
 use smoltcp::socket::tcp::State;
 
 use crate::lab::{Lab, Reception, Target, UP, fill, limits};
@@ -362,4 +362,29 @@ fn a_client_that_takes_everything_with_a_closed_window_is_not_asked_for_ever() {
     lab.take_out();
     lab.pass(SECOND * 60);
     assert!(lab.take_out().len() < 100);
+}
+
+/// RFC 9293 section 3.10.7.4: text from behind the client's FIN is ignored. smoltcp takes it: it would reach the target, or
+/// lie in the ring, so that TIME-WAIT did not end and in the end the flow was due at every instant.
+#[test]
+fn bytes_behind_the_clients_end_are_nobodys_and_hold_nothing_open() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::sends(0), 65_000);
+    let segment_of = |flags, sequence, acknowledgment, payload| {
+        Segment { v6: false, flags, sequence, acknowledgment, window: 65_000, payload }.bytes()
+    };
+    // Both close at once: our FIN is on its way when the client's comes, and more behind that.
+    lab.inject(&segment_of(FIN | ACK, ISN + 1, first, &[])).unwrap();
+    lab.settle();
+    lab.take_out();
+    assert_eq!(lab.inject(&segment_of(ACK, ISN + 2, first, &[1; 100])), Err(DropReason::UnacceptableSegment));
+    assert_eq!(
+        lab.inject(&segment_of(ACK, ISN + 2, first.wrapping_add(1), &[1; 100])),
+        Err(DropReason::UnacceptableSegment)
+    );
+    lab.settle();
+    assert_eq!((lab.ended[0].cause, lab.ended[0].traffic.bytes_up), (CloseCause::Orderly, 0));
+    assert!(answers(&lab.take_out()).iter().all(|answer| answer.acknowledgment == ISN + 2));
+    lab.pass(SECOND * 30);
+    assert!(lab.stack.is_empty(), "{:?}", lab.stack);
 }
