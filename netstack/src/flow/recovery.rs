@@ -162,13 +162,23 @@ impl Recovery {
         self.una.is_none_or(|una| segment.acknowledgment.wrapping_sub(una) as usize == taken)
     }
 
-    /// Takes a segment of the client after smoltcp, which let go of `advance` bytes. `out` is from before.
-    pub(crate) fn handle_segment(&mut self, now: Instant, segment: &TcpSegment<'_>, advance: usize, out: Outstanding) {
+    /// Takes a segment of the client after smoltcp, which let go of `advance` bytes, and took over the client's window where
+    /// it `hears_window`. `out` is from before.
+    pub(crate) fn handle_segment(
+        &mut self,
+        now: Instant,
+        segment: &TcpSegment<'_>,
+        advance: usize,
+        out: Outstanding,
+        hears_window: bool,
+    ) {
         if !segment.ack || segment.syn || segment.rst {
             return;
         }
         let duplicate = self.is_duplicate(segment, out);
-        self.window_field = segment.window;
+        if hears_window {
+            self.window_field = segment.window;
+        }
         self.client_next = segment.sequence.wrapping_add(segment.sequence_len());
         let ack = segment.acknowledgment;
         if self.una.is_none() {

@@ -264,7 +264,9 @@ impl TcpSocket {
         let after = self.state();
         let taken = queue - self.socket().send_queue() + usize::from(is_fin_acknowledged(before, after));
         if !outside && self.recovery.agrees(segment, taken) && after != State::SynReceived {
-            self.recovery.handle_segment(now, segment, taken, outstanding);
+            // In LAST-ACK smoltcp challenges what acknowledges nothing new, and does not hear its window.
+            let hears_window = before != State::LastAck || taken > 0;
+            self.recovery.handle_segment(now, segment, taken, outstanding, hears_window);
         }
         // A client that keeps its window shut says so whenever it is asked. That is not using the flow.
         if outstanding.queued == 0 || !segment.payload.is_empty() || taken > 0 {
