@@ -297,7 +297,8 @@ impl Offramp {
         Ok(DatagramSocket::new(socket, to)?)
     }
 
-    /// How long a proxy may take until it hears of the target, so that there is time left for the target, or for another off-ramp.
+    /// How long a proxy may take until it hears of the target, so that there is time left for the target, or for another
+    /// off-ramp.
     fn proxy_patience(&self) -> Duration {
         self.dial_timeout / 2
     }

@@ -75,8 +75,12 @@ impl Shard {
     }
 
     /// A flow of datagrams has its socket: what waited for that goes first.
-    fn begin(&mut self, flow: Flow, held: &Held) {
+    fn begin(&mut self, mut flow: Flow, held: &Held) {
         let id = flow.id;
+        if let Some(share) = &mut flow.share {
+            // Of a proxy that was asked, maybe in vain.
+            share.release(Resource::Dials);
+        }
         self.enter(flow);
         self.counters.flows_opened.add(1);
         self.send_held(id, held);
@@ -137,9 +141,6 @@ impl Shard {
         let Some(mut flow) = self.take(id) else { return };
         match result {
             Ok(Connection::Udp(socket)) => {
-                if let Some(share) = &mut flow.share {
-                    share.release(Resource::Dials);
-                }
                 let held = std::mem::replace(&mut flow.target, Target::Udp(socket)).take_held();
                 self.begin(*flow, &held);
             }

@@ -208,6 +208,23 @@ fn a_proxy_may_die_and_return() {
     });
 }
 
+/// A dial that was asked of a proxy in vain counts no more once the flow goes another way.
+#[test]
+fn associations_past_a_dead_proxy_are_no_dials() {
+    let proxied = Proxied::new(Speaks::Socks5, false);
+    let setup = proxied.setup(OnRamp::Tun, ", \"direct\"").limit("dials_per_device", "2");
+    scenario(setup, |world| {
+        let echo =
+            UdpTarget::serve(world.private(), SocketAddr::new(Host::Open.address(Family::V4), 0), <[u8]>::to_vec);
+        let sockets: Vec<_> = (0..6).map(|_| world.client().udp(echo.address())).collect();
+        for socket in &sockets {
+            socket.send(b"hello").expect("a way to the target");
+            assert_eq!(wait::uninterrupted(|| socket.recv(&mut [0; 64])).expect("the echo"), 5);
+        }
+        world.gateway.wait_for_metric(OPEN, None, 6.0);
+    });
+}
+
 /// What a target is told before the first byte of the client.
 fn told(stream: &mut impl Read) -> Vec<u8> {
     let mut header = vec![0; 14];

@@ -79,12 +79,8 @@ pub async fn report(config: &TunConfig) -> Result<Vec<Entry>, RouteError> {
         .iter()
         .map(|route| {
             let state = state(there.iter().any(|found| route.is(found)));
-            let kind = match route.target {
-                Target::Backstop => "unreachable ",
-                Target::Exclude => "throw ",
-                Target::Device(_) => "",
-            };
-            let via = if kind.is_empty() { Some(config.name.as_str()) } else { None };
+            let kind = word(&route.kind());
+            let via = matches!(route.target, Target::Device(_)).then_some(config.name.as_str());
             Entry {
                 state,
                 ipv6: is_ipv6(&route.net),
@@ -115,6 +111,17 @@ fn is_ipv6(net: &IpNet) -> bool {
     matches!(net, IpNet::V6(_))
 }
 
+/// What ip(8) puts before the destination of a route.
+fn word(kind: &RouteType) -> &'static str {
+    if *kind == RouteType::Unreachable {
+        "unreachable "
+    } else if *kind == RouteType::Throw {
+        "throw "
+    } else {
+        ""
+    }
+}
+
 fn spec(kind: &str, net: &IpNet, via: Option<&str>, table: u32, metric: u32) -> String {
     let via = via.map(|device| format!(" dev {device}")).unwrap_or_default();
     format!("{kind}{net}{via} table {table} metric {metric} proto {PROTOCOL}")
@@ -122,15 +129,7 @@ fn spec(kind: &str, net: &IpNet, via: Option<&str>, table: u32, metric: u32) -> 
 
 fn left(found: &RouteMessage, config: &TunConfig) -> Entry {
     let net = destination(found);
-    let is = |kind: RouteType| found.header.kind == kind;
-    let kind = if is(RouteType::Unreachable) {
-        "unreachable "
-    } else if is(RouteType::Throw) {
-        "throw "
-    } else {
-        ""
-    };
-    let spec = spec(kind, &net, None, config.table, metric(found).unwrap_or(0));
+    let spec = spec(word(&found.header.kind), &net, None, config.table, metric(found).unwrap_or(0));
     Entry { state: State::Left, ipv6: is_ipv6(&net), kind: "route", spec }
 }
 
