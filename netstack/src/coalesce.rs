@@ -4,9 +4,10 @@
 //!
 //! Only segments that differ in nothing but their data are joined, and nothing overtakes anything of its own flow.
 
+use crate::DropReason;
 use crate::packet::build::{IPV4_HEADER, put8, put16};
-use crate::packet::{IpPacket, TcpSegment, Transport, checksum};
-use crate::segment::Layout;
+use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport, checksum};
+use crate::segment::{Layout, Offload};
 use crate::tuple::{FlowKey, IngressId};
 
 /// Flows whose segments are joined at a time, as many as GRO has.
@@ -36,6 +37,8 @@ struct Run<T> {
     layout: Layout,
     /// Sequence number after the last byte.
     next: u32,
+    /// Bytes of data of the first segment.
+    size: usize,
     segments: u32,
     bytes: Vec<u8>,
 }
@@ -76,7 +79,15 @@ impl<T: Clone> Coalescer<T> {
         let mut bytes = self.spare.pop().unwrap_or_default();
         bytes.extend_from_slice(packet.bytes());
         let next = segment.sequence.wrapping_add(segment.sequence_len());
-        self.runs.push(Run { key, origin: origin.clone(), layout, next, segments: 1, bytes });
+        self.runs.push(Run {
+            key,
+            origin: origin.clone(),
+            layout,
+            next,
+            size: segment.payload.len(),
+            segments: 1,
+            bytes,
+        });
     }
 
     /// Hands over everything that waits.
@@ -90,7 +101,7 @@ impl<T: Clone> Coalescer<T> {
 
     fn finish(&mut self, mut run: Run<T>, handle: &mut impl FnMut(IngressId, &T, &IpPacket<'_>)) {
         run.complete();
-        if let Ok(packet) = IpPacket::joined(&run.bytes, run.segments) {
+        if let Ok(packet) = run.packet() {
             handle(run.key.ingress, &run.origin, &packet);
         }
         run.bytes.clear();
@@ -120,6 +131,9 @@ impl<T> Run<T> {
         let flags = |packet: &[u8]| packet.get(tcp + FLAGS).map(|flags| flags & !(PSH | FIN));
         layout == self.layout
             && segment.sequence == self.next
+            // All of one size, but the last may be shorter: so they can be told apart again.
+            && segment.payload.len() <= self.size
+            && ours.len() == layout.payload + self.segments as usize * self.size
             && ours.len() + segment.payload.len() <= LONGEST
             && ours.get(tcp + FLAGS).is_some_and(|flags| flags & FIN == 0)
             && same_ip
@@ -138,6 +152,14 @@ impl<T> Run<T> {
         self.bytes.extend_from_slice(segment.payload);
         self.next = self.next.wrapping_add(segment.sequence_len());
         self.segments += 1;
+    }
+
+    fn packet(&self) -> Result<IpPacket<'_>, DropReason> {
+        let packet = IpPacket::parse(&self.bytes, ChecksumPolicy::Trusted)?;
+        if self.segments == 1 {
+            return Ok(packet);
+        }
+        packet.with_offload(Offload { segment_size: u16::try_from(self.size).ok() })
     }
 
     /// Makes the IP header one of the whole. The TCP checksum is nobody's any more.
@@ -160,7 +182,6 @@ impl<T> Run<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::ChecksumPolicy;
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
 

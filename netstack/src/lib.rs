@@ -20,7 +20,7 @@
 //! - Bytes move between the caller's sockets and smoltcp's rings without a buffer in between.
 //! - What rings touch of their memory is bounded by who accepted the flow ([`RingMemory`]); a flow that gets no more goes
 //!   on in a smaller ring.
-//! - UDP datagrams may come and go many in one packet ([`packet::IpPacket::into_datagrams`], [`Stack::send_datagrams`]):
+//! - UDP datagrams may come and go many in one packet ([`packet::IpPacket::with_offload`], [`Stack::send_datagrams`]):
 //!   parsed, looked up and built once, counted one by one.
 //! - What smoltcp lacks stands in front of it: congestion control and recovery from loss (`flow::recovery`), timeouts
 //!   for half-open, silent and idle connections, challenges of RFC 5961, a socket that survives until the target has
@@ -50,6 +50,7 @@ mod tuple;
 pub use batch::PacketBatch;
 pub use coalesce::Coalescer;
 pub use drop_reason::DropReason;
+pub use flow::forward::{Direction, ForwardEnd};
 pub use flow::memory::RingMemory;
 pub use flow::{CloseCause, Traffic};
 pub use limits::{RING_FLOOR, StackLimits};

@@ -10,6 +10,8 @@ pub const RING_FLOOR: usize = 16 * 1024;
 pub struct StackLimits {
     /// Bytes of each of a TCP flow's two ring buffers.
     pub tcp_buffer: usize,
+    /// The target of a connection whose packets go on as they are must answer within this.
+    pub opening: Duration,
     /// A client that was answered with SYN-ACK must acknowledge within this.
     pub syn_received: Duration,
     /// A client with something to acknowledge that is silent for this long is given up, RFC 5482.

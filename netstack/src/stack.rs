@@ -1,6 +1,7 @@
 //! The flow table and what moves through it.
 
 mod answer;
+mod forward;
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use crate::deadlines::Deadlines;
 use crate::device::FlowLink;
 use crate::drop_reason::DropReason;
 use crate::flow::datagram::DatagramFlow;
+use crate::flow::forward::{ForwardFlow, Watch};
 use crate::flow::memory::{Allowance, RingMemory};
 use crate::flow::tcp::{self, HeldSyn, Rings, TcpFlow, TcpSocket, stack_time};
 use crate::flow::{CloseCause, Flow, FlowKind, Traffic};
@@ -121,6 +123,9 @@ impl Stack {
         let Some(flow) = self.flows.get_mut(id.index()) else {
             return Err(DropReason::NoFlow);
         };
+        if matches!(flow.kind, FlowKind::Forward(_)) {
+            return self.handle_forwarded(now, from, (id, key), packet);
+        }
         flow.mtu = from.mtu;
         match (&mut flow.kind, packet.transport()) {
             (FlowKind::Datagram(datagram), _) => {
@@ -163,7 +168,9 @@ impl Stack {
                 self.mark_changed(id);
                 taken.map(|()| Handled::Known(id))
             }
-            (FlowKind::Tcp(_), Transport::Udp(_) | Transport::Echo(_)) => Err(DropReason::Malformed),
+            (FlowKind::Tcp(_), Transport::Udp(_) | Transport::Echo(_)) | (FlowKind::Forward(_), _) => {
+                Err(DropReason::Malformed)
+            }
         }
     }
 
@@ -222,7 +229,7 @@ impl Stack {
     fn socket(&mut self, id: FlowId) -> Option<&mut TcpSocket> {
         match &mut self.flow_mut(id)?.kind {
             FlowKind::Tcp(TcpFlow::Open(socket)) => Some(socket),
-            FlowKind::Tcp(TcpFlow::Held(_)) | FlowKind::Datagram(_) => None,
+            FlowKind::Tcp(TcpFlow::Held(_)) | FlowKind::Datagram(_) | FlowKind::Forward(_) => None,
         }
     }
 
@@ -239,7 +246,7 @@ impl Stack {
     pub fn client_gave_up(&self, id: FlowId) -> bool {
         self.flow(id).is_some_and(|flow| match &flow.kind {
             FlowKind::Tcp(TcpFlow::Held(held)) => held.packet.is_empty(),
-            FlowKind::Tcp(TcpFlow::Open(_)) | FlowKind::Datagram(_) => false,
+            FlowKind::Tcp(TcpFlow::Open(_)) | FlowKind::Datagram(_) | FlowKind::Forward(_) => false,
         })
     }
 
@@ -268,8 +275,12 @@ impl Stack {
         true
     }
 
-    /// Ends an open flow: TCP is reset, anything else just stops. Removes it.
+    /// Ends an open flow: TCP is reset, anything else just stops. Removes it; only a connection whose packets went on as
+    /// they are lingers, to answer what still comes from both ends.
     pub fn abort(&mut self, now: Instant, id: FlowId) {
+        if self.abort_forwarded(now, id) {
+            return;
+        }
         let time = stack_time(self.epoch, now);
         if let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) {
             let mut link = FlowLink::new(&mut self.batch, flow.key.ingress, flow.mtu);
@@ -278,7 +289,7 @@ impl Stack {
                 FlowKind::Tcp(TcpFlow::Open(_)) if flow.superseded => {}
                 FlowKind::Tcp(TcpFlow::Open(socket)) => socket.abort(time, &mut link),
                 FlowKind::Tcp(TcpFlow::Held(_)) => return self.refuse(id, Refusal::Reset),
-                FlowKind::Datagram(_) => {}
+                FlowKind::Datagram(_) | FlowKind::Forward(_) => {}
             }
         }
         self.remove(id);
@@ -289,7 +300,7 @@ impl Stack {
         if self.flow(id).is_some() {
             let flow = self.flows.remove(id.index());
             if !flow.superseded {
-                self.table.remove(&flow.key);
+                forget(&mut self.table, &flow);
             }
             if let FlowKind::Tcp(TcpFlow::Open(socket)) = flow.kind
                 && self.spare.len() < SPARE_RINGS
@@ -317,13 +328,12 @@ impl Stack {
     /// Gives the tuple of a flow that is over to a new one. What the target has not taken yet is kept until it is
     /// released.
     fn make_way(&mut self, id: FlowId) {
-        let Some(flow) = self.flow_mut(id) else { return };
+        let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else { return };
         if flow.released {
             return self.remove(id);
         }
         flow.superseded = true;
-        let key = flow.key;
-        self.table.remove(&key);
+        forget(&mut self.table, flow);
         self.mark_changed(id);
     }
 
@@ -367,16 +377,24 @@ impl Stack {
         self.socket(id).is_some_and(|socket| socket.client_closed_first())
     }
 
-    /// Whether the handshake with a TCP client is over. `false` for a SYN that is held, too.
+    /// Whether the handshake with a TCP client is over, or where packets go on as they are, the target has answered. `false`
+    /// for a SYN that is held, too.
     pub fn is_established(&mut self, id: FlowId) -> bool {
+        if let Some(FlowKind::Forward(ForwardFlow { watch: Watch::Tcp(connection), .. })) =
+            self.flow(id).map(|flow| &flow.kind)
+        {
+            return connection.is_open();
+        }
         self.socket(id).is_some_and(|socket| socket.is_established())
     }
 
     /// When the last packet of an association or exchange came, from either side.
     pub fn last_active(&self, id: FlowId) -> Option<Instant> {
         match &self.flow(id)?.kind {
-            FlowKind::Datagram(datagram) => Some(datagram.last_active()),
-            FlowKind::Tcp(_) => None,
+            FlowKind::Datagram(datagram) | FlowKind::Forward(ForwardFlow { watch: Watch::Datagram(datagram), .. }) => {
+                Some(datagram.last_active())
+            }
+            FlowKind::Tcp(_) | FlowKind::Forward(_) => None,
         }
     }
 
@@ -433,6 +451,7 @@ impl Stack {
             FlowKind::Tcp(TcpFlow::Open(socket)) if flow.superseded => socket.idle_deadline(&self.limits),
             FlowKind::Tcp(TcpFlow::Open(socket)) => socket.deadline(self.epoch, time, &self.limits),
             FlowKind::Datagram(datagram) => datagram.deadline(&flow.key.tuple, &self.limits),
+            FlowKind::Forward(forward) => forward.deadline(&flow.key.tuple, &self.limits),
         };
         self.deadlines.arm(id, at.max(now), &mut flow.armed);
         let flows = &self.flows;
@@ -490,8 +509,21 @@ impl Stack {
                     socket.handle_timeout(now, &self.limits);
                     self.mark_changed(id);
                 }
-                FlowKind::Datagram(datagram) if datagram.deadline(&flow.key.tuple, &self.limits) <= now => idle(id),
-                FlowKind::Datagram(_) => self.rearm(now, id),
+                FlowKind::Datagram(datagram)
+                | FlowKind::Forward(ForwardFlow { watch: Watch::Datagram(datagram), .. }) => {
+                    if datagram.deadline(&flow.key.tuple, &self.limits) <= now {
+                        idle(id);
+                    } else {
+                        self.rearm(now, id);
+                    }
+                }
+                FlowKind::Forward(ForwardFlow { watch: Watch::Tcp(connection), .. }) => {
+                    match connection.handle_timeout(now, &self.limits) {
+                        true if flow.released => self.remove(id),
+                        true => self.mark_changed(id),
+                        false => self.rearm(now, id),
+                    }
+                }
             }
         }
     }
@@ -524,6 +556,14 @@ impl Stack {
     /// Whether the table is empty.
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
+    }
+}
+
+/// Gives the keys of a flow to others.
+fn forget(table: &mut HashMap<FlowKey, FlowId>, flow: &Flow) {
+    table.remove(&flow.key);
+    if let FlowKind::Forward(forward) = &flow.kind {
+        table.remove(&forward.back(&flow.key.tuple));
     }
 }
 

@@ -51,6 +51,17 @@ impl FiveTuple {
     pub fn destination(&self) -> SocketAddr {
         SocketAddr::new(self.destination, self.destination_port)
     }
+
+    /// What packets carry that come back.
+    pub fn turned(&self) -> Self {
+        Self {
+            protocol: self.protocol,
+            source: self.destination,
+            source_port: self.destination_port,
+            destination: self.source,
+            destination_port: self.source_port,
+        }
+    }
 }
 
 /// The key of the flow table: the same tuple from two peers is two flows.

@@ -17,8 +17,10 @@ use crate::offramp::health::HealthConfig;
 /// Every key of an `[[offramp]]`; which of them mean something depends on its kind.
 pub(super) const OFFRAMP: &[&str] =
     &["name", "kind", "source", "ports", "interface", "health", "proxy_protocol", "address", "credentials_file", "tls"];
-const DIRECT_ONLY: &[&str] = &["proxy_protocol"];
-const PROXY_ONLY: &[&str] = &["address", "credentials_file", "tls"];
+/// Keys of some kinds, and which these are.
+const DIRECT_ONLY: (&[&str], &str) = (&["proxy_protocol"], "direct");
+const PROXY_ONLY: (&[&str], &str) = (&["address", "credentials_file", "tls"], "socks5, http-connect");
+const SOCKETS_ONLY: (&[&str], &str) = (&["source", "ports", "interface"], "direct, socks5, http-connect");
 const HEALTH: &[&str] = &["tcp", "every", "down_after", "up_after"];
 const TLS: &[&str] = &["ca_file", "certificate_file", "key_file", "server_name"];
 
@@ -42,25 +44,28 @@ pub(super) struct OfframpFile {
 enum Kind {
     Direct,
     Proxy(ProxyScheme),
+    Kernel,
 }
 
 impl Kind {
-    const NAMES: &str = "direct, socks5, http-connect";
+    const NAMES: &str = "direct, socks5, http-connect, kernel";
 
     fn parse(text: &str) -> Result<Self, ConfigError> {
         match text {
             "direct" => Ok(Self::Direct),
             "socks5" => Ok(Self::Proxy(ProxyScheme::Socks5)),
             "http-connect" => Ok(Self::Proxy(ProxyScheme::HttpConnect)),
+            "kernel" => Ok(Self::Kernel),
             _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: Self::NAMES }),
         }
     }
 
     /// Keys that mean nothing to it, and what they are for.
-    fn foreign(self) -> (&'static [&'static str], &'static str) {
+    fn foreign(self) -> &'static [(&'static [&'static str], &'static str)] {
         match self {
-            Self::Direct => (PROXY_ONLY, "socks5, http-connect"),
-            Self::Proxy(_) => (DIRECT_ONLY, "direct"),
+            Self::Direct => &[PROXY_ONLY],
+            Self::Proxy(_) => &[DIRECT_ONLY],
+            Self::Kernel => &[DIRECT_ONLY, PROXY_ONLY, SOCKETS_ONLY],
         }
     }
 }
@@ -79,10 +84,11 @@ impl<'t> Reader<'t> {
     }
 
     fn offramp_kind(&mut self, table: &Table<'t>, kind: Kind) -> Option<OfframpKind> {
-        let (foreign, known) = kind.foreign();
-        for key in foreign {
-            if let Some(value) = self.value(table, key) {
-                self.problem::<()>(&value, ConfigError::OtherKind { known });
+        for (keys, known) in kind.foreign() {
+            for key in *keys {
+                if let Some(value) = self.value(table, key) {
+                    self.problem::<()>(&value, ConfigError::OtherKind { known });
+                }
             }
         }
         match kind {
@@ -92,6 +98,7 @@ impl<'t> Reader<'t> {
                 Some(OfframpKind::Direct { proxy_protocol: version.is_some() })
             }
             Kind::Proxy(scheme) => self.proxy(table, scheme).map(OfframpKind::Proxy),
+            Kind::Kernel => Some(OfframpKind::Kernel),
         }
     }
 

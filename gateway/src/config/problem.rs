@@ -168,6 +168,9 @@ pub enum ConfigError {
         /// What may be.
         known: &'static str,
     },
+    /// An off-ramp that sends packets out by the TUN device, and there is none.
+    #[error("packets leave by the TUN device and come back by it: add a [tun] table")]
+    NeedsTun,
     /// A key that means nothing to an off-ramp of this kind.
     #[error("means nothing to this kind; it is for {known}")]
     OtherKind {

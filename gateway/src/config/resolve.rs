@@ -14,7 +14,9 @@ use super::file::{File, RouteFile, TunFile, WireguardFile};
 use super::offramp::OfframpFile;
 use super::problem::{ConfigError, Findings};
 use super::reader::Located;
-use super::resolved::{Config, OfframpConfig, OfframpKind, OnStop, RouteConfig, TlsConfig, TunConfig, WireguardConfig};
+use super::resolved::{
+    Config, OfframpConfig, OfframpKind, OnStop, Returns, RouteConfig, TlsConfig, TunConfig, WireguardConfig,
+};
 use crate::prefix::{is_network_itself, overlap};
 
 /// Bytes of `sun_path`, without the end mark (unix(7)).
@@ -30,7 +32,13 @@ pub(super) fn resolve(text: &str, file: File, source: &Path, cores: usize, findi
     if let (Some(wireguard), Some(tun)) = (&file.wireguard, &file.tun) {
         apart(&wireguard.addresses, &tun.addresses, findings);
     }
-    let offramps = offramps(file.offramps, base, findings);
+    let offramps = offramps(file.offramps, file.tun.is_some(), base, findings);
+    let wireguard = file.wireguard.map(|wireguard| self::wireguard(wireguard, &state_dir, findings));
+    let forwards = offramps.iter().any(|offramp| offramp.kind == OfframpKind::Kernel);
+    let returns = wireguard.as_ref().filter(|_| forwards).map(|wireguard| Returns {
+        networks: wireguard.addresses.iter().map(IpNet::trunc).collect(),
+        mtu: wireguard.mtu,
+    });
     Config {
         source: source.to_owned(),
         text: text.into(),
@@ -39,8 +47,8 @@ pub(super) fn resolve(text: &str, file: File, source: &Path, cores: usize, findi
         watch: file.watch.unwrap_or(true),
         control: control(file.control, base, findings),
         local_services: local_services(file.local_services, findings),
-        wireguard: file.wireguard.map(|wireguard| self::wireguard(wireguard, &state_dir, findings)),
-        tun: file.tun.map(|tun| self::tun(tun, findings)),
+        tun: file.tun.map(|tun| TunConfig { returns, ..self::tun(tun, findings) }),
+        wireguard,
         routes: routes(file.routes, &offramps, findings),
         offramps,
         limits: file.limits,
@@ -111,11 +119,12 @@ fn tun(file: TunFile, findings: &mut Findings) -> TunConfig {
         table: file.table.unwrap_or(51_880),
         fwmark: file.fwmark.unwrap_or(51_880),
         on_stop: file.on_stop.unwrap_or(OnStop::Remove),
+        returns: None,
     }
 }
 
 /// `direct` is always there and first; an entry of that name changes its settings.
-fn offramps(files: Vec<OfframpFile>, base: &Path, findings: &mut Findings) -> Vec<OfframpConfig> {
+fn offramps(files: Vec<OfframpFile>, has_tun: bool, base: &Path, findings: &mut Findings) -> Vec<OfframpConfig> {
     let mut offramps = vec![OfframpConfig::direct()];
     let mut seen = HashMap::new();
     for file in files {
@@ -123,6 +132,9 @@ fn offramps(files: Vec<OfframpFile>, base: &Path, findings: &mut Findings) -> Ve
             let error = ConfigError::DuplicateOfframp { name: file.name.value, first };
             findings.add(file.name.place, file.name.key, error);
             continue;
+        }
+        if file.kind == Some(OfframpKind::Kernel) && !has_tun {
+            findings.add(file.name.place, &*file.name.key, ConfigError::NeedsTun);
         }
         for (i, source) in file.source.iter().enumerate() {
             let same_family = |other: &&Located<IpAddr>| other.value.is_ipv4() == source.value.is_ipv4();

@@ -90,6 +90,18 @@ pub struct TunConfig {
     pub fwmark: u32,
     /// What a clean stop leaves.
     pub on_stop: OnStop,
+    /// The tunnel network of WireGuard clients, where an off-ramp sends their packets on with addresses of theirs: answers
+    /// come back by the device.
+    pub returns: Option<Returns>,
+}
+
+/// Networks of clients whose packets this host routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Returns {
+    /// The networks, one a family at most.
+    pub networks: Vec<IpNet>,
+    /// Largest packet towards them in bytes.
+    pub mtu: u16,
 }
 
 /// What a clean stop leaves in the routing table.
@@ -128,6 +140,8 @@ pub enum OfframpKind {
     },
     /// A proxy is asked to go to the target.
     Proxy(ProxyConfig),
+    /// The client's packets go on as they are, and this host routes them.
+    Kernel,
 }
 
 /// How a proxy is spoken to.

@@ -15,6 +15,10 @@
 //! kernel looks the reverse path up as coming in by `lo`: the table does not count. For a packet it forwards, such as ours
 //! from the device to a client, it looks it up as coming in where the packet would leave: the way back is the device.
 //!
+//! Where an off-ramp sends the packets of WireGuard clients on as they are ([`Returns`]), their tunnel network is steered
+//! too, so that answers come back, and with a rule of its own also for this host's packets: as a router it has ICMP errors
+//! for these clients. The routes towards them have the tunnel's MTU, so the kernel tells senders what does not fit.
+//!
 //! Everything we add carries [`PROTOCOL`], so that a later start recognises what an earlier process left. It is replaced
 //! in place, backstops first: there is no moment in which routed traffic passes by.
 
@@ -27,13 +31,15 @@ use std::io;
 
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
 use super::holder::{self, Holder};
 use crate::config::resolved::{OnStop, TunConfig};
 pub use claim::TableClaim;
-use kernel::{Kernel, destination, device, family_of, metric, table_of_rule};
+use kernel::{Kernel, destination, destination_of_rule, device, family_of, metric, mtu, table_of_rule};
 pub use watch::{Steering, WatchedRoutes};
 
 /// The number our routes and rules carry in the kernel's protocol field (`ip route show proto 81`).
@@ -112,6 +118,8 @@ pub struct SteeredRoutes {
     index: u32,
     /// Every route, backstops first.
     wanted: Vec<Route>,
+    /// Networks to which this host's own packets go by the device, too.
+    returns: Vec<IpNet>,
 }
 
 impl SteeredRoutes {
@@ -132,8 +140,7 @@ impl SteeredRoutes {
         if !named.is_empty() {
             return Err(RouteError::ForeignRoutes { table, routes: named.join(", ") });
         }
-        let wanted = wanted_routes(config, device);
-        let installed = Self { table, device: config.name.clone(), index: device, wanted };
+        let installed = Self::wanted(config, device);
         match installed.put_in_force(&kernel, &left).await {
             Ok(()) => Ok(installed),
             Err(error) => {
@@ -147,6 +154,18 @@ impl SteeredRoutes {
         }
     }
 
+    /// What `config` wants towards the device with index `device`.
+    fn wanted(config: &TunConfig, device: u32) -> Self {
+        let returns = config.returns.as_ref().map(|returns| returns.networks.clone()).unwrap_or_default();
+        Self {
+            table: config.table,
+            device: config.name.clone(),
+            index: device,
+            wanted: wanted_routes(config, device),
+            returns,
+        }
+    }
+
     async fn put_in_force(&self, kernel: &Kernel, left: &[RouteMessage]) -> Result<(), RouteError> {
         let table = self.table;
         for route in &self.wanted {
@@ -155,16 +174,15 @@ impl SteeredRoutes {
         for route in left.iter().filter(|route| !self.wanted.iter().any(|wanted| wanted.is(route))) {
             kernel.delete_route(route).await?;
         }
-        let [answers, steer] = self.rules();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let needed = self.steers(family);
-            if needed {
-                // First: there is no moment in which answers come back in.
-                kernel.add_rule(answers.message(family)).await?;
-                kernel.add_rule(steer.message(family)).await?;
+            let needed = self.rules(family);
+            for rule in &needed {
+                // The one for answers is first: there is no moment in which they come back in.
+                kernel.add_rule(rule.message(family)).await?;
             }
+            let is_needed = |found: &RuleMessage| needed.iter().any(|rule| rule.is(found));
             for found in kernel.rules(family, ANSWERS_PRIORITY).await? {
-                if answers.has_interface(&found) && !(needed && answers.is(&found)) {
+                if self.answers().has_interface(&found) && !is_needed(&found) {
                     kernel.delete_rule(found).await?;
                 }
             }
@@ -175,7 +193,7 @@ impl SteeredRoutes {
                         table = other,
                         "a rule of another gateway, or of this one before its [tun] table changed; `ip rule del lookup {other}` removes it"
                     );
-                } else if !(needed && steer.is(&found)) {
+                } else if !is_needed(&found) {
                     kernel.delete_rule(found).await?;
                 }
             }
@@ -190,7 +208,7 @@ impl SteeredRoutes {
     ///
     /// What the kernel refused; then it steers what it did before, as far as the kernel takes that.
     async fn change_to(&mut self, config: &TunConfig) -> Result<Vec<SteeringChange>, RouteError> {
-        let next = Self { wanted: wanted_routes(config, self.index), ..self.clone() };
+        let next = Self { table: self.table, device: self.device.clone(), ..Self::wanted(config, self.index) };
         let changes = next.changes_since(self);
         if changes.is_empty() {
             return Ok(changes);
@@ -235,11 +253,20 @@ impl SteeredRoutes {
         self.wanted.iter().any(|route| route.target == Target::Backstop && family_of(&route.net) == family)
     }
 
-    /// The rule for what comes out of the device, and the one that steers into it.
-    fn rules(&self) -> [Rule<'_>; 2] {
-        let answers = Rule { priority: ANSWERS_PRIORITY, interface: &self.device, inverted: false, table: MAIN };
-        let steer = Rule { priority: RULE_PRIORITY, interface: LOOPBACK, inverted: true, table: self.table };
-        [answers, steer]
+    /// The rules of a family: none when nothing of it is steered.
+    fn rules(&self, family: AddressFamily) -> Vec<Rule<'_>> {
+        if !self.steers(family) {
+            return Vec::new();
+        }
+        let steer = Rule { priority: RULE_PRIORITY, interface: LOOPBACK, inverted: true, to: None, table: self.table };
+        let returns = self.returns.iter().filter(|net| family_of(net) == family);
+        let returns = returns.map(|net| Rule { inverted: false, to: Some(*net), ..steer });
+        [self.answers(), steer].into_iter().chain(returns).collect()
+    }
+
+    /// The rule for what comes out of the device.
+    fn answers(&self) -> Rule<'_> {
+        Rule { priority: ANSWERS_PRIORITY, interface: &self.device, inverted: false, to: None, table: MAIN }
     }
 
     /// Takes everything away, or with [`OnStop::Block`] everything but rules, exclusions and backstops. Call while the
@@ -253,9 +280,8 @@ impl SteeredRoutes {
                         kernel.delete_rule(rule).await?;
                     }
                 }
-                let [answers, _] = self.rules();
                 for rule in kernel.rules(family, ANSWERS_PRIORITY).await? {
-                    if answers.has_interface(&rule) {
+                    if self.answers().has_interface(&rule) {
                         kernel.delete_rule(rule).await?;
                     }
                 }
@@ -287,6 +313,8 @@ pub struct SteeringChange {
 struct Route {
     net: IpNet,
     target: Target,
+    /// Largest packet in bytes, where it is not the device's own.
+    mtu: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,10 +326,15 @@ enum Target {
 
 /// Every route of `config`, backstops first.
 fn wanted_routes(config: &TunConfig, device: u32) -> Vec<Route> {
-    let all = |nets: &[IpNet], target| nets.iter().map(|net| Route { net: net.trunc(), target }).collect::<Vec<_>>();
-    let mut routes = all(&config.routes, Target::Backstop);
-    routes.extend(all(&config.exclude, Target::Exclude));
-    routes.extend(all(&config.routes, Target::Device(device)));
+    let route = |net: &IpNet, target, mtu| Route { net: net.trunc(), target, mtu };
+    let returns: Vec<(&IpNet, Option<u16>)> =
+        config.returns.iter().flat_map(|returns| returns.networks.iter().map(|net| (net, Some(returns.mtu)))).collect();
+    // Its own entry of the same network says less.
+    let steered = config.routes.iter().filter(|net| !returns.iter().any(|(other, _)| other == net));
+    let steered: Vec<(&IpNet, Option<u16>)> = steered.map(|net| (net, None)).chain(returns.iter().copied()).collect();
+    let mut routes: Vec<Route> = steered.iter().map(|(net, _)| route(net, Target::Backstop, None)).collect();
+    routes.extend(config.exclude.iter().map(|net| route(net, Target::Exclude, None)));
+    routes.extend(steered.iter().map(|(net, mtu)| route(net, Target::Device(device), *mtu)));
     routes
 }
 
@@ -343,6 +376,9 @@ impl Route {
         if let Target::Device(index) = self.target {
             message.attributes.push(RouteAttribute::Oif(index));
         }
+        if let Some(mtu) = self.mtu {
+            message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(u32::from(mtu))]));
+        }
         message
     }
 
@@ -352,19 +388,21 @@ impl Route {
             && found.header.kind == self.kind()
             && metric(found) == Some(self.metric())
             && match self.target {
-                Target::Device(index) => device(found) == Some(index),
+                Target::Device(index) => device(found) == Some(index) && mtu(found) == self.mtu.map(u32::from),
                 Target::Backstop | Target::Exclude => true,
             }
     }
 }
 
 /// One rule we want, for either family.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Rule<'a> {
     priority: u32,
     interface: &'a str,
     /// Everything but what comes in by the interface.
     inverted: bool,
+    /// Only what goes there.
+    to: Option<IpNet>,
     table: u32,
 }
 
@@ -380,6 +418,10 @@ impl Rule<'_> {
             RuleAttribute::Table(self.table),
             RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
         ];
+        if let Some(to) = self.to {
+            message.header.dst_len = to.prefix_len();
+            message.attributes.push(RuleAttribute::Destination(to.addr()));
+        }
         message
     }
 
@@ -388,6 +430,7 @@ impl Rule<'_> {
             && found.header.flags.contains(RuleFlags::Invert) == self.inverted
             && found.attributes.contains(&RuleAttribute::Priority(self.priority))
             && self.has_interface(found)
+            && destination_of_rule(found) == self.to
             && table_of_rule(found) == self.table
     }
 

@@ -73,6 +73,7 @@ pub(crate) fn tun_config(routes: &[&str], exclude: &[&str]) -> TunConfig {
         table: 51880,
         fwmark: 51880,
         on_stop: OnStop::Remove,
+        returns: None,
     }
 }
 

@@ -44,6 +44,9 @@ pub enum DialError {
         /// What is wrong with it.
         why: ProxyError,
     },
+    /// The off-ramp sends packets on as they are, and the flow's are to go elsewhere.
+    #[error("the off-ramp sends packets on as they are: a rule with `rewrite` needs another")]
+    CannotRewrite,
     /// Anything else.
     #[error(transparent)]
     Io(io::Error),
@@ -54,7 +57,7 @@ impl DialError {
     pub fn flow_end(&self) -> FlowEnd {
         match self {
             Self::Refused => FlowEnd::TargetRefused,
-            Self::Unreachable(_) => FlowEnd::TargetUnreachable,
+            Self::Unreachable(_) | Self::CannotRewrite => FlowEnd::TargetUnreachable,
             Self::Timeout => FlowEnd::DialTimeout,
             Self::PortsExhausted | Self::Descriptors => FlowEnd::Limit,
             Self::Proxy { why: ProxyError::CannotCarry(_), .. } => FlowEnd::TargetUnreachable,
@@ -71,7 +74,9 @@ impl DialError {
     pub fn is_of_the_way(&self) -> bool {
         match self {
             Self::Unreachable(errno) => matches!(errno, Errno::ENETUNREACH | Errno::ENETDOWN | Errno::ENONET),
-            Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Proxy { .. } => true,
+            Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Proxy { .. } | Self::CannotRewrite => {
+                true
+            }
             Self::Refused
             | Self::Timeout
             | Self::PortsExhausted
@@ -93,6 +98,7 @@ impl DialError {
             | Self::SourceUnavailable(_)
             | Self::InterfaceUnavailable(_)
             | Self::Proxy { .. }
+            | Self::CannotRewrite
             | Self::Io(_) => None,
         }
     }

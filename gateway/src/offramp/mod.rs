@@ -2,7 +2,8 @@
 //!
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
 //! [`Offramps::select`]: the first of those in question that is up ([`health`]) and was not tried for this flow. Its
-//! sockets are the host kernel's, and carry a mark; they go to the target, or to a proxy that goes there for us.
+//! sockets are the host kernel's, and carry a mark; they go to the target, or to a proxy that goes there for us. One kind
+//! has none: the client's own packets go on, routed by this host ([`Offramp::forwards`]).
 
 pub mod datagram;
 mod error;
@@ -90,7 +91,7 @@ impl Offramps {
     /// Why the files that an off-ramp of `config` needs cannot be used.
     pub fn check_files(config: &OfframpConfig) -> Result<(), ProxyFileError> {
         match &config.kind {
-            OfframpKind::Direct { .. } => Ok(()),
+            OfframpKind::Direct { .. } | OfframpKind::Kernel => Ok(()),
             OfframpKind::Proxy(proxy) => Proxy::load(proxy).map(drop),
         }
     }
@@ -148,8 +149,12 @@ pub struct Offramp {
 /// What its sockets go to.
 #[derive(Debug)]
 enum Kind {
-    Direct { proxy_protocol: bool },
+    Direct {
+        proxy_protocol: bool,
+    },
     Proxy(Arc<Proxy>),
+    /// To none: packets go on as they are. Only its probes need a socket.
+    Kernel,
 }
 
 /// A UDP socket, or what it is waited for.
@@ -173,6 +178,7 @@ impl Offramp {
             kind: match &config.kind {
                 OfframpKind::Direct { proxy_protocol } => Kind::Direct { proxy_protocol: *proxy_protocol },
                 OfframpKind::Proxy(proxy) => Kind::Proxy(Arc::new(Proxy::load(proxy)?)),
+                OfframpKind::Kernel => Kind::Kernel,
             },
             dial_timeout,
             health: config.health.clone().map(Health::new),
@@ -192,6 +198,12 @@ impl Offramp {
     /// Its unique name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// Whether the packets of a permitted flow go on here as they are, and nothing is dialled.
+    pub fn forwards(&self, permit: &Permit) -> bool {
+        let _ = permit;
+        matches!(self.kind, Kind::Kernel)
     }
 
     /// Dials a TCP connection, which begins at once. Without a proxy the future ends with the dial timeout at the latest; how
@@ -254,6 +266,7 @@ impl Offramp {
                 (to, self.dial_timeout, None, proxy_protocol.then(|| proxy_protocol::header(origin)))
             }
             Kind::Proxy(proxy) => (proxy.address(), self.proxy_patience(), Some(Arc::clone(proxy)), None),
+            Kind::Kernel => (to, self.dial_timeout, None, None),
         };
         let connecting = self.sockets.connect_tcp(towards, patience);
         async move {
@@ -271,7 +284,7 @@ impl Offramp {
 
     fn connect_udp(&self, to: SocketAddr) -> Result<Opening, DialError> {
         let proxy = match &self.kind {
-            Kind::Direct { .. } => {
+            Kind::Direct { .. } | Kind::Kernel => {
                 let socket = self.sockets.start(Transport::Udp, to)?;
                 return Ok(Opening::Open(DatagramSocket::new(socket, to)?));
             }

@@ -43,24 +43,26 @@ const UDP_HEADER: usize = 8;
 pub struct FrameInfo {
     /// Whether it vouches for the checksum.
     pub checksums: ChecksumPolicy,
-    /// UDP datagrams in one: payload bytes of each but the last. 0 is nonsense.
-    pub datagrams: Option<u16>,
+    /// What the packet lacks. A segment size of 0 is nonsense.
+    pub offload: Option<Offload>,
 }
 
 impl FrameInfo {
     /// A packet like any other, with checksums that need not be verified.
-    pub const TRUSTED: Self = Self { checksums: ChecksumPolicy::Trusted, datagrams: None };
+    pub const TRUSTED: Self = Self { checksums: ChecksumPolicy::Trusted, offload: None };
 
     /// From the `virtio_net_hdr` of a frame.
     fn of(frame: &[u8]) -> Self {
         let [flags, gso, _, _, size_0, size_1, ..] = *frame else {
-            return Self { checksums: ChecksumPolicy::Verify, datagrams: None };
+            return Self { checksums: ChecksumPolicy::Verify, offload: None };
         };
+        let size =
+            matches!(gso & !GSO_ECN, GSO_TCP4 | GSO_TCP6 | GSO_UDP).then_some(u16::from_ne_bytes([size_0, size_1]));
         // It never left this host's memory since the kernel took it from its sender, or verified it.
         let vouched = flags & (NEEDS_CHECKSUM | DATA_VALID) != 0;
         Self {
             checksums: if vouched { ChecksumPolicy::Trusted } else { ChecksumPolicy::Verify },
-            datagrams: (gso & !GSO_ECN == GSO_UDP).then_some(u16::from_ne_bytes([size_0, size_1])),
+            offload: (flags & NEEDS_CHECKSUM != 0 || size.is_some()).then_some(Offload { segment_size: size }),
         }
     }
 
@@ -69,11 +71,13 @@ impl FrameInfo {
     /// # Errors
     /// The reason to drop it.
     pub fn parse(self, packet: &[u8]) -> Result<Arrival<'_>, DropReason> {
-        match (Arrival::parse(packet, self.checksums)?, self.datagrams) {
-            (Arrival::Packet(packet), Some(size)) => packet.into_datagrams(size).map(Arrival::Packet),
-            // Offload is for whole packets.
-            (Arrival::Fragment(_), Some(_)) => Err(DropReason::Malformed),
-            (arrival, None) => Ok(arrival),
+        match (Arrival::parse(packet, self.checksums)?, self.offload) {
+            (Arrival::Packet(packet), Some(offload)) => packet.with_offload(offload).map(Arrival::Packet),
+            // Many in one are whole packets of theirs.
+            (Arrival::Fragment(_) | Arrival::Icmp(_), Some(Offload { segment_size: Some(_) })) => {
+                Err(DropReason::Malformed)
+            }
+            (arrival, _) => Ok(arrival),
         }
     }
 }

@@ -45,6 +45,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.datagrams.len()
+    }
+
     /// Keeps what there is room for. Returns how many there was none for.
     fn add<'d>(&mut self, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
         let mut lost = 0;
@@ -150,7 +155,7 @@ impl Shard {
                 let silent = *silent;
                 return self.deny_again(id, silent, datagrams.count());
             }
-            Target::Tcp(_) | Target::Ping(_) => return,
+            Target::Tcp(_) | Target::Ping(_) | Target::Forward => return,
         };
         let mut gathered = std::mem::take(&mut self.gathered);
         if other_limit {

@@ -35,6 +35,11 @@ impl Shard {
             return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
         };
         flow.offramp = Some(Arc::clone(offramp.name()));
+        if offramp.forwards(permit) {
+            flow.port = None;
+            flow.expiry = expiry(now, permit, &flow.device);
+            return self.forward(now, flow);
+        }
         // One that was taken on the way before goes back first.
         flow.port = None;
         match offramp.port_share(now, &flow.device.identity.device, flow.protocol(), target) {
@@ -103,7 +108,7 @@ impl Shard {
         Target::Dialling { task, held: Held::default() }
     }
 
-    fn dial_failed(&mut self, now: Instant, mut flow: Flow, error: &DialError) {
+    pub(super) fn dial_failed(&mut self, now: Instant, mut flow: Flow, error: &DialError) {
         tracing::debug!(target = %flow.target_address(), offramp = flow.offramp.as_deref(), %error, "dial failed");
         if error.is_of_the_way()
             && let Some(offramp) = flow.offramp.clone()

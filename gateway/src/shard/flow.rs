@@ -97,6 +97,8 @@ pub(crate) enum Target {
     Udp(DatagramSocket),
     /// A connected ping socket.
     Ping(DatagramSocket),
+    /// Nobody: its packets go on as they are.
+    Forward,
     /// None: the policy denied it. Repeated packets are answered the same way.
     Nobody {
         /// Whether they are answered at all.
@@ -128,7 +130,7 @@ impl Target {
     pub(crate) fn take_held(&mut self) -> Held {
         match self {
             Self::Dialling { held, .. } => std::mem::take(held),
-            Self::Tcp(_) | Self::Udp(_) | Self::Ping(_) | Self::Nobody { .. } => Held::default(),
+            Self::Tcp(_) | Self::Udp(_) | Self::Ping(_) | Self::Forward | Self::Nobody { .. } => Held::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use portcullis_netstack::packet::Echo;
 use portcullis_netstack::packet::build::Unreachable;
-use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, IngressId, Protocol, Refusal};
+use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, ForwardEnd, IngressId, Protocol, Refusal};
 
 use super::datagrams;
 use super::dialling::expiry;
@@ -155,6 +155,9 @@ impl Shard {
         if flow.onramp == OnrampKind::Tun {
             self.places.take(&flow.key.tuple, self.index);
         }
+        if matches!(flow.target, Target::Forward) {
+            self.returns.take(flow.key.tuple.turned(), self.index);
+        }
         if flow.is_permitted() && flow.key.tuple.protocol != Protocol::Tcp {
             let at = self.stack.last_active(id).unwrap_or(flow.opened);
             flow.listed = Some(at);
@@ -170,6 +173,9 @@ impl Shard {
         let mut flow = self.flows.remove(id)?;
         if flow.onramp == OnrampKind::Tun {
             self.places.release(&flow.key.tuple, self.index);
+        }
+        if matches!(flow.target, Target::Forward) {
+            self.returns.release(&flow.key.tuple.turned(), self.index);
         }
         if let Some(at) = flow.listed.take() {
             self.associations.forget(&flow.device.identity.device, at, id);
@@ -246,6 +252,13 @@ impl Shard {
                 }
                 false
             }
+            Target::Forward => match self.watch_forwarded(now, id) {
+                None => false,
+                Some(end @ (ForwardEnd::ClientClosed | ForwardEnd::TargetClosed)) => {
+                    return self.finish(now, id, end.into());
+                }
+                Some(end) => return self.end(now, id, end.into()),
+            },
             Target::Nobody { .. } => false,
         };
         if more {
@@ -271,7 +284,7 @@ impl Shard {
                 let silent = *silent;
                 self.deny_again(id, silent, 1);
             }
-            Target::Tcp(_) | Target::Udp(_) | Target::Dialling { .. } => {}
+            Target::Tcp(_) | Target::Udp(_) | Target::Dialling { .. } | Target::Forward => {}
         }
     }
 

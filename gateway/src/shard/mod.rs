@@ -8,12 +8,14 @@ mod dialling;
 mod flow;
 mod flow_memory;
 mod flows;
+mod forwarding;
 mod judge;
 pub mod link;
 mod mail;
 mod moderation;
 mod places;
 mod ready;
+mod returns;
 mod splice;
 mod worker;
 
@@ -159,6 +161,7 @@ impl BoundShards {
         let (mailboxes, letters): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| mpsc::channel::<Vec<Mail>>(MAILBOX)).unzip();
         let places = Arc::new(places::Places::default());
+        let returns = Arc::new(returns::Returns::default());
         let mut handles = Vec::with_capacity(config.shards);
         for (index, mailbox) in letters.into_iter().enumerate() {
             let (commands, requests) = mpsc::channel(COMMANDS);
@@ -178,6 +181,7 @@ impl BoundShards {
                 mailbox,
                 neighbours: mailboxes.clone(),
                 places: Arc::clone(&places),
+                returns: Arc::clone(&returns),
             };
             let thread =
                 std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || worker::run(parts))?;

@@ -26,7 +26,9 @@ use super::mail::Mail;
 use super::moderation::Moderation;
 use super::places::Places;
 use super::ready::ReadyList;
+use super::returns::Returns;
 use crate::config::Config;
+use crate::config::resolved::OfframpKind;
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord};
 use crate::host::TunDevice;
@@ -39,7 +41,7 @@ use crate::onramp::wireguard::socket::{Outbox, ReceiveBuffers, WireguardSocket};
 use crate::state::Remembered;
 
 /// The TUN device as an ingress; WireGuard peers follow.
-const TUN: IngressId = IngressId(0);
+pub(super) const TUN: IngressId = IngressId(0);
 /// Changed flows looked at before anything else has its turn.
 const FLOWS_A_TURN: usize = 256;
 /// Bytes of packets made before they are sent.
@@ -67,6 +69,7 @@ pub(super) struct Parts {
     pub(super) mailbox: mpsc::Receiver<Vec<Mail>>,
     pub(super) neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
     pub(super) places: Arc<Places>,
+    pub(super) returns: Arc<Returns>,
 }
 
 /// The body of a shard's thread.
@@ -142,11 +145,15 @@ pub(super) struct Shard {
     wireguard: Option<Wireguard>,
     tun: Option<TunWriter>,
     tun_reader: Option<TunReader>,
-    tun_mtu: u16,
+    pub(super) tun_mtu: u16,
+    /// Packets of some flows go on as they are, and others come back.
+    forwards: bool,
     mailbox: mpsc::Receiver<Vec<Mail>>,
     neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
     /// Where the flows of the TUN device live.
     pub(super) places: Arc<Places>,
+    /// Where the flows live whose packets come back by it.
+    pub(super) returns: Arc<Returns>,
     outgoing_mail: Vec<Vec<Mail>>,
     pub(super) pass: Pass,
     /// When permits end by themselves.
@@ -186,12 +193,14 @@ impl Shard {
             mailbox,
             neighbours,
             places,
+            returns,
         } = parts;
         let now = clock();
         let limits = &config.limits;
         let stack = Stack::new(
             StackLimits {
                 tcp_buffer: limits.tcp_buffer,
+                opening: limits.dial_timeout,
                 syn_received: SYN_RECEIVED,
                 tcp_user_timeout: limits.tcp_user_timeout,
                 tcp_idle: limits.tcp_idle,
@@ -235,12 +244,14 @@ impl Shard {
             next_tick: wireguard.is_some().then_some(now + TICK),
             wireguard,
             tun_mtu: config.tun.as_ref().map_or(1500, |tun| tun.mtu),
+            forwards: config.offramps.iter().any(|offramp| offramp.kind == OfframpKind::Kernel),
             tun: tun.map(TunWriter::new),
             tun_reader,
             mailbox,
             outgoing_mail: neighbours.iter().map(|_| Vec::new()).collect(),
             neighbours,
             places,
+            returns,
             pass: Pass::default(),
             expiries: BinaryHeap::new(),
             loads: Loads::new(loads),

@@ -50,6 +50,7 @@ fn written<E: std::fmt::Debug>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>
 fn stack(now: Instant) -> Stack {
     let limits = StackLimits {
         tcp_buffer: 256 * 1024,
+        opening: Duration::from_secs(10),
         syn_received: Duration::from_secs(10),
         tcp_user_timeout: Duration::from_secs(60),
         tcp_idle: Duration::from_secs(7_200),

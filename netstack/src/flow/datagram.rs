@@ -10,6 +10,7 @@ use crate::tuple::{FiveTuple, Protocol};
 const DNS: u16 = 53;
 
 /// A UDP association or an echo exchange.
+#[derive(Clone)]
 pub(crate) struct DatagramFlow {
     last_up: Instant,
     last_down: Option<Instant>,

@@ -2,6 +2,7 @@
 
 mod congestion;
 pub(crate) mod datagram;
+pub(crate) mod forward;
 pub(crate) mod memory;
 pub(crate) mod recovery;
 mod scoreboard;
@@ -11,6 +12,7 @@ use std::time::Instant;
 
 use crate::tuple::FlowKey;
 use datagram::DatagramFlow;
+use forward::ForwardFlow;
 use tcp::TcpFlow;
 
 /// Payload and packet counts of a flow. Up is from the client.
@@ -59,4 +61,6 @@ pub(crate) enum FlowKind {
     Tcp(TcpFlow),
     /// A UDP association or an echo exchange.
     Datagram(DatagramFlow),
+    /// Its packets go on as they are.
+    Forward(ForwardFlow),
 }

@@ -224,6 +224,30 @@ pub(crate) fn set_udp_lengths(packet: &mut [u8], headers: usize, payload: usize)
     put16(packet, headers.saturating_sub(UDP_HEADER) + 4, length(UDP_HEADER + payload));
 }
 
+/// Makes an ICMP or ICMPv6 message say that it comes from `source`, of its own family.
+pub(crate) fn set_icmp_source(packet: &mut [u8], source: IpAddr) {
+    match source {
+        IpAddr::V4(source) => {
+            put(packet, 12, &source.octets());
+            put16(packet, 10, 0);
+            let header = packet.first().map_or(0, |first| usize::from(first & 15) * 4);
+            let sum = !checksum::sum(packet.get(..header).unwrap_or_default());
+            put16(packet, 10, sum);
+        }
+        IpAddr::V6(source) => {
+            let Some(&old) = packet.get(8..24).and_then(|old| <&[u8; 16]>::try_from(old).ok()) else { return };
+            let sums = [old, source.octets()].map(|address| checksum::sum(&address));
+            put(packet, 8, &source.octets());
+            // Where nothing stands between: others are left alone, and their receiver drops them.
+            let at = IPV6_HEADER + 2;
+            let word = packet.get(at..at + 2).and_then(|word| <[u8; 2]>::try_from(word).ok()).unwrap_or_default();
+            // RFC 1624: what the old address added goes, what the new one adds comes.
+            let sum = !checksum::combine(&[!u16::from_be_bytes(word), !sums[0], sums[1]]);
+            put16(packet, at, sum);
+        }
+    }
+}
+
 /// Makes the IP header say that a TCP header follows it, and how long the packet is.
 pub(crate) fn set_tcp_header(packet: &mut [u8]) {
     let length = packet.len();

@@ -8,7 +8,7 @@ use etherparse::{
 
 use super::build::{IPV4_HEADER, IPV6_HEADER, UDP_HEADER, put8, put16};
 use super::extension::{self, MAX_EXTENSION_HEADERS};
-use super::{ChecksumPolicy, IpPacket, checksum};
+use super::{ChecksumPolicy, IcmpMessage, IpPacket, checksum};
 use crate::DropReason;
 
 /// Bytes of an ICMP header.
@@ -23,6 +23,8 @@ pub enum Arrival<'p> {
     Packet(IpPacket<'p>),
     /// A part of one, for the [`Reassembler`](crate::Reassembler).
     Fragment(IpFragment<'p>),
+    /// An ICMP message that opens no flow, for one whose packets go on as they are.
+    Icmp(IcmpMessage<'p>),
 }
 
 impl<'p> Arrival<'p> {
@@ -35,6 +37,7 @@ impl<'p> Arrival<'p> {
         // A fragment is no packet, so ordinary packets pay nothing for the second look.
         match IpPacket::parse(bytes, checksums) {
             Ok(packet) => Ok(Self::Packet(packet)),
+            Err(reason @ DropReason::IcmpType) => IcmpMessage::parse(bytes, checksums).map(Self::Icmp).ok_or(reason),
             Err(reason) => match IpFragment::parse(bytes)? {
                 Some(fragment) => Ok(Self::Fragment(fragment)),
                 None => Err(reason),

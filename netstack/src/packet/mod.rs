@@ -4,9 +4,11 @@ pub mod build;
 pub(crate) mod checksum;
 mod extension;
 pub(crate) mod fragment;
+mod icmp;
 mod parse;
 mod transport;
 
 pub use fragment::{Arrival, IpFragment};
+pub use icmp::{IcmpKind, IcmpMessage};
 pub use parse::{ChecksumPolicy, IpPacket};
 pub use transport::{Echo, TcpSegment, Transport, UdpDatagram};

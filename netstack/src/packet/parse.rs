@@ -12,6 +12,7 @@ use super::build::{self, IPV4_HEADER, IPV6_HEADER, TCP_HEADER};
 use super::transport::{Echo, TcpSegment, Transport, UdpDatagram};
 use super::{checksum, extension};
 use crate::DropReason;
+use crate::segment::Offload;
 use crate::tuple::{FiveTuple, Protocol};
 
 /// Whether transport checksums must be verified.
@@ -30,6 +31,7 @@ pub struct IpPacket<'p> {
     tuple: FiveTuple,
     transport: Transport<'p>,
     segments: u32,
+    lacking: Option<Offload>,
 }
 
 impl<'p> IpPacket<'p> {
@@ -135,40 +137,56 @@ impl<'p> IpPacket<'p> {
         check_source(source)?;
         check_destination(destination)?;
         let tuple = FiveTuple { protocol, source, source_port, destination, destination_port };
-        Ok(Self { bytes, tuple, transport, segments: 1 })
+        Ok(Self { bytes, tuple, transport, segments: 1, lacking: None })
     }
 
-    /// Parses a packet that stands for `segments` packets, which were validated one by one.
+    /// Says that a packet lacks its checksum, and with a segment size that it stands for many TCP segments or UDP datagrams,
+    /// with as many octets of payload each, of which the last may be shorter: its lengths are those of all of them together.
     ///
     /// # Errors
-    /// As [`parse`](Self::parse).
-    pub fn joined(bytes: &'p [u8], segments: u32) -> Result<Self, DropReason> {
-        Ok(Self { segments, ..Self::parse(bytes, ChecksumPolicy::Trusted)? })
-    }
-
-    /// Says that a packet stands for many UDP datagrams, with `size` octets of payload each, of which the last may be
-    /// shorter: its lengths are those of all of them together.
-    ///
-    /// # Errors
-    /// `malformed`: it is not a UDP packet, has no payload or something behind it, or `size` is 0.
-    pub fn into_datagrams(mut self, size: u16) -> Result<Self, DropReason> {
-        let Transport::Udp(udp) = &mut self.transport else { return Err(DropReason::Malformed) };
-        // What follows the payload would belong to none of the datagrams.
-        let ends_with_payload = self.bytes.as_ptr_range().end == udp.payload.as_ptr_range().end;
-        if size == 0 || udp.payload.is_empty() || !ends_with_payload {
+    /// `malformed`: with a segment size it is of another protocol, has no payload or something behind it, or the size is 0.
+    pub fn with_offload(mut self, offload: Offload) -> Result<Self, DropReason> {
+        self.lacking = Some(offload);
+        let Some(size) = offload.segment_size.map(usize::from) else { return Ok(self) };
+        let payload = match &self.transport {
+            Transport::Tcp(segment) => segment.payload,
+            Transport::Udp(udp) => udp.payload,
+            Transport::Echo(_) => return Err(DropReason::Malformed),
+        };
+        // What follows the payload would belong to none of them.
+        let ends_with_payload = self.bytes.as_ptr_range().end == payload.as_ptr_range().end;
+        if size == 0 || payload.is_empty() || !ends_with_payload {
             return Err(DropReason::Malformed);
         }
-        udp.size = udp.payload.len().min(usize::from(size));
+        self.segments = u32::try_from(payload.len().div_ceil(size)).unwrap_or(u32::MAX);
+        if let Transport::Udp(udp) = &mut self.transport {
+            udp.size = udp.payload.len().min(size);
+        }
         Ok(self)
     }
 
-    /// How many packets of the client it is: more than one for UDP datagrams that came together, and for TCP segments that
-    /// were [joined](crate::Coalescer).
-    pub fn count(&self) -> usize {
-        match &self.transport {
-            Transport::Udp(udp) => udp.count(),
-            Transport::Tcp(_) | Transport::Echo(_) => self.segments as usize,
+    /// What it lacks of a packet that a link carries: its checksum, and to be many packets.
+    pub fn offload(&self) -> Option<Offload> {
+        self.lacking
+    }
+
+    /// Whether its IP header has no options and no extension headers behind it.
+    pub(crate) fn is_plain(&self) -> bool {
+        let transport = match self.tuple.protocol {
+            Protocol::Tcp => IpProtocol::Tcp,
+            Protocol::Udp => IpProtocol::Udp,
+            Protocol::Echo => IpProtocol::Icmpv6,
+        };
+        match self.tuple.source {
+            IpAddr::V4(_) => self.bytes.first() == Some(&0x45),
+            IpAddr::V6(_) => self.bytes.get(6) == Some(&u8::from(transport)),
         }
+    }
+
+    /// How many packets of the client it is: more than one for TCP segments and UDP datagrams that came together, or were
+    /// [joined](crate::Coalescer).
+    pub fn count(&self) -> usize {
+        self.segments as usize
     }
 
     /// How many more hops it may take: TTL or hop limit.

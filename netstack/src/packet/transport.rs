@@ -67,8 +67,15 @@ impl TcpSegment<'_> {
 
     /// Whether the sender of this SYN knows scaled windows: RFC 7323 section 2.
     pub(crate) fn offers_window_scale(&self) -> bool {
-        TcpOptionsIterator::from_slice(self.options)
-            .any(|option| matches!(option, Ok(TcpOptionElement::WindowScale(_))))
+        self.window_shift().is_some()
+    }
+
+    /// By how much its sender scales windows, where this SYN offers that: RFC 7323 section 2.2.
+    pub(crate) fn window_shift(&self) -> Option<u8> {
+        TcpOptionsIterator::from_slice(self.options).find_map(|option| match option {
+            Ok(TcpOptionElement::WindowScale(shift)) => Some(shift),
+            _ => None,
+        })
     }
 
     /// The largest segment the sender of this SYN takes, RFC 9293 section 3.7.1.

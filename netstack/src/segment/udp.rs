@@ -32,7 +32,9 @@ pub fn prepare_checksum(packet: &mut [u8]) -> Option<usize> {
 /// Hands each datagram to `each` as a packet of its own.
 pub(super) fn segments(packet: &[u8], udp: usize, size: usize, scratch: &mut Vec<u8>, mut each: impl FnMut(&[u8])) {
     let (headers, payload) = packet.split_at((udp + UDP_HEADER).min(packet.len()));
-    for part in payload.chunks(size.max(1)) {
+    // One without payload is one, too.
+    let (first, rest) = payload.split_at(size.min(payload.len()));
+    for part in std::iter::once(first).chain(rest.chunks(size.max(1))) {
         scratch.clear();
         scratch.extend_from_slice(headers);
         scratch.extend_from_slice(part);

@@ -52,7 +52,7 @@ impl Stack {
                 };
                 error.map_or(0, |error| build::unreachable(&mut self.batch, reply, error, datagram.quote()))
             }
-            FlowKind::Tcp(TcpFlow::Open(_)) => 0,
+            FlowKind::Tcp(TcpFlow::Open(_)) | FlowKind::Forward(_) => 0,
         };
         flow.traffic.packets_down += made as u64;
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use portcullis_netstack::packet::build::{Reported, Unreachable};
 use portcullis_netstack::packet::{ChecksumPolicy, IpPacket};
+use portcullis_netstack::segment::Offload;
 use portcullis_netstack::{FlowId, Handled, Refusal};
 
 use crate::lab::{Lab, limits};
@@ -70,7 +71,10 @@ fn datagrams_in_one_packet_are_as_many_and_one_of_them_is_quoted() {
         let mut lab = Lab::new(limits());
         let payload: Vec<u8> = (0..=255).cycle().take(3000).collect();
         let bytes = udp(v6, 4000, &payload);
-        let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap().into_datagrams(1200).unwrap();
+        let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify)
+            .unwrap()
+            .with_offload(Offload { segment_size: Some(1200) })
+            .unwrap();
         let Ok(Handled::Opened(flow)) = lab.inject_parsed(&packet) else { panic!("a flow") };
         assert_eq!(lab.inject_parsed(&packet), Ok(Handled::Known(flow)));
         assert_eq!(lab.stack.traffic(flow).packets_up, 6);

@@ -21,6 +21,7 @@ const TURNS: usize = 20_000;
 pub(crate) fn limits() -> StackLimits {
     StackLimits {
         tcp_buffer: 64 * 1024,
+        opening: Duration::from_secs(10),
         syn_received: Duration::from_secs(10),
         tcp_user_timeout: Duration::from_secs(120),
         tcp_idle: Duration::from_secs(7440),

@@ -13,6 +13,7 @@ mod bulk;
 mod client;
 mod closing;
 mod datagrams;
+mod forwarding;
 mod giving_up;
 mod handshake;
 mod lab;

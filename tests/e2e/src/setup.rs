@@ -55,6 +55,8 @@ pub struct Setup {
     pub log: &'static str,
     /// Whether WireGuard devices have a preshared key.
     pub preshared: bool,
+    /// Whether the packets of clients go on as they are, over an off-ramp `keep` of kind `kernel`.
+    pub keeps: bool,
     /// Whether the test needs the machine for itself.
     pub alone: bool,
 }
@@ -74,6 +76,7 @@ impl Setup {
             block_on_stop: false,
             log: "info",
             preshared: false,
+            keeps: false,
             alone: false,
         }
     }
@@ -148,6 +151,16 @@ impl Setup {
         self
     }
 
+    /// With packets that go on as they are.
+    #[must_use]
+    pub fn keep(mut self) -> Self {
+        self.keeps = true;
+        self.tables(
+            "[[offramp]]\nname = \"keep\"\nkind = \"kernel\"\n\
+             [[route]]\nto = \"0.0.0.0/0\"\nofframp = [\"keep\"]\n[[route]]\nto = \"::/0\"\nofframp = [\"keep\"]\n",
+        )
+    }
+
     /// With the outer transport in this version.
     #[must_use]
     pub fn outer(mut self, family: Family) -> Self {
@@ -177,6 +190,11 @@ impl Setup {
         write_json(&dir.join("policy.json"), &self.policy);
         write_json(&dir.join("directory.json"), &self.directory());
         fs::write(dir.join("gateway.toml"), self.gateway_toml()).expect("gateway.toml");
+    }
+
+    /// Whether the gateway has a TUN device.
+    pub fn has_tun(&self) -> bool {
+        self.keeps || self.ramps.contains(&OnRamp::Tun)
     }
 
     fn directory(&self) -> Value {
@@ -214,11 +232,15 @@ impl Setup {
                  client_routes = {PRIVATE_NETWORKS:?}\n",
             );
         }
-        if self.ramps.contains(&OnRamp::Tun) {
+        if self.has_tun() {
+            // Answers to clients behind the TUN come back by it when their networks are steered, too.
+            let clients = (0..self.ramps.len()).filter(|index| self.keeps && self.ramps[*index] == OnRamp::Tun);
+            let clients = clients.flat_map(|index| FAMILIES.map(|family| client_network(index, family)));
+            let routes: Vec<String> = PRIVATE_NETWORKS.map(str::to_owned).into_iter().chain(clients).collect();
             let _ = write!(
                 toml,
                 "\n[tun]\nname = \"portcullis0\"\naddresses = [\"100.97.0.1/32\", \"fd00:97::1/128\"]\nmtu = 1500\n\
-                 routes = {PRIVATE_NETWORKS:?}\non_stop = \"{}\"\n",
+                 routes = {routes:?}\non_stop = \"{}\"\n",
                 if self.block_on_stop { "block" } else { "remove" },
             );
         }

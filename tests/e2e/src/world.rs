@@ -137,7 +137,7 @@ pub fn scenario(setup: Setup, run: impl FnOnce(&mut World<'_>)) {
     let dir = TempDir::with_prefix("portcullis-e2e-").expect("a temporary directory");
     let lab = Lab::new(setup.ramps.len());
     setup.write(dir.path());
-    if setup.ramps.contains(&OnRamp::Tun) {
+    if setup.has_tun() {
         lab.forward();
     }
     let pristine = lab.gateway.routing();

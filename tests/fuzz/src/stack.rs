@@ -80,6 +80,7 @@ pub fn stack(data: &[u8]) {
 fn limits(batch: usize) -> StackLimits {
     StackLimits {
         tcp_buffer: 4096,
+        opening: Duration::from_secs(10),
         syn_received: Duration::from_secs(10),
         tcp_user_timeout: Duration::from_secs(120),
         tcp_idle: Duration::from_secs(600),
@@ -232,7 +233,8 @@ impl Bench<'_> {
         let Ok(packet) = IpPacket::parse(packet, ChecksumPolicy::Trusted) else { return };
         // Some are many datagrams in one.
         let size = u16::try_from(packet.bytes().len() / 7).unwrap_or(0);
-        let packet = if size % 2 == 0 { packet.into_datagrams(size).unwrap_or(packet) } else { packet };
+        let offload = Offload { segment_size: Some(size) };
+        let packet = if size % 2 == 0 { packet.with_offload(offload).unwrap_or(packet) } else { packet };
         let from = Ingress { id: IngressId(1), mtu: MTU };
         if packet.hop_limit() <= 1 {
             return self.stack.answer_hop_limit(self.now, from, &packet, packet.tuple().destination);

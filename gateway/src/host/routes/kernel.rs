@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use nix::errno::Errno;
 use rtnetlink::IpVersion;
@@ -43,6 +43,18 @@ pub(super) fn table_of_route(route: &RouteMessage) -> u32 {
 /// The metric of a route.
 pub(super) fn metric(route: &RouteMessage) -> Option<u32> {
     attribute!(route, RouteAttribute::Priority(metric) => *metric)
+}
+
+/// The largest packet that a route takes, where it says so.
+pub(super) fn mtu(route: &RouteMessage) -> Option<u32> {
+    let metrics = attribute!(route, RouteAttribute::Metrics(metrics) => metrics)?;
+    metrics.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None })
+}
+
+/// The network that a rule is about, where it is about one.
+pub(super) fn destination_of_rule(rule: &RuleMessage) -> Option<IpNet> {
+    let address = attribute!(rule, RuleAttribute::Destination(address) => *address)?;
+    IpNet::new(address, rule.header.dst_len).ok()
 }
 
 /// The device a route goes by. IPv6 shows one for routes that refuse, too.

@@ -5,10 +5,11 @@ use std::fmt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use serde::Serialize;
 
-use super::kernel::{Kernel, destination, metric};
-use super::{MAIN, PROTOCOL, RouteError, Rule, SteeredRoutes, Target, wanted_routes};
+use super::kernel::{Kernel, destination, destination_of_rule, metric, table_of_rule};
+use super::{ANSWERS_PRIORITY, MAIN, PROTOCOL, RULE_PRIORITY, RouteError, Rule, SteeredRoutes, Target};
 use crate::config::resolved::TunConfig;
 
 /// How a route or rule stands to `gateway.toml`.
@@ -69,8 +70,7 @@ impl Entry {
 /// The kernel does not tell.
 pub async fn report(config: &TunConfig) -> Result<Vec<Entry>, RouteError> {
     let index = nix::net::if_::if_nametoindex(config.name.as_str()).unwrap_or(0);
-    let wanted =
-        SteeredRoutes { table: config.table, device: config.name.clone(), index, wanted: wanted_routes(config, index) };
+    let wanted = SteeredRoutes::wanted(config, index);
     let kernel = Kernel::connect()?;
     let there = kernel.routes(config.table).await?;
     let state = |there: bool| if there { State::InForce } else { State::Missing };
@@ -85,7 +85,7 @@ pub async fn report(config: &TunConfig) -> Result<Vec<Entry>, RouteError> {
                 state,
                 ipv6: is_ipv6(&route.net),
                 kind: "route",
-                spec: spec(kind, &route.net, via, config.table, route.metric()),
+                spec: spec(kind, &route.net, via, config.table, route.metric(), route.mtu),
             }
         })
         .collect();
@@ -94,14 +94,18 @@ pub async fn report(config: &TunConfig) -> Result<Vec<Entry>, RouteError> {
         entries.push(left(found, config));
     }
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        for rule in wanted.rules() {
-            let found = kernel.rules(family, rule.priority).await?.iter().any(|found| rule.is(found));
-            let state = match (wanted.steers(family), found) {
-                (true, found) => state(found),
-                (false, true) => State::Left,
-                (false, false) => continue,
-            };
-            entries.push(Entry { state, ipv6: family == AddressFamily::Inet6, kind: "rule", spec: rule.to_string() });
+        let ipv6 = family == AddressFamily::Inet6;
+        let rules = wanted.rules(family);
+        let mut there = kernel.rules(family, ANSWERS_PRIORITY).await?;
+        there.retain(|found| wanted.answers().has_interface(found));
+        let steering = kernel.rules(family, RULE_PRIORITY).await?;
+        there.extend(steering.into_iter().filter(|found| table_of_rule(found) == wanted.table));
+        for rule in &rules {
+            let state = state(there.iter().any(|found| rule.is(found)));
+            entries.push(Entry { state, ipv6, kind: "rule", spec: rule.to_string() });
+        }
+        for found in there.iter().filter(|found| !rules.iter().any(|rule| rule.is(found))) {
+            entries.push(Entry { state: State::Left, ipv6, kind: "rule", spec: left_rule(found) });
         }
     }
     Ok(entries)
@@ -122,14 +126,30 @@ fn word(kind: &RouteType) -> &'static str {
     }
 }
 
-fn spec(kind: &str, net: &IpNet, via: Option<&str>, table: u32, metric: u32) -> String {
+fn spec(kind: &str, net: &IpNet, via: Option<&str>, table: u32, metric: u32, mtu: Option<u16>) -> String {
     let via = via.map(|device| format!(" dev {device}")).unwrap_or_default();
-    format!("{kind}{net}{via} table {table} metric {metric} proto {PROTOCOL}")
+    let mtu = mtu.map(|mtu| format!(" mtu {mtu}")).unwrap_or_default();
+    format!("{kind}{net}{via} table {table} metric {metric} proto {PROTOCOL}{mtu}")
+}
+
+fn left_rule(found: &RuleMessage) -> String {
+    let to = destination_of_rule(found).map(|to| format!("to {to} ")).unwrap_or_default();
+    let interface = found.attributes.iter().find_map(|attribute| {
+        if let RuleAttribute::Iifname(interface) = attribute { Some(interface.as_str()) } else { None }
+    });
+    let iif = interface.map(|interface| format!("iif {interface} ")).unwrap_or_default();
+    let not = if found.header.flags.contains(RuleFlags::Invert) { "not " } else { "" };
+    let priority = if table_of_rule(found) == MAIN { ANSWERS_PRIORITY } else { RULE_PRIORITY };
+    format!("pref {priority} {not}{to}{iif}lookup {} protocol {PROTOCOL}", table_name(table_of_rule(found)))
+}
+
+fn table_name(table: u32) -> String {
+    if table == MAIN { "main".to_owned() } else { table.to_string() }
 }
 
 fn left(found: &RouteMessage, config: &TunConfig) -> Entry {
     let net = destination(found);
-    let spec = spec(word(&found.header.kind), &net, None, config.table, metric(found).unwrap_or(0));
+    let spec = spec(word(&found.header.kind), &net, None, config.table, metric(found).unwrap_or(0), None);
     Entry { state: State::Left, ipv6: is_ipv6(&net), kind: "route", spec }
 }
 
@@ -137,8 +157,9 @@ impl fmt::Display for Rule<'_> {
     /// As ip(8) takes it after `ip rule add`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let not = if self.inverted { "not " } else { "" };
-        let table = if self.table == MAIN { "main".to_owned() } else { self.table.to_string() };
+        let to = self.to.map(|to| format!("to {to} ")).unwrap_or_default();
         let Self { priority, interface, .. } = self;
-        write!(f, "pref {priority} {not}iif {interface} lookup {table} protocol {PROTOCOL}")
+        let table = table_name(self.table);
+        write!(f, "pref {priority} {not}{to}iif {interface} lookup {table} protocol {PROTOCOL}")
     }
 }

@@ -177,8 +177,8 @@ impl SteeredRoutes {
             let put = kernel.put_route(self.table, route).await;
             restored.note(format!("the route {} of table {}", route.net, self.table), put);
         }
-        for family in [AddressFamily::Inet, AddressFamily::Inet6].into_iter().filter(|family| self.steers(*family)) {
-            for rule in self.rules() {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for rule in self.rules(family) {
                 if !kernel.rules(family, rule.priority).await?.iter().any(|found| rule.is(found)) {
                     let put = kernel.add_rule(rule.message(family)).await;
                     restored.note(format!("the {family:?} rule with preference {}", rule.priority), put);

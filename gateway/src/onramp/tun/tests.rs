@@ -48,7 +48,8 @@ fn datagrams_the_host_sends_together_come_as_one_packet() {
             for expected in [payload.chunks(100).collect::<Vec<_>>(), vec![b"alone"]] {
                 let (bytes, info) =
                     poll_fn(|cx| reader.poll_read(cx, |bytes, info| (bytes.to_vec(), info))).await.unwrap();
-                assert_eq!(info.datagrams, (expected.len() > 1).then_some(100), "{address}");
+                let size = info.offload.and_then(|offload| offload.segment_size);
+                assert_eq!(size, (expected.len() > 1).then_some(100), "{address}");
                 let Arrival::Packet(packet) = info.parse(&bytes).unwrap() else { panic!("a whole packet") };
                 assert_eq!(packet.tuple().destination(), socket.peer_addr().unwrap());
                 let Transport::Udp(udp) = packet.transport() else { panic!("{packet:?}") };
@@ -98,18 +99,20 @@ fn a_header_says_what_a_packet_is() {
     };
     let verify = ChecksumPolicy::Verify;
     let trusted = ChecksumPolicy::Trusted;
-    assert_eq!(of(0, 0, 0), FrameInfo { checksums: verify, datagrams: None });
-    assert_eq!(of(NEEDS_CHECKSUM, GSO_TCP4, 1400), FrameInfo { checksums: trusted, datagrams: None });
-    assert_eq!(of(DATA_VALID, GSO_UDP, 1200), FrameInfo { checksums: trusted, datagrams: Some(1200) });
-    assert_eq!(of(NEEDS_CHECKSUM, GSO_UDP | GSO_ECN, 0), FrameInfo { checksums: trusted, datagrams: Some(0) });
-    assert_eq!(FrameInfo::of(&[1, 5]), FrameInfo { checksums: verify, datagrams: None });
+    let lacking = |segment_size| Some(Offload { segment_size });
+    assert_eq!(of(0, 0, 0), FrameInfo { checksums: verify, offload: None });
+    assert_eq!(of(NEEDS_CHECKSUM, 0, 0), FrameInfo { checksums: trusted, offload: lacking(None) });
+    assert_eq!(of(NEEDS_CHECKSUM, GSO_TCP4, 1400), FrameInfo { checksums: trusted, offload: lacking(Some(1400)) });
+    assert_eq!(of(DATA_VALID, GSO_UDP, 1200), FrameInfo { checksums: trusted, offload: lacking(Some(1200)) });
+    assert_eq!(of(NEEDS_CHECKSUM, GSO_UDP | GSO_ECN, 0), FrameInfo { checksums: trusted, offload: lacking(Some(0)) });
+    assert_eq!(FrameInfo::of(&[1, 5]), FrameInfo { checksums: verify, offload: None });
     let empty = [0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 100, 96, 0, 2, 10, 20, 0, 80, 0, 9, 0, 9, 0, 8, 0, 0];
     let mut packet = empty;
     let sum: u32 = packet[..20].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
     packet[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
     assert!(FrameInfo::TRUSTED.parse(&packet).is_ok());
     for size in [0, 100] {
-        let info = FrameInfo { datagrams: Some(size), ..FrameInfo::TRUSTED };
+        let info = FrameInfo { offload: lacking(Some(size)), ..FrameInfo::TRUSTED };
         assert_eq!(info.parse(&packet).unwrap_err(), DropReason::Malformed, "no payload to divide");
     }
 }

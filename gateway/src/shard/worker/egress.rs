@@ -75,7 +75,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn mail(&mut self, shard: usize, mail: Mail) {
+    pub(in crate::shard) fn mail(&mut self, shard: usize, mail: Mail) {
         match self.outgoing_mail.get_mut(shard) {
             Some(mails) => mails.push(mail),
             None => self.drop_packet(DropReason::UnknownPeer),

@@ -124,6 +124,7 @@ impl Shard {
             let source = match &arrival {
                 Arrival::Packet(packet) => packet.tuple().source,
                 Arrival::Fragment(fragment) => fragment.source(),
+                Arrival::Icmp(message) => message.source(),
             };
             if !device.addresses.contains(&source) {
                 return self.drop_packet(DropReason::SpoofedSource);
@@ -141,6 +142,7 @@ impl Shard {
                 Arrival::Fragment(fragment) => {
                     self.handle_fragment(now, from, device, &fragment, ChecksumPolicy::Trusted, push);
                 }
+                Arrival::Icmp(message) => self.take_message(now, from, true, &message),
             }
         });
         match route {
@@ -162,6 +164,10 @@ impl Shard {
         let snapshot = Arc::clone(&self.snapshot);
         let mut busy = true;
         for _ in 0..TUN_PACKETS_A_TURN {
+            if self.stack.batch().is_full() {
+                // What goes on as it is waits to be sent.
+                break;
+            }
             match reader.poll_read(cx, |packet, info| self.handle_tun_packet(now, &snapshot, packet, info)) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
@@ -182,13 +188,20 @@ impl Shard {
 
     fn handle_tun_packet(&mut self, now: Instant, snapshot: &Snapshot, bytes: &[u8], info: FrameInfo) {
         let Some(source) = source_address(bytes) else { return self.drop_packet(DropReason::Malformed) };
-        let Some(device) = snapshot.directory.device_by_network(source) else {
+        let device = snapshot.directory.device_by_network(source);
+        if device.is_none() && !self.forwards {
             return self.drop_packet(DropReason::UnknownDevice);
-        };
+        }
         let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
-        match info.parse(bytes) {
-            Ok(Arrival::Packet(packet)) => self.handle_packet(now, OnrampKind::Tun, ingress, device, &packet),
-            Ok(Arrival::Fragment(fragment)) => {
+        match (info.parse(bytes), device) {
+            // By flow, whoever sends it: a target may be a device, too.
+            (Ok(Arrival::Packet(packet)), _) if self.forwards && self.take_return(now, &packet) => {}
+            (Ok(Arrival::Packet(packet)), Some(device)) => {
+                self.handle_packet(now, OnrampKind::Tun, ingress, device, &packet);
+            }
+            (Ok(Arrival::Icmp(message)), _) => self.take_message(now, TUN, device.is_some(), &message),
+            (Ok(Arrival::Packet(_) | Arrival::Fragment(_)), None) => self.drop_packet(DropReason::UnknownDevice),
+            (Ok(Arrival::Fragment(fragment)), Some(device)) => {
                 // Whoever cut the packet completed its checksum before.
                 let verify = ChecksumPolicy::Verify;
                 self.handle_fragment(now, TUN, device, &fragment, verify, |shard, packet| {
@@ -198,7 +211,7 @@ impl Shard {
                     }
                 });
             }
-            Err(reason) => self.drop_packet(reason),
+            (Err(reason), _) => self.drop_packet(reason),
         }
     }
 
@@ -268,12 +281,9 @@ impl Shard {
     }
 
     /// Hands a packet of the TUN device to the shard that has its flow.
-    fn mail_packet(&mut self, shard: usize, packet: &IpPacket<'_>) {
-        let datagrams = match packet.transport() {
-            Transport::Udp(udp) if udp.count() > 1 => u16::try_from(udp.size()).ok(),
-            Transport::Udp(_) | Transport::Tcp(_) | Transport::Echo(_) => None,
-        };
-        self.mail(shard, Mail::Packet(packet.bytes().into(), FrameInfo { datagrams, ..FrameInfo::TRUSTED }));
+    pub(in crate::shard) fn mail_packet(&mut self, shard: usize, packet: &IpPacket<'_>) {
+        let info = FrameInfo { offload: packet.offload(), ..FrameInfo::TRUSTED };
+        self.mail(shard, Mail::Packet(packet.bytes().into(), info));
     }
 
     /// A packet of a tunnel may go no farther than here: we are a hop, as any router is.
@@ -294,6 +304,7 @@ impl Shard {
         };
         match packet.transport() {
             Transport::Tcp(_) => {}
+            Transport::Udp(_) | Transport::Echo(_) if self.forwards && self.pass_on(id, packet) => {}
             Transport::Udp(datagrams) => self.deliver_datagrams(id, datagrams, hops),
             Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo, hops),
         }

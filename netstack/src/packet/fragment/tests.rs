@@ -7,6 +7,7 @@ fn arrival(bytes: &[u8]) -> Result<&'static str, DropReason> {
     Arrival::parse(bytes, ChecksumPolicy::Verify).map(|arrival| match arrival {
         Arrival::Packet(_) => "packet",
         Arrival::Fragment(_) => "fragment",
+        Arrival::Icmp(_) => "message",
     })
 }
 

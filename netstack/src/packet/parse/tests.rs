@@ -12,6 +12,10 @@ fn syn_v4(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
     bytes
 }
 
+fn datagrams_of(size: u16) -> Offload {
+    Offload { segment_size: Some(size) }
+}
+
 fn udp_v6() -> Vec<u8> {
     let mut bytes = Vec::new();
     let (client, target) = ([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2], [0xfd; 16]);
@@ -78,7 +82,7 @@ fn a_super_packet_is_its_datagrams_in_order() {
     PacketBuilder::ipv4(CLIENT, TARGET, 64).udp(5000, 53).write(&mut bytes, &payload).unwrap();
     let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap();
     for size in [1, 7, 250, 400, 999, 1000, 1001, u16::MAX] {
-        let packet = packet.into_datagrams(size).unwrap();
+        let packet = packet.with_offload(datagrams_of(size)).unwrap();
         let Transport::Udp(udp) = packet.transport() else { panic!("{packet:?}") };
         let datagrams: Vec<&[u8]> = udp.datagrams().collect();
         assert_eq!((datagrams.len(), packet.count()), (udp.count(), udp.count()), "{size}");
@@ -87,18 +91,18 @@ fn a_super_packet_is_its_datagrams_in_order() {
         assert!(others.iter().all(|datagram| datagram.len() == usize::from(size)), "{size}");
         assert!((1..=usize::from(size)).contains(&last.len()), "{size}");
     }
-    assert!(packet.into_datagrams(0).is_err());
+    assert!(packet.with_offload(datagrams_of(0)).is_err());
     assert_eq!(packet.count(), 1);
 }
 
 #[test]
 fn super_packets_without_sense_are_malformed() {
     let syn = syn_v4(CLIENT, TARGET);
-    assert!(IpPacket::parse(&syn, ChecksumPolicy::Verify).unwrap().into_datagrams(10).is_err());
+    assert!(IpPacket::parse(&syn, ChecksumPolicy::Verify).unwrap().with_offload(datagrams_of(10)).is_err());
     let mut empty = Vec::new();
     PacketBuilder::ipv4(CLIENT, TARGET, 64).udp(5000, 53).write(&mut empty, b"").unwrap();
     let empty = IpPacket::parse(&empty, ChecksumPolicy::Verify).unwrap();
-    assert!(empty.into_datagrams(10).is_err());
+    assert!(empty.with_offload(datagrams_of(10)).is_err());
     let Transport::Udp(udp) = empty.transport() else { panic!("{empty:?}") };
     assert_eq!((udp.count(), udp.datagrams().collect::<Vec<_>>()), (1, vec![&[][..]]));
     // A UDP length that leaves octets of the packet over.
@@ -106,7 +110,7 @@ fn super_packets_without_sense_are_malformed() {
     over.extend([0; 4]);
     over[5] += 4;
     let over = IpPacket::parse(&over, ChecksumPolicy::Verify).unwrap();
-    assert!(over.into_datagrams(4).is_err());
+    assert!(over.with_offload(datagrams_of(4)).is_err());
 }
 
 #[test]

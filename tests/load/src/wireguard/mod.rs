@@ -66,6 +66,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), LoadError> {
         table: 0,
         fwmark: 0,
         on_stop: OnStop::Remove,
+        returns: None,
     };
     let device = TunDevice::create(&config, 1).await?;
     for route in arguments.route {

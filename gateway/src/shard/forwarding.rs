@@ -1,0 +1,128 @@
+//! Flows whose packets go on as they are: out by the TUN device, as if this host had only routed them, and back by it.
+
+use std::time::Instant;
+
+use portcullis_netstack::packet::{IcmpMessage, IpPacket};
+use portcullis_netstack::{Direction, DropReason, FlowId, ForwardEnd, Ingress, IngressId, Protocol, Refusal};
+
+use super::flow::{Flow, Target};
+use super::mail::Mail;
+use super::worker::{Shard, TUN};
+use crate::flow_record::FlowEnd;
+use crate::limits::Resource;
+use crate::offramp::DialError;
+use crate::onramp::tun::FrameInfo;
+
+impl Shard {
+    /// Has the packets of a permitted flow go on as they are.
+    pub(super) fn forward(&mut self, now: Instant, mut flow: Flow) {
+        let id = flow.id;
+        if flow.target_address() != flow.destination() {
+            return self.dial_failed(now, flow, &DialError::CannotRewrite);
+        }
+        if let Some(share) = &mut flow.share {
+            // Nothing is dialled.
+            share.release(Resource::Dials);
+        }
+        if !self.stack.forward(now, id, TUN) {
+            // The client took its SYN back, or the target has a flow of its own with the same addresses and ports.
+            return self.refuse(flow, FlowEnd::Error, Refusal::Reset);
+        }
+        // Another off-ramp was tried: of its datagrams only the payload is here.
+        let held = std::mem::replace(&mut flow.target, Target::Forward).take_held();
+        self.drop_packets(DropReason::QueueFull, held.len());
+        let opened = flow.key.tuple.protocol != Protocol::Tcp;
+        self.enter(flow);
+        if opened {
+            self.counters.flows_opened.add(1);
+        }
+    }
+
+    /// Looks at a forwarded connection that was changed. Returns why it is over, when it is.
+    pub(super) fn watch_forwarded(&mut self, now: Instant, id: FlowId) -> Option<ForwardEnd> {
+        let flow = self.flows.get_mut(id)?;
+        if let Some(share) = &mut flow.share
+            && share.holds(Resource::HalfOpen)
+            && self.stack.is_established(id)
+        {
+            share.release(Resource::HalfOpen);
+            let took = now.saturating_duration_since(flow.opened);
+            flow.dial = Some(took);
+            self.counters.dial.observe(took);
+            self.counters.flows_opened.add(1);
+        }
+        self.stack.forward_end(id)
+    }
+
+    /// Sends on a datagram, or an echo request, of the client of a forwarded flow. Returns whether it is one of such a flow.
+    pub(super) fn pass_on(&mut self, id: FlowId, packet: &IpPacket<'_>) -> bool {
+        if !matches!(self.flows.get_mut(id), Some(Flow { target: Target::Forward, .. })) {
+            return false;
+        }
+        if let Err(reason) = self.stack.pass_datagram(id, packet) {
+            self.drop_packets(reason, packet.count());
+        }
+        true
+    }
+
+    /// Takes a packet of the TUN device that comes back to the client of a forwarded flow. Returns whether it is one.
+    pub(super) fn take_return(&mut self, now: Instant, packet: &IpPacket<'_>) -> bool {
+        let tuple = packet.tuple();
+        match self.stack.forwarded_of(TUN, tuple) {
+            Some((_, Direction::Down)) => {
+                let from = Ingress { id: TUN, mtu: self.tun_mtu };
+                if let Err(reason) = self.stack.handle_packet(now, from, packet) {
+                    self.drop_packets(reason, packet.count());
+                }
+                true
+            }
+            Some((_, Direction::Up)) => false,
+            None => match self.returns.find(&tuple).filter(|shard| *shard != self.index) {
+                Some(shard) => {
+                    self.mail_packet(shard, packet);
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
+    /// Takes an ICMP message that opens no flow: it is for one that is forwarded, or for nobody. `known`: it comes from the
+    /// address of a device.
+    pub(super) fn take_message(&mut self, now: Instant, from: IngressId, known: bool, message: &IcmpMessage<'_>) {
+        match self.stack.forwarded_by(from, message) {
+            // A router on the way to the target may say it, but for the client only itself.
+            Some((_, Direction::Up)) if !known => self.drop_packet(DropReason::UnknownDevice),
+            Some(flow) => {
+                // A tunnel takes from us only what comes from where its client sends to.
+                let ours = from == TUN && self.snapshot.own_addresses.binary_search(&message.source()).is_ok();
+                if let Err(reason) = self.stack.pass_message(now, flow, message, ours) {
+                    self.drop_packet(reason);
+                }
+            }
+            None => {
+                let tuple = message.about().turned();
+                let elsewhere = self.returns.find(&tuple).or_else(|| self.places.find(&tuple));
+                match elsewhere.filter(|shard| from == TUN && *shard != self.index) {
+                    Some(shard) => self.mail(shard, Mail::Packet(message.bytes().into(), FrameInfo::TRUSTED)),
+                    None => self.drop_packet(DropReason::IcmpType),
+                }
+            }
+        }
+    }
+}
+
+impl From<ForwardEnd> for FlowEnd {
+    fn from(end: ForwardEnd) -> Self {
+        match end {
+            ForwardEnd::ClientClosed => Self::ClientClosed,
+            ForwardEnd::TargetClosed => Self::TargetClosed,
+            ForwardEnd::ClientReset => Self::ClientReset,
+            ForwardEnd::TargetReset => Self::TargetReset,
+            ForwardEnd::TargetRefused => Self::TargetRefused,
+            ForwardEnd::TargetUnreachable => Self::TargetUnreachable,
+            ForwardEnd::NoAnswer => Self::DialTimeout,
+            ForwardEnd::Idle => Self::Idle,
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! ICMP messages that open no flow: what a flow is told whose packets go on as they are.
+
+use std::net::IpAddr;
+
+use etherparse::{Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice};
+use smoltcp::wire::IpProtocol;
+
+use super::build::{IPV4_HEADER, IPV6_HEADER};
+use super::{ChecksumPolicy, checksum};
+use crate::tuple::{FiveTuple, Protocol};
+
+/// Bytes of an ICMP header.
+const ICMP_HEADER: usize = 8;
+/// Bytes that an error shows behind the IP header of the packet it is about, at the least: RFC 792.
+const QUOTED: usize = 8;
+
+/// A whole ICMP or ICMPv6 message that is no echo request.
+#[derive(Debug, Clone, Copy)]
+pub struct IcmpMessage<'p> {
+    bytes: &'p [u8],
+    source: IpAddr,
+    about: FiveTuple,
+    kind: IcmpKind,
+}
+
+/// What it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IcmpKind {
+    /// The answer to an echo request, with so many octets of data.
+    EchoReply {
+        /// Octets after the header.
+        data: usize,
+    },
+    /// A packet did not arrive, and none like it will: destination unreachable, but not for its size.
+    Unreachable {
+        /// The first word of the TCP header that is quoted: its sequence number.
+        sequence: u32,
+    },
+    /// A packet did not arrive: too big, its time over, its header not understood.
+    Trouble {
+        /// As of [`Unreachable`](Self::Unreachable).
+        sequence: u32,
+    },
+}
+
+impl<'p> IcmpMessage<'p> {
+    /// Looks at bytes that are no packet that could open a flow. `None`: they are no echo reply and no error about a packet
+    /// of a protocol with flows, or they do not hold.
+    pub fn parse(bytes: &'p [u8], checksums: ChecksumPolicy) -> Option<Self> {
+        let ip = IpSlice::from_slice(bytes).ok()?;
+        if ip.is_fragmenting_payload() {
+            return None;
+        }
+        let (source, destination) = (ip.source_addr(), ip.destination_addr());
+        let whole = match &ip {
+            IpSlice::Ipv4(v4) => {
+                if checksum::sum(v4.header().slice()) != !0 {
+                    return None;
+                }
+                usize::from(v4.header().total_len())
+            }
+            IpSlice::Ipv6(v6) => IPV6_HEADER + usize::from(v6.header().payload_length()),
+        };
+        let bytes = bytes.get(..whole)?;
+        let payload = ip.payload();
+        let body = payload.payload;
+        let length = u32::try_from(body.len()).ok()?;
+        let sum = match payload.ip_number {
+            IpNumber::ICMP if source.is_ipv4() => checksum::sum(body),
+            IpNumber::IPV6_ICMP if source.is_ipv6() => {
+                let pseudo = checksum::pseudo_header(source, destination, IpProtocol::Icmpv6, length);
+                checksum::combine(&[pseudo, checksum::sum(body)])
+            }
+            _ => return None,
+        };
+        if checksums == ChecksumPolicy::Verify && sum != !0 {
+            return None;
+        }
+        let quoted = body.get(ICMP_HEADER..)?;
+        let (kind, about) = if source.is_ipv4() {
+            let icmp = Icmpv4Slice::from_slice(body).ok()?;
+            match icmp.icmp_type() {
+                Icmpv4Type::EchoReply(header) => echo_reply(header.id, quoted, source, destination),
+                Icmpv4Type::DestinationUnreachable(_) if icmp.code_u8() != 4 => error(quoted, true)?,
+                Icmpv4Type::DestinationUnreachable(_)
+                | Icmpv4Type::TimeExceeded(_)
+                | Icmpv4Type::ParameterProblem(_) => error(quoted, false)?,
+                _ => return None,
+            }
+        } else {
+            match Icmpv6Slice::from_slice(body).ok()?.icmp_type() {
+                Icmpv6Type::EchoReply(header) => echo_reply(header.id, quoted, source, destination),
+                Icmpv6Type::DestinationUnreachable(_) => error(quoted, true)?,
+                Icmpv6Type::PacketTooBig { .. } | Icmpv6Type::TimeExceeded(_) | Icmpv6Type::ParameterProblem(_) => {
+                    error(quoted, false)?
+                }
+                _ => return None,
+            }
+        };
+        // An error goes to whoever sent the packet (RFC 1122 section 3.2.2).
+        (about.source == destination).then_some(Self { bytes, source, about, kind })
+    }
+
+    /// The message as it came, IP header included, cut to its own length.
+    pub fn bytes(&self) -> &'p [u8] {
+        self.bytes
+    }
+
+    /// Who says it: a target, or a router on the way.
+    pub fn source(&self) -> IpAddr {
+        self.source
+    }
+
+    /// Addresses and ports of the packet it is about, which went the other way.
+    pub fn about(&self) -> FiveTuple {
+        self.about
+    }
+
+    /// What it says.
+    pub fn kind(&self) -> IcmpKind {
+        self.kind
+    }
+}
+
+fn echo_reply(identifier: u16, data: &[u8], source: IpAddr, destination: IpAddr) -> (IcmpKind, FiveTuple) {
+    let request = FiveTuple {
+        protocol: Protocol::Echo,
+        source: destination,
+        source_port: identifier,
+        destination: source,
+        destination_port: 0,
+    };
+    (IcmpKind::EchoReply { data: data.len() }, request)
+}
+
+/// An error about the packet that begins with `quoted`. It need not be whole, so nothing but its first words is read.
+fn error(quoted: &[u8], unreachable: bool) -> Option<(IcmpKind, FiveTuple)> {
+    let byte = |at: usize| quoted.get(at).copied();
+    let (header, protocol, source, destination): (usize, IpProtocol, IpAddr, IpAddr) = match byte(0)? >> 4 {
+        4 => {
+            let header = usize::from(byte(0)? & 15) * 4;
+            let offset = u16::from_be_bytes([byte(6)?, byte(7)?]) & 0x1fff;
+            if header < IPV4_HEADER || offset != 0 {
+                return None;
+            }
+            let address = |at: usize| <[u8; 4]>::try_from(quoted.get(at..at + 4)?).ok();
+            (header, byte(9)?.into(), address(12)?.into(), address(16)?.into())
+        }
+        6 => {
+            let address = |at: usize| <[u8; 16]>::try_from(quoted.get(at..at + 16)?).ok();
+            (IPV6_HEADER, byte(6)?.into(), address(8)?.into(), address(24)?.into())
+        }
+        _ => return None,
+    };
+    let transport = quoted.get(header..header + QUOTED)?;
+    let [a, b, c, d, e, f, g, h] = *transport else { return None };
+    let (protocol, source_port, destination_port) = match protocol {
+        IpProtocol::Tcp => (Protocol::Tcp, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+        IpProtocol::Udp => (Protocol::Udp, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+        IpProtocol::Icmp if a == 8 => (Protocol::Echo, u16::from_be_bytes([e, f]), 0),
+        IpProtocol::Icmpv6 if a == 128 => (Protocol::Echo, u16::from_be_bytes([e, f]), 0),
+        _ => return None,
+    };
+    let sequence = u32::from_be_bytes([e, f, g, h]);
+    let kind = if unreachable { IcmpKind::Unreachable { sequence } } else { IcmpKind::Trouble { sequence } };
+    Some((kind, FiveTuple { protocol, source, source_port, destination, destination_port }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+
+    const CLIENT: [u8; 4] = [100, 96, 0, 2];
+    const TARGET: [u8; 4] = [10, 20, 0, 10];
+    const ROUTER: [u8; 4] = [10, 9, 9, 9];
+
+    fn v4(source: [u8; 4], icmp: Icmpv4Type, data: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(source, CLIENT, 64).icmpv4(icmp).write(&mut bytes, data).unwrap();
+        bytes
+    }
+
+    fn sent() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let packet = PacketBuilder::ipv4(CLIENT, TARGET, 64).tcp(4000, 443, 77, 1000);
+        packet.write(&mut bytes, &[0; 100]).unwrap();
+        bytes
+    }
+
+    fn unreachable(code: u8) -> Icmpv4Type {
+        Icmpv4Type::Unknown { type_u8: 3, code_u8: code, bytes5to8: [0; 4] }
+    }
+
+    fn parse(bytes: &[u8]) -> Option<(IcmpKind, String)> {
+        let message = IcmpMessage::parse(bytes, ChecksumPolicy::Verify)?;
+        let about = message.about();
+        Some((message.kind(), format!("{:?} {} {}", about.protocol, about.source(), about.destination())))
+    }
+
+    #[test]
+    fn an_error_is_about_the_packet_it_quotes() {
+        let tcp = "Tcp 100.96.0.2:4000 10.20.0.10:443".to_owned();
+        // 28 bytes are what RFC 792 asks for.
+        let said = parse(&v4(ROUTER, unreachable(1), &sent()[..28]));
+        assert_eq!(said, Some((IcmpKind::Unreachable { sequence: 77 }, tcp.clone())));
+        let said = parse(&v4(ROUTER, unreachable(4), &sent()));
+        assert_eq!(said, Some((IcmpKind::Trouble { sequence: 77 }, tcp)), "too big");
+        assert_eq!(parse(&v4(ROUTER, unreachable(1), &sent()[..27])), None);
+        let mut fragment = sent();
+        fragment[7] = 9;
+        assert_eq!(parse(&v4(ROUTER, unreachable(1), &fragment)), None, "it has no ports");
+        let mut of_another = sent();
+        of_another[15] = 3;
+        assert_eq!(parse(&v4(ROUTER, unreachable(1), &of_another)), None, "told to a stranger");
+        let mut wrong = v4(ROUTER, unreachable(1), &sent());
+        wrong[40] ^= 1;
+        assert_eq!(parse(&wrong), None, "its checksum");
+    }
+
+    #[test]
+    fn an_echo_reply_is_about_its_request() {
+        let header = etherparse::IcmpEchoHeader { id: 7, seq: 9 };
+        let said = parse(&v4(TARGET, Icmpv4Type::EchoReply(header), b"ping"));
+        let request = "Echo 100.96.0.2:7 10.20.0.10:0".to_owned();
+        assert_eq!(said, Some((IcmpKind::EchoReply { data: 4 }, request.clone())));
+        assert_eq!(parse(&v4(TARGET, Icmpv4Type::EchoRequest(header), b"ping")), None);
+        let (client, target) = ([0xfd; 16], [0xfe; 16]);
+        let mut reply = Vec::new();
+        let packet = PacketBuilder::ipv6(target, client, 64).icmpv6(Icmpv6Type::EchoReply(header));
+        packet.write(&mut reply, b"ping").unwrap();
+        assert!(matches!(parse(&reply), Some((IcmpKind::EchoReply { data: 4 }, _))));
+        let mut request = Vec::new();
+        let packet = PacketBuilder::ipv6(client, target, 64).icmpv6(Icmpv6Type::EchoRequest(header));
+        packet.write(&mut request, b"ping").unwrap();
+        let mut error = Vec::new();
+        let packet = PacketBuilder::ipv6([0xfc; 16], client, 64).icmpv6(Icmpv6Type::PacketTooBig { mtu: 1280 });
+        packet.write(&mut error, &request).unwrap();
+        let message = IcmpMessage::parse(&error, ChecksumPolicy::Verify).unwrap();
+        assert_eq!((message.about().protocol, message.about().source_port), (Protocol::Echo, 7));
+        assert_eq!(message.source(), IpAddr::from([0xfc; 16]));
+    }
+}

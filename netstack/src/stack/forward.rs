@@ -1,0 +1,234 @@
+//! Flows whose packets go on as they are, to another way out and back.
+
+use std::time::Instant;
+
+use super::{Handled, Ingress, Stack};
+use crate::DropReason;
+use crate::batch::PacketBatch;
+use crate::flow::forward::{Connection, Direction, ForwardEnd, ForwardFlow, Watch};
+use crate::flow::tcp::TcpFlow;
+use crate::flow::{Flow, FlowKind};
+use crate::packet::build::{self, Reply};
+use crate::packet::{ChecksumPolicy, IcmpKind, IcmpMessage, IpPacket, Transport};
+use crate::segment::Offload;
+use crate::tuple::{FiveTuple, FlowId, FlowKey, IngressId};
+
+impl Stack {
+    /// Has the packets of a new flow go on as they are towards `out`. Packets from there with its addresses turned come back
+    /// to its client. A held SYN goes on at once; a datagram that opened the flow is still to be
+    /// [passed on](Self::pass_datagram). `false`: there is no SYN, or another flow waits for the same packets to come back.
+    pub fn forward(&mut self, now: Instant, id: FlowId, out: IngressId) -> bool {
+        let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
+            return false;
+        };
+        let back = FlowKey { ingress: out, tuple: flow.key.tuple.turned() };
+        if self.table.contains_key(&back) {
+            return false;
+        }
+        let watch = match &flow.kind {
+            FlowKind::Tcp(TcpFlow::Held(held)) => {
+                let Ok(syn) = IpPacket::parse(&held.packet, ChecksumPolicy::Trusted) else { return false };
+                let Transport::Tcp(segment) = syn.transport() else { return false };
+                // Who sent it may have left the checksum to us.
+                self.batch.push_copy(out, syn.bytes(), Some(Offload { segment_size: None }));
+                Watch::Tcp(Box::new(Connection::new(now, segment)))
+            }
+            FlowKind::Datagram(datagram) => Watch::Datagram(datagram.clone()),
+            FlowKind::Tcp(TcpFlow::Open(_)) | FlowKind::Forward(_) => return false,
+        };
+        flow.kind = FlowKind::Forward(ForwardFlow { out, watch });
+        self.table.insert(back, id);
+        self.rearm(now, id);
+        true
+    }
+
+    /// A packet of a flow that is forwarded, from either side.
+    pub(super) fn handle_forwarded(
+        &mut self,
+        now: Instant,
+        from: Ingress,
+        (id, key): (FlowId, FlowKey),
+        packet: &IpPacket<'_>,
+    ) -> Result<Handled, DropReason> {
+        let Some(flow) = self.flows.get_mut(id.index()) else { return Err(DropReason::NoFlow) };
+        let direction = if flow.key == key { Direction::Up } else { Direction::Down };
+        let client = flow.key.ingress;
+        let FlowKind::Forward(forward) = &mut flow.kind else { return Err(DropReason::NoFlow) };
+        let to = match direction {
+            Direction::Up => forward.out,
+            Direction::Down => client,
+        };
+        match (&mut forward.watch, packet.transport()) {
+            (Watch::Tcp(connection), Transport::Tcp(segment)) => {
+                let over = connection.is_aborted() || connection.end().is_some();
+                if over && direction == Direction::Up && segment.is_bare_syn() {
+                    self.make_way(id);
+                    return self.open(now, from, key, packet);
+                }
+                if connection.is_aborted() {
+                    if !segment.rst && self.may_answer(&key) {
+                        build::tcp_reset(&mut self.batch, reply(from.id, key.tuple), segment);
+                    }
+                    return Err(DropReason::NoFlow);
+                }
+                let changed = connection.see(now, direction, segment);
+                pass(&mut self.batch, to, packet)?;
+                self.count(id, direction, packet.count(), segment.payload.len());
+                if changed {
+                    self.mark_changed(id);
+                    self.rearm(now, id);
+                }
+            }
+            (Watch::Datagram(datagram), Transport::Udp(_) | Transport::Echo(_)) if direction == Direction::Up => {
+                datagram.heard_client(now, packet);
+                self.count(id, direction, packet.count(), 0);
+            }
+            (Watch::Datagram(datagram), Transport::Udp(datagrams)) => {
+                datagram.heard_target(now);
+                pass(&mut self.batch, to, packet)?;
+                self.count(id, direction, packet.count(), datagrams.payload.len());
+            }
+            (Watch::Tcp(_), Transport::Udp(_) | Transport::Echo(_))
+            | (Watch::Datagram(_), Transport::Tcp(_) | Transport::Echo(_)) => return Err(DropReason::Malformed),
+        }
+        Ok(Handled::Known(id))
+    }
+
+    /// Sends on a datagram, or an echo request, of the client of a forwarded flow.
+    ///
+    /// # Errors
+    /// Why it cannot go on.
+    pub fn pass_datagram(&mut self, id: FlowId, packet: &IpPacket<'_>) -> Result<(), DropReason> {
+        let Some(FlowKind::Forward(forward)) = self.flow(id).map(|flow| &flow.kind) else {
+            return Err(DropReason::NoFlow);
+        };
+        let out = forward.out;
+        pass(&mut self.batch, out, packet)?;
+        let length = match packet.transport() {
+            Transport::Tcp(_) => 0,
+            Transport::Udp(udp) => udp.payload.len(),
+            Transport::Echo(echo) => echo.data.len(),
+        };
+        self.delivered(id, length);
+        Ok(())
+    }
+
+    /// The forwarded flow that a message from `from` is about, and which way the message goes.
+    pub fn forwarded_by(&self, from: IngressId, message: &IcmpMessage<'_>) -> Option<(FlowId, Direction)> {
+        self.forwarded(FlowKey { ingress: from, tuple: message.about().turned() })
+    }
+
+    /// The forwarded flow that a packet from `from` belongs to, and which way the packet goes.
+    pub fn forwarded_of(&self, from: IngressId, tuple: FiveTuple) -> Option<(FlowId, Direction)> {
+        self.forwarded(FlowKey { ingress: from, tuple })
+    }
+
+    fn forwarded(&self, key: FlowKey) -> Option<(FlowId, Direction)> {
+        let id = *self.table.get(&key)?;
+        let flow = self.flow(id)?;
+        let direction = if flow.key == key { Direction::Up } else { Direction::Down };
+        matches!(flow.kind, FlowKind::Forward(_)).then_some((id, direction))
+    }
+
+    /// Sends on a message about a forwarded flow, to the side that is to hear it; where it is the gateway's own word
+    /// (`ours`), in the name of the other side.
+    ///
+    /// # Errors
+    /// `icmp_type`: it is about nothing that this flow sent.
+    pub fn pass_message(
+        &mut self,
+        now: Instant,
+        (id, direction): (FlowId, Direction),
+        message: &IcmpMessage<'_>,
+        ours: bool,
+    ) -> Result<(), DropReason> {
+        let Some(flow) = self.flow_mut(id) else { return Err(DropReason::NoFlow) };
+        let client = flow.key.ingress;
+        let FlowKind::Forward(forward) = &mut flow.kind else { return Err(DropReason::NoFlow) };
+        // What it is about went the other way.
+        let (to, about) = match direction {
+            Direction::Up => (forward.out, Direction::Down),
+            Direction::Down => (client, Direction::Up),
+        };
+        let data = match (&mut forward.watch, message.kind()) {
+            (Watch::Tcp(connection), IcmpKind::Unreachable { sequence }) => {
+                connection.hear_error(about, sequence, true).then_some(0)
+            }
+            (Watch::Tcp(connection), IcmpKind::Trouble { sequence }) => {
+                connection.hear_error(about, sequence, false).then_some(0)
+            }
+            (Watch::Datagram(datagram), IcmpKind::EchoReply { data }) => {
+                datagram.heard_target(now);
+                Some(data)
+            }
+            (Watch::Datagram(_), IcmpKind::Unreachable { .. } | IcmpKind::Trouble { .. }) => Some(0),
+            (Watch::Tcp(_), IcmpKind::EchoReply { .. }) => None,
+        };
+        let data = data.ok_or(DropReason::IcmpType)?;
+        self.batch.push_copy_with(to, message.bytes(), None, |copy| {
+            if ours {
+                build::set_icmp_source(copy, message.about().destination);
+            }
+        });
+        self.count(id, direction, 1, data);
+        Ok(())
+    }
+
+    /// Why a forwarded TCP flow is over, when it is.
+    pub fn forward_end(&self, id: FlowId) -> Option<ForwardEnd> {
+        match &self.flow(id)?.kind {
+            FlowKind::Forward(ForwardFlow { watch: Watch::Tcp(connection), .. }) => connection.end(),
+            FlowKind::Forward(_) | FlowKind::Tcp(_) | FlowKind::Datagram(_) => None,
+        }
+    }
+
+    /// Has both ends of a forwarded connection hear that it is over. `false`: there is nobody to tell.
+    pub(super) fn abort_forwarded(&mut self, now: Instant, id: FlowId) -> bool {
+        let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
+            return false;
+        };
+        let Flow { key, kind: FlowKind::Forward(forward), superseded: false, .. } = flow else { return false };
+        let Watch::Tcp(connection) = &mut forward.watch else { return false };
+        let Some([client, target]) = connection.abort(now) else { return false };
+        build::tcp_reset(&mut self.batch, reply(key.ingress, key.tuple), &client);
+        build::tcp_reset(&mut self.batch, reply(forward.out, key.tuple.turned()), &target);
+        flow.traffic.packets_down += 1;
+        flow.released = true;
+        self.rearm(now, id);
+        true
+    }
+
+    fn count(&mut self, id: FlowId, direction: Direction, packets: usize, bytes: usize) {
+        let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else { return };
+        let (packets, bytes) = (packets as u64, bytes as u64);
+        match direction {
+            Direction::Up => {
+                flow.traffic.packets_up += packets;
+                flow.traffic.bytes_up += bytes;
+                self.total.bytes_up += bytes;
+            }
+            Direction::Down => {
+                flow.traffic.packets_down += packets;
+                flow.traffic.bytes_down += bytes;
+                self.total.bytes_down += bytes;
+            }
+        }
+    }
+}
+
+/// An answer to whoever sent a packet of `tuple`.
+fn reply(to: IngressId, tuple: FiveTuple) -> Reply {
+    Reply { to, tuple, mtu: u16::MAX, identification: 0 }
+}
+
+/// Sends a packet on as it came.
+fn pass(batch: &mut PacketBatch, to: IngressId, packet: &IpPacket<'_>) -> Result<(), DropReason> {
+    match (packet.offload(), packet.transport()) {
+        (None, _) => batch.push_copy(to, packet.bytes(), None),
+        (offload, _) if packet.is_plain() => batch.push_copy(to, packet.bytes(), offload),
+        // Whoever completes it knows no headers between.
+        (offload, Transport::Tcp(_)) => batch.push_copy(to, &packet.plain(), offload),
+        (_, Transport::Udp(_) | Transport::Echo(_)) => return Err(DropReason::ExtensionHeader),
+    }
+    Ok(())
+}

@@ -1,0 +1,334 @@
+//! Flows whose packets go on as they are: what goes out, what comes back, and what is known of them.
+
+use std::time::{Duration, Instant};
+
+use std::net::IpAddr;
+
+use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
+use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpPacket};
+use portcullis_netstack::segment::Offload;
+use portcullis_netstack::{DropReason, FlowId, ForwardEnd, Handled, Ingress, IngressId, Stack, StackLimits, Traffic};
+
+use crate::lab::limits;
+use crate::raw::{
+    ACK, CLIENT, CLIENT6, FIN, PORT, RST, SERVICE, SYN, Segment, TARGET, TARGET6, echo_request, segment, udp,
+};
+
+const PEER: IngressId = IngressId(1);
+const OUT: IngressId = IngressId(0);
+const SECOND: Duration = Duration::from_secs(1);
+/// Initial sequence numbers.
+const UP: u32 = 5_000;
+const DOWN: u32 = u32::MAX - 100;
+
+struct Between {
+    stack: Stack,
+    now: Instant,
+}
+
+/// A segment of the target.
+fn back(flags: u8, sequence: u32, acknowledgment: u32, payload: &[u8]) -> Vec<u8> {
+    let mut tcp = PacketBuilder::ipv4(TARGET, CLIENT, 60).tcp(SERVICE, PORT, sequence, 20_000);
+    if flags & SYN != 0 {
+        tcp = tcp.syn();
+    }
+    if flags & ACK != 0 {
+        tcp = tcp.ack(acknowledgment);
+    }
+    if flags & FIN != 0 {
+        tcp = tcp.fin();
+    }
+    if flags & RST != 0 {
+        tcp = tcp.rst();
+    }
+    let mut bytes = Vec::new();
+    tcp.write(&mut bytes, payload).unwrap();
+    bytes
+}
+
+/// Flags, sequence and acknowledgment number of a TCP packet.
+fn told(packet: &[u8]) -> (u8, u32, u32) {
+    let word = |at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().unwrap());
+    (packet[33], word(24), word(28))
+}
+
+impl Between {
+    fn new(limits: StackLimits) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "instants have no other beginning; it is never compared")]
+        let now = Instant::now();
+        Self { stack: Stack::new(limits, now), now }
+    }
+
+    fn take(&mut self, from: IngressId, packet: &[u8]) -> Result<Handled, DropReason> {
+        let packet = IpPacket::parse(packet, ChecksumPolicy::Verify).unwrap();
+        self.stack.handle_packet(self.now, Ingress { id: from, mtu: 1280 }, &packet)
+    }
+
+    fn made(&mut self) -> Vec<(IngressId, Vec<u8>)> {
+        let mut made = Vec::new();
+        self.stack.batch().drain_complete(|to, packet| made.push((to, packet.to_vec())));
+        made
+    }
+
+    /// A packet goes on as it is.
+    fn passes(&mut self, from: IngressId, packet: &[u8]) {
+        assert!(matches!(self.take(from, packet), Ok(Handled::Known(_))));
+        let to = if from == PEER { OUT } else { PEER };
+        assert_eq!(self.made(), [(to, packet.to_vec())]);
+    }
+
+    fn open(&mut self, packet: &[u8]) -> FlowId {
+        let Ok(Handled::Opened(id)) = self.take(PEER, packet) else { panic!("a new flow") };
+        assert!(self.stack.forward(self.now, id, OUT));
+        id
+    }
+
+    /// A connection on which nothing was said yet.
+    fn connected(&mut self) -> FlowId {
+        let id = self.open(&segment(SYN, UP, 0, 20_000));
+        self.made();
+        self.passes(OUT, &back(SYN | ACK, DOWN, UP + 1, &[]));
+        self.passes(PEER, &segment(ACK, UP + 1, DOWN + 1, 20_000));
+        assert!(self.stack.is_established(id));
+        id
+    }
+
+    fn pass(&mut self, span: Duration) -> Vec<FlowId> {
+        let end = self.now + span;
+        let mut idle = Vec::new();
+        while let Some(at) = self.stack.poll_timeout().filter(|at| *at <= end) {
+            self.now = at;
+            self.stack.handle_timeout(at, |id| idle.push(id));
+        }
+        self.now = end;
+        idle
+    }
+}
+
+#[test]
+fn a_connection_goes_on_as_it_is_and_ends_when_both_ends_have_closed() {
+    let mut between = Between::new(limits());
+    let syn = segment(SYN, UP, 0, 20_000);
+    let id = between.open(&syn);
+    assert_eq!(between.made(), [(OUT, syn.clone())]);
+    assert!(!between.stack.is_established(id));
+    between.passes(PEER, &syn);
+    between.passes(OUT, &back(SYN | ACK, DOWN, UP + 1, &[]));
+    let data =
+        Segment { v6: false, flags: ACK, sequence: UP + 1, acknowledgment: DOWN + 1, window: 9, payload: b"hello" };
+    between.passes(PEER, &data.bytes());
+    between.passes(OUT, &back(ACK, DOWN + 1, UP + 6, &[7; 200]));
+    // Over the end of the sequence numbers.
+    let next = DOWN.wrapping_add(201);
+    between.passes(OUT, &back(ACK | FIN, next, UP + 6, &[]));
+    between.passes(PEER, &segment(ACK, UP + 6, next + 1, 9));
+    assert_eq!(between.stack.forward_end(id), None, "half closed");
+    between.passes(PEER, &segment(ACK | FIN, UP + 6, next + 1, 9));
+    between.passes(OUT, &back(ACK, next + 1, UP + 7, &[]));
+    assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::TargetClosed));
+    assert_eq!(between.stack.poll_changed(), Some(id));
+    let traffic = between.stack.traffic(id);
+    assert_eq!(traffic, Traffic { bytes_up: 5, bytes_down: 200, packets_up: 5, packets_down: 4 });
+    between.stack.release(id);
+    between.passes(OUT, &back(ACK | FIN, next, UP + 6, &[]));
+    between.pass(11 * SECOND);
+    assert!(between.stack.is_empty(), "nobody needs it any more");
+    assert_eq!(between.stack.forwarded_of(OUT, target_tuple()), None);
+}
+
+fn target_tuple() -> portcullis_netstack::FiveTuple {
+    IpPacket::parse(&back(ACK, 1, 1, &[]), ChecksumPolicy::Verify).unwrap().tuple()
+}
+
+#[test]
+fn a_super_packet_stays_one() {
+    let mut between = Between::new(limits());
+    let id = between.connected();
+    let bytes = back(ACK, DOWN + 1, UP + 1, &[1; 5_000]);
+    let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap();
+    let offload = Offload { segment_size: Some(1_000) };
+    let packet = packet.with_offload(offload).unwrap();
+    between.stack.handle_packet(between.now, Ingress { id: OUT, mtu: 1500 }, &packet).unwrap();
+    let mut made = Vec::new();
+    between.stack.batch().drain(|to, packet, offload| made.push((to, packet.len(), offload)));
+    assert_eq!(made, [(PEER, 5_040, Some(offload))]);
+    assert_eq!(between.stack.traffic(id).packets_down, 6);
+}
+
+#[test]
+fn resets_end_it_where_their_receiver_believes_them() {
+    let mut between = Between::new(limits());
+    let id = between.connected();
+    between.passes(OUT, &back(RST, DOWN.wrapping_add(100_000), 0, &[]));
+    assert_eq!(between.stack.forward_end(id), None, "far from what the client expects");
+    between.passes(OUT, &back(RST, DOWN + 1, 0, &[]));
+    assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::TargetReset));
+    between.stack.abort(between.now, id);
+    assert!(between.made().is_empty() && between.stack.is_empty(), "both know");
+
+    let id = between.open(&segment(SYN, UP, 0, 20_000));
+    between.made();
+    between.passes(OUT, &back(RST | ACK, 0, UP + 2, &[]));
+    assert_eq!(between.stack.forward_end(id), None, "it answers another SYN");
+    between.passes(OUT, &back(RST | ACK, 0, UP + 1, &[]));
+    assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::TargetRefused));
+    between.stack.remove(id);
+
+    let id = between.connected();
+    between.passes(PEER, &segment(RST, UP + 1, 0, 0));
+    assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::ClientReset));
+    // The tuple is free again before anybody looked.
+    let Ok(Handled::Opened(next)) = between.take(PEER, &segment(SYN, UP + 900, 0, 20_000)) else { panic!("new") };
+    assert!(between.stack.forward(between.now, next, OUT));
+    between.stack.remove(id);
+    between.made();
+    between.passes(OUT, &back(SYN | ACK, DOWN, UP + 901, &[]));
+    assert!(between.stack.is_established(next));
+}
+
+#[test]
+fn both_ends_hear_that_it_was_ended() {
+    let mut between = Between::new(limits());
+    let id = between.connected();
+    between.passes(OUT, &back(ACK, DOWN + 1, UP + 1, &[1; 50]));
+    between.stack.abort(between.now, id);
+    let made: Vec<_> = between.made().into_iter().map(|(to, packet)| (to, told(&packet))).collect();
+    // Where each of them waits for the next byte, as far as we know.
+    assert_eq!(made, [(PEER, (4, DOWN + 1, 0)), (OUT, (4, UP + 1, 0))]);
+    // The client had more than it acknowledged, so it asks (RFC 5961), and hears it again.
+    assert_eq!(between.take(PEER, &segment(ACK, UP + 1, DOWN + 51, 9)), Err(DropReason::NoFlow));
+    assert_eq!(between.take(OUT, &back(ACK, DOWN + 51, UP + 1, &[1; 50])), Err(DropReason::NoFlow));
+    let made: Vec<_> = between.made().into_iter().map(|(to, packet)| (to, told(&packet))).collect();
+    assert_eq!(made, [(PEER, (4, DOWN + 51, 0)), (OUT, (4, UP + 1, 0))]);
+    assert_eq!(between.take(OUT, &back(RST, DOWN + 51, 0, &[])), Err(DropReason::NoFlow));
+    assert!(between.made().is_empty(), "a reset is not answered");
+    between.pass(11 * SECOND);
+    assert!(between.stack.is_empty());
+
+    let id = between.open(&segment(SYN, UP, 0, 20_000));
+    between.made();
+    between.stack.abort(between.now, id);
+    let made: Vec<_> = between.made().into_iter().map(|(to, packet)| (to, told(&packet))).collect();
+    assert_eq!(made, [(PEER, (4 | 16, 0, UP + 1)), (OUT, (4, UP + 1, 0))]);
+}
+
+#[test]
+fn silence_ends_it() {
+    let mut between = Between::new(StackLimits { tcp_idle: SECOND * 100, ..limits() });
+    let id = between.open(&segment(SYN, UP, 0, 20_000));
+    between.pass(9 * SECOND);
+    between.made();
+    between.passes(PEER, &segment(SYN, UP, 0, 20_000));
+    between.pass(2 * SECOND);
+    assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::NoAnswer), "however often the client asks");
+    between.stack.remove(id);
+    let id = between.connected();
+    between.pass(60 * SECOND);
+    between.passes(PEER, &segment(ACK, UP, DOWN + 1, 9));
+    between.pass(60 * SECOND);
+    assert_eq!(between.stack.forward_end(id), None);
+    between.pass(60 * SECOND);
+    assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::Idle));
+}
+
+#[test]
+fn datagrams_and_echoes_go_on_and_come_back() {
+    let mut between = Between::new(limits());
+    let ask = udp(false, 53, b"question");
+    let id = between.open(&ask);
+    assert!(between.made().is_empty(), "its datagram is still to be passed on");
+    between.stack.pass_datagram(id, &IpPacket::parse(&ask, ChecksumPolicy::Verify).unwrap()).unwrap();
+    assert_eq!(between.made(), [(OUT, ask)]);
+    let mut answer = Vec::new();
+    PacketBuilder::ipv4(TARGET, CLIENT, 60).udp(53, PORT).write(&mut answer, b"answer").unwrap();
+    between.passes(OUT, &answer);
+    assert_eq!(between.stack.traffic(id), Traffic { bytes_up: 8, bytes_down: 6, packets_up: 1, packets_down: 1 },);
+    // One that the kernel left the checksum of to us, and that says nothing.
+    let mut empty = Vec::new();
+    PacketBuilder::ipv4(TARGET, CLIENT, 60).udp(53, PORT).write(&mut empty, b"").unwrap();
+    let packet = IpPacket::parse(&empty, ChecksumPolicy::Verify).unwrap();
+    let packet = packet.with_offload(Offload { segment_size: None }).unwrap();
+    between.stack.handle_packet(between.now, Ingress { id: OUT, mtu: 1500 }, &packet).unwrap();
+    assert_eq!(between.made(), [(PEER, empty)]);
+    assert_eq!(between.pass(29 * SECOND), []);
+    assert_eq!(between.pass(2 * SECOND), [id]);
+    between.stack.remove(id);
+    let stranger = IpPacket::parse(&answer, ChecksumPolicy::Verify).unwrap().tuple();
+    assert_eq!(between.stack.forwarded_of(OUT, stranger), None);
+
+    let ask = echo_request(false, 7, 1, b"ping");
+    let id = between.open(&ask);
+    between.stack.pass_datagram(id, &IpPacket::parse(&ask, ChecksumPolicy::Verify).unwrap()).unwrap();
+    assert_eq!(between.made(), [(OUT, ask)]);
+    let header = etherparse::IcmpEchoHeader { id: 7, seq: 1 };
+    message(&mut between, TARGET, Icmpv4Type::EchoReply(header), b"ping").unwrap();
+    assert_eq!(between.stack.traffic(id).bytes_down, 4);
+    let header = etherparse::IcmpEchoHeader { id: 8, seq: 1 };
+    assert_eq!(message(&mut between, TARGET, Icmpv4Type::EchoReply(header), b"ping"), Err(DropReason::NoFlow));
+}
+
+/// Hands in an ICMP message from the target's side, which must come out as it is.
+fn message(between: &mut Between, from: [u8; 4], icmp: Icmpv4Type, data: &[u8]) -> Result<(), DropReason> {
+    let mut bytes = Vec::new();
+    PacketBuilder::ipv4(from, CLIENT, 60).icmpv4(icmp).write(&mut bytes, data).unwrap();
+    let Ok(Arrival::Icmp(message)) = Arrival::parse(&bytes, ChecksumPolicy::Verify) else { panic!("a message") };
+    let flow = between.stack.forwarded_by(OUT, &message).ok_or(DropReason::NoFlow)?;
+    between.stack.pass_message(between.now, flow, &message, false)?;
+    assert_eq!(between.made(), [(PEER, bytes)]);
+    Ok(())
+}
+
+#[test]
+fn the_gateways_own_word_comes_in_the_name_of_the_target() {
+    let mut between = Between::new(limits());
+    let syn = segment(SYN, UP, 0, 20_000);
+    between.open(&syn);
+    between.made();
+    let mut v4 = Vec::new();
+    let unreachable = Icmpv4Type::Unknown { type_u8: 3, code_u8: 1, bytes5to8: [0; 4] };
+    PacketBuilder::ipv4([10, 9, 9, 9], CLIENT, 60).icmpv4(unreachable).write(&mut v4, &syn).unwrap();
+    let syn = Segment { v6: true, flags: SYN, sequence: UP, acknowledgment: 0, window: 9, payload: &[] }.bytes();
+    between.open(&syn);
+    between.made();
+    let mut v6 = Vec::new();
+    let unreachable = Icmpv6Type::Unknown { type_u8: 1, code_u8: 3, bytes5to8: [0; 4] };
+    PacketBuilder::ipv6([0xfc; 16], CLIENT6, 60).icmpv6(unreachable).write(&mut v6, &syn).unwrap();
+    for (bytes, target) in [(v4, IpAddr::from(TARGET)), (v6, TARGET6.into())] {
+        let parse = |bytes: &[u8]| match Arrival::parse(bytes, ChecksumPolicy::Verify) {
+            Ok(Arrival::Icmp(message)) => (message.source(), message.about(), message.kind()),
+            other => panic!("{other:?}"),
+        };
+        let Ok(Arrival::Icmp(message)) = Arrival::parse(&bytes, ChecksumPolicy::Verify) else { panic!("a message") };
+        let flow = between.stack.forwarded_by(OUT, &message).unwrap();
+        between.stack.pass_message(between.now, flow, &message, true).unwrap();
+        let made = between.made();
+        // Its checksums hold.
+        assert_eq!(parse(&made[0].1), (target, message.about(), message.kind()));
+    }
+}
+
+#[test]
+fn errors_reach_the_client_when_they_are_about_what_it_sent() {
+    let mut between = Between::new(limits());
+    let router = [10, 9, 9, 9];
+    let unreachable = Icmpv4Type::Unknown { type_u8: 3, code_u8: 1, bytes5to8: [0; 4] };
+    let syn = segment(SYN, UP, 0, 20_000);
+    assert_eq!(message(&mut between, router, unreachable.clone(), &syn), Err(DropReason::NoFlow));
+    let id = between.open(&syn);
+    between.made();
+    message(&mut between, router, unreachable.clone(), &syn).unwrap();
+    let other = segment(SYN, UP + 5, 0, 20_000);
+    assert_eq!(message(&mut between, router, unreachable.clone(), &other), Err(DropReason::IcmpType), "never sent");
+    between.pass(11 * SECOND);
+    assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::TargetUnreachable));
+    between.stack.remove(id);
+
+    let id = between.connected();
+    let data =
+        Segment { v6: false, flags: ACK, sequence: UP + 1, acknowledgment: DOWN + 1, window: 9, payload: &[0; 900] };
+    between.passes(PEER, &data.bytes());
+    let too_big = Icmpv4Type::Unknown { type_u8: 3, code_u8: 4, bytes5to8: [0, 0, 2, 0] };
+    message(&mut between, router, too_big, &data.bytes()[..28]).unwrap();
+    message(&mut between, router, unreachable, &data.bytes()[..28]).unwrap();
+    assert_eq!(between.stack.forward_end(id), None, "RFC 5927: no error ends a connection that is open");
+}
