@@ -82,6 +82,8 @@ pub(crate) struct TcpSocket {
     lingers_until: Option<StackInstant>,
     /// Nobody takes what is in the client's ring.
     let_go: bool,
+    /// The client has told a closed window.
+    was_shut: bool,
     gate: Gate,
     /// How far smoltcp's clock is ahead of ours: its retransmission timer is due when we say so.
     ahead: StackDuration,
@@ -214,6 +216,7 @@ impl TcpSocket {
             close_wanted: false,
             lingers_until: None,
             let_go: false,
+            was_shut: false,
             gate: Gate::new(window_shift),
             ahead: StackDuration::ZERO,
         }
@@ -275,8 +278,9 @@ impl TcpSocket {
         if after == State::CloseWait && before != after {
             self.client_closed_first = true;
         }
-        if after == State::FinWait2 && before != after && self.recovery.is_shut() {
-            self.forget_probes(time, link);
+        self.was_shut |= segment.window == 0;
+        if after == State::FinWait2 && before != after && self.was_shut {
+            self.forget_probes(time, segment.acknowledgment, link);
         }
         if after == State::TimeWait && before != after {
             self.lingers_until = Some(time + TIME_WAIT);
@@ -367,9 +371,10 @@ impl TcpSocket {
     }
 
     /// smoltcp's timer for probes of a closed window runs on when nothing is left to be sent, and then it acknowledges
-    /// without an end. It hears that the window is open, for nothing will use it.
-    fn forget_probes(&mut self, time: StackInstant, link: &mut FlowLink<'_>) {
-        let Some((_, sequence, acknowledgment)) = self.recovery.echo() else { return };
+    /// without an end. It hears that the window is open, for nothing will use it. `acknowledgment`: of the FIN, also where
+    /// recovery did not believe the segment that said so.
+    fn forget_probes(&mut self, time: StackInstant, acknowledgment: u32, link: &mut FlowLink<'_>) {
+        let Some(sequence) = self.next_from_client() else { return };
         let (opened, len) = build::client_acknowledgment(&self.tuple, sequence, acknowledgment, 1);
         self.feed(time, opened.get(..len).unwrap_or_default(), link);
     }
