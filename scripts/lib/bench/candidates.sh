@@ -68,6 +68,21 @@ start_portcullis_tun() {
     need_private
 }
 
+# The same by off-ramp, which is the column.
+# shellcheck disable=SC2034 # COLUMN is read by measure.sh
+start_offramp_direct() {
+    start_portcullis tun
+    COLUMN='direct'
+    need_private
+}
+
+# shellcheck disable=SC2034 # COLUMN is read by measure.sh
+start_offramp_kernel() {
+    start_portcullis kernel
+    COLUMN='kernel'
+    need_private
+}
+
 start_portcullis_wireguard() { start_portcullis wireguard; }
 
 start_wireguard_go() { start_peer wireguard-go wireguard-go --foreground "$GATEWAY_LINK"; }

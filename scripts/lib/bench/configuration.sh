@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The files of the gateways that scripts/bench starts, a directory for each in LAB_DIR:
-# `tun` and `wireguard`, with one device, and one rule that lets it do everything in
+# `tun`, `kernel` and `wireguard`, with one device, and one rule that lets it do everything in
 # the private network. Sourced after netns.sh.
 
 readonly TUNNEL_GATEWAY=100.96.0.1 TUNNEL_CLIENT=100.96.0.2 TUNNEL_MTU=1420
@@ -25,6 +25,25 @@ routes = ["$PRIVATE_NETWORK"]
 TOML
     write_directory tun "\"networks\": [\"$OUTER_CLIENT/32\"]"
     write_policy tun 1
+
+    # The client's own network is steered, too: answers to it come back.
+    write_gateway kernel <<TOML
+[tun]
+name = "portcullis0"
+addresses = ["100.97.0.1/32"]
+mtu = 1500
+routes = ["$PRIVATE_NETWORK", "$OUTER_CLIENT/32"]
+
+[[offramp]]
+name = "keep"
+kind = "kernel"
+
+[[route]]
+to = "0.0.0.0/0"
+offramp = ["keep"]
+TOML
+    write_directory kernel "\"networks\": [\"$OUTER_CLIENT/32\"]"
+    write_policy kernel 1
 
     write_gateway wireguard <<TOML
 [wireguard]

@@ -28,6 +28,10 @@ measure_bulks() {
 # A host routed through the gateway.
 group_tun() { each kernel portcullis_tun -- measure_bulks; }
 
+# What becomes of the packets of a routed host: its connection ends at the gateway and
+# another goes on, or they go on as they are.
+group_offramps() { each offramp_direct offramp_kernel -- measure_bulks $(((BULK_SECONDS + 1) / 2)); }
+
 # A WireGuard client.
 group_wireguard() {
     each boringtun gotatun wireguard_go portcullis_wireguard -- through_client gotatun "$BULK_SECONDS"

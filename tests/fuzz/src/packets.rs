@@ -1,6 +1,7 @@
 //! Packets.
 
 use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpPacket, Transport};
+use portcullis_netstack::segment::Offload;
 
 use crate::fragments;
 
@@ -39,10 +40,17 @@ pub fn packet(data: &[u8]) {
     }
 }
 
-/// A packet that is to be many datagrams loses nothing of them.
+/// A packet that is to be many segments or datagrams loses nothing of them.
 fn datagrams(packet: IpPacket<'_>, size: u16) {
-    let Ok(together) = packet.into_datagrams(size) else { return };
-    let Transport::Udp(udp) = together.transport() else { panic!("only UDP packets are many datagrams") };
+    let Ok(together) = packet.with_offload(Offload { segment_size: Some(size) }) else { return };
+    let udp = match together.transport() {
+        Transport::Udp(udp) => udp,
+        Transport::Tcp(segment) => {
+            let bytes = (together.count() - 1) * usize::from(size);
+            return assert!((bytes + 1..=bytes + usize::from(size)).contains(&segment.payload.len()));
+        }
+        Transport::Echo(_) => panic!("a ping is one packet"),
+    };
     assert!(size > 0 && together.count() == udp.datagrams().count());
     assert!(udp.datagrams().take(udp.count() - 1).all(|one| one.len() == usize::from(size)));
     assert!(udp.datagrams().all(|one| (1..=usize::from(size)).contains(&one.len())));

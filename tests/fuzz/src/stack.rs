@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use portcullis_netstack::packet::build::{Reported, Unreachable};
-use portcullis_netstack::packet::{ChecksumPolicy, IpPacket, Transport};
+use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpPacket, Transport};
+use portcullis_netstack::segment::Offload;
 use portcullis_netstack::{
-    CloseCause, DropReason, FlowId, FlowKey, Handled, Ingress, IngressId, Refusal, Stack, StackLimits,
+    CloseCause, DropReason, FlowId, FlowKey, ForwardEnd, Handled, Ingress, IngressId, Refusal, Stack, StackLimits,
 };
 
 use crate::input::Input;
@@ -17,6 +18,10 @@ const MTU: u16 = 1280;
 const IDLE_LOOKS: usize = 4;
 /// Turns at one instant before it is called an endless loop: far more than a window of data takes.
 const MAX_TURNS: usize = 2_000;
+
+/// Where clients are, and where forwarded packets go.
+const PEER: IngressId = IngressId(1);
+const OUT: IngressId = IngressId(0);
 
 const SYN: u8 = 1;
 const ACK: u8 = 2;
@@ -51,6 +56,8 @@ struct Bench<'a> {
     alive: HashSet<FlowId>,
     accepted: HashSet<FlowId>,
     sides: HashMap<FlowId, Side>,
+    /// Flows whose packets go on as they are.
+    forwarded: HashSet<FlowId>,
 }
 
 /// Runs the operations in `data`, then lets everything end.
@@ -65,6 +72,7 @@ pub fn stack(data: &[u8]) {
         alive: HashSet::new(),
         accepted: HashSet::new(),
         sides: HashMap::new(),
+        forwarded: HashSet::new(),
     };
     let batch = 1 << (bench.input.byte() % 20);
     bench.stack = Stack::new(limits(batch), base);
@@ -121,12 +129,12 @@ impl Bench<'_> {
             10 | 11 => {
                 let Some(id) = self.flow() else { return };
                 let seed = u64::from(self.input.byte());
-                let side = Side {
-                    to_send: usize::from(self.input.word()) % 10_000,
-                    appetite: usize::from(self.input.word()),
-                    closes: self.input.byte() & 1 == 1,
-                    ..Side::default()
-                };
+                let (to_send, appetite) = (usize::from(self.input.word()) % 10_000, usize::from(self.input.word()));
+                let how = self.input.byte();
+                if how == b'F' {
+                    return self.forward(id);
+                }
+                let side = Side { to_send, appetite, closes: how & 1 == 1, ..Side::default() };
                 // Once a flow, and only TCP.
                 let tcp =
                     self.stack.key(id).is_some_and(|key| key.tuple.protocol == portcullis_netstack::Protocol::Tcp);
@@ -171,6 +179,12 @@ impl Bench<'_> {
         }
     }
 
+    fn forward(&mut self, id: FlowId) {
+        if self.accepted.insert(id) && self.stack.forward(self.now, id, OUT) {
+            self.forwarded.insert(id);
+        }
+    }
+
     fn end_one(&mut self) {
         let Some(id) = self.flow() else { return };
         let open = self.sides.remove(&id).is_some();
@@ -202,7 +216,10 @@ impl Bench<'_> {
         let sequence = numbers.sequence.wrapping_add_signed(sequence);
         let acknowledgment = numbers.acknowledgment.wrapping_add_signed(acknowledgment);
         numbers.sequence = sequence.wrapping_add(len as u32 + u32::from(flags & (SYN | FIN) != 0));
-        let mut tcp = ip(v6).tcp(port, 443, sequence, window);
+        // From the other side of what is forwarded, if anything is.
+        let back = which & 0x80 != 0 && !self.forwarded.is_empty();
+        let mut tcp =
+            if back { turned(v6).tcp(443, port, sequence, window) } else { ip(v6).tcp(port, 443, sequence, window) };
         if flags & SYN != 0 {
             tcp = tcp.syn();
         }
@@ -217,7 +234,7 @@ impl Bench<'_> {
         }
         let mut packet = Vec::new();
         tcp.write(&mut packet, &vec![3; len]).unwrap();
-        self.inject(&packet);
+        self.inject_from(if back { OUT } else { PEER }, &packet);
     }
 
     /// Mostly 0, sometimes near it, sometimes anything.
@@ -230,16 +247,33 @@ impl Bench<'_> {
     }
 
     fn inject(&mut self, packet: &[u8]) {
+        self.inject_from(PEER, packet);
+    }
+
+    fn inject_from(&mut self, from: IngressId, packet: &[u8]) {
+        if let Ok(Arrival::Icmp(message)) = Arrival::parse(packet, ChecksumPolicy::Trusted) {
+            let flows = [PEER, OUT].into_iter().filter_map(|from| self.stack.forwarded_by(from, &message));
+            for flow in flows.collect::<Vec<_>>() {
+                let _ = self.stack.pass_message(self.now, flow, &message, packet.len().is_multiple_of(2));
+            }
+            return;
+        }
         let Ok(packet) = IpPacket::parse(packet, ChecksumPolicy::Trusted) else { return };
         // Some are many datagrams in one.
         let size = u16::try_from(packet.bytes().len() / 7).unwrap_or(0);
         let offload = Offload { segment_size: Some(size) };
         let packet = if size % 2 == 0 { packet.with_offload(offload).unwrap_or(packet) } else { packet };
-        let from = Ingress { id: IngressId(1), mtu: MTU };
+        let from = Ingress { id: from, mtu: MTU };
         if packet.hop_limit() <= 1 {
             return self.stack.answer_hop_limit(self.now, from, &packet, packet.tuple().destination);
         }
-        if let Ok(Handled::Opened(id)) = self.stack.handle_packet(self.now, from, &packet) {
+        let handled = self.stack.handle_packet(self.now, from, &packet);
+        if let Ok(Handled::Known(id)) = handled
+            && self.forwarded.contains(&id)
+        {
+            let _ = self.stack.pass_datagram(id, &packet);
+        }
+        if let Ok(Handled::Opened(id)) = handled {
             assert!(self.alive.insert(id), "a name is used once");
             self.flows.push(id);
             let ours = FlowKey { ingress: from.id, tuple: packet.tuple() };
@@ -297,6 +331,13 @@ impl Bench<'_> {
     fn move_flow(&mut self, id: FlowId) -> bool {
         let Self { stack, sides, now, .. } = self;
         let now = *now;
+        if let Some(end) = stack.forward_end(id) {
+            match end {
+                ForwardEnd::ClientClosed | ForwardEnd::TargetClosed => stack.release(id),
+                _ => stack.abort(now, id),
+            }
+            return true;
+        }
         let Some(side) = sides.get_mut(&id) else {
             if stack.client_gave_up(id) {
                 stack.remove(id);
@@ -361,10 +402,14 @@ impl Bench<'_> {
     }
 
     fn flush(&mut self) -> bool {
-        let Self { stack, numbers, .. } = self;
+        let Self { stack, numbers, forwarded, .. } = self;
         let any = !stack.batch().is_empty();
         stack.batch().drain_complete(|to, packet| {
-            assert_eq!(to, IngressId(1));
+            if !forwarded.is_empty() {
+                // Some of them are as they came.
+                return assert!([PEER, OUT].contains(&to));
+            }
+            assert_eq!(to, PEER);
             assert!(packet.len() <= usize::from(MTU), "{} bytes", packet.len());
             let parsed = match IpPacket::parse(packet, ChecksumPolicy::Verify) {
                 Ok(parsed) => parsed,
@@ -394,6 +439,17 @@ impl Bench<'_> {
         self.pass(Duration::from_secs(3 * 600));
         assert!(self.stack.is_empty(), "{:?}", self.stack);
         assert_eq!(self.stack.poll_timeout(), None);
+    }
+}
+
+/// From the target to the client.
+fn turned(v6: bool) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+    if v6 {
+        let client = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+        let target = [0xfd, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80];
+        PacketBuilder::ipv6(target, client, 64)
+    } else {
+        PacketBuilder::ipv4([10, 20, 0, 80], [100, 96, 0, 2], 64)
     }
 }
 
