@@ -171,7 +171,7 @@ impl SteeredRoutes {
         for route in &self.wanted {
             kernel.put_route(table, route).await?;
         }
-        for route in left.iter().filter(|route| !self.wanted.iter().any(|wanted| wanted.is(route))) {
+        for route in left.iter().filter(|route| !self.wanted.iter().any(|wanted| wanted.takes_the_place_of(route))) {
             kernel.delete_route(route).await?;
         }
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -382,11 +382,15 @@ impl Route {
         message
     }
 
+    /// Whether `found`, of our table, was this route or makes way for it: the kernel knows a route by these two.
+    fn takes_the_place_of(&self, found: &RouteMessage) -> bool {
+        destination(found) == self.net && metric(found) == Some(self.metric())
+    }
+
     /// Whether `found`, of our table, is this route.
     fn is(&self, found: &RouteMessage) -> bool {
-        destination(found) == self.net
+        self.takes_the_place_of(found)
             && found.header.kind == self.kind()
-            && metric(found) == Some(self.metric())
             && match self.target {
                 Target::Device(index) => device(found) == Some(index) && mtu(found) == self.mtu.map(u32::from),
                 Target::Backstop | Target::Exclude => true,

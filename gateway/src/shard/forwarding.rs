@@ -24,7 +24,7 @@ impl Shard {
             // Nothing is dialled.
             share.release(Resource::Dials);
         }
-        if !self.stack.forward(now, id, TUN) {
+        if !self.stack.forward(now, id, Ingress { id: TUN, mtu: self.tun_mtu }) {
             // The client took its SYN back, or the target has a flow of its own with the same addresses and ports.
             return self.refuse(flow, FlowEnd::Error, Refusal::Reset);
         }

@@ -7,7 +7,8 @@ use super::datagram::DatagramFlow;
 use crate::limits::StackLimits;
 use crate::packet::TcpSegment;
 use crate::sequence::before;
-use crate::tuple::{FiveTuple, FlowKey, IngressId};
+use crate::stack::Ingress;
+use crate::tuple::{FiveTuple, FlowKey};
 
 /// How long packets of a connection that is over are still known: those that were lost come again, and what comes late
 /// after a reset of ours is answered.
@@ -18,7 +19,7 @@ const LARGEST_SHIFT: u8 = 14;
 /// A flow whose packets go on as they are.
 pub(crate) struct ForwardFlow {
     /// Where they go on, and come back from.
-    pub(crate) out: IngressId,
+    pub(crate) out: Ingress,
     pub(crate) watch: Watch,
 }
 
@@ -61,7 +62,7 @@ pub enum ForwardEnd {
 impl ForwardFlow {
     /// The key of packets that come back.
     pub(crate) fn back(&self, tuple: &FiveTuple) -> FlowKey {
-        FlowKey { ingress: self.out, tuple: tuple.turned() }
+        FlowKey { ingress: self.out.id, tuple: tuple.turned() }
     }
 
     /// When it is to be looked at next.

@@ -144,10 +144,20 @@ pub fn udp_run(batch: &mut PacketBatch, reply: Reply, run: &[u8], size: usize) -
 
 /// The reply to an echo request.
 pub fn echo_reply(batch: &mut PacketBatch, reply: Reply, sequence: u16, data: &[u8]) -> usize {
-    let v4 = reply.tuple.destination.is_ipv4();
+    let kind = if reply.tuple.destination.is_ipv4() { 0 } else { 129 };
+    echo(batch, reply, (kind, reply.tuple.source_port), sequence, data)
+}
+
+/// An echo request, as the client of the turned tuple made it.
+pub(crate) fn echo_request(batch: &mut PacketBatch, reply: Reply, sequence: u16, data: &[u8]) -> usize {
+    let kind = if reply.tuple.destination.is_ipv4() { 8 } else { 128 };
+    echo(batch, reply, (kind, reply.tuple.destination_port), sequence, data)
+}
+
+fn echo(batch: &mut PacketBatch, reply: Reply, (kind, identifier): (u8, u16), sequence: u16, data: &[u8]) -> usize {
     let mut header = [0; ICMP_HEADER];
-    put8(&mut header, 0, if v4 { 0 } else { 129 });
-    put16(&mut header, 4, reply.tuple.source_port);
+    put8(&mut header, 0, kind);
+    put16(&mut header, 4, identifier);
     put16(&mut header, 6, sequence);
     icmp_datagram(batch, reply, &mut header, data)
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice};
+use etherparse::{IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice};
 use smoltcp::wire::IpProtocol;
 
 use super::build::{IPV4_HEADER, IPV6_HEADER};
@@ -26,8 +26,10 @@ pub struct IcmpMessage<'p> {
 /// What it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IcmpKind {
-    /// The answer to an echo request, with so many octets of data.
+    /// The answer to an echo request.
     EchoReply {
+        /// Its sequence number.
+        sequence: u16,
         /// Octets after the header.
         data: usize,
     },
@@ -80,7 +82,7 @@ impl<'p> IcmpMessage<'p> {
         let (kind, about) = if source.is_ipv4() {
             let icmp = Icmpv4Slice::from_slice(body).ok()?;
             match icmp.icmp_type() {
-                Icmpv4Type::EchoReply(header) => echo_reply(header.id, quoted, source, destination),
+                Icmpv4Type::EchoReply(header) => echo_reply(header, quoted, source, destination),
                 Icmpv4Type::DestinationUnreachable(_) if icmp.code_u8() != 4 => error(quoted, true)?,
                 Icmpv4Type::DestinationUnreachable(_)
                 | Icmpv4Type::TimeExceeded(_)
@@ -89,7 +91,7 @@ impl<'p> IcmpMessage<'p> {
             }
         } else {
             match Icmpv6Slice::from_slice(body).ok()?.icmp_type() {
-                Icmpv6Type::EchoReply(header) => echo_reply(header.id, quoted, source, destination),
+                Icmpv6Type::EchoReply(header) => echo_reply(header, quoted, source, destination),
                 Icmpv6Type::DestinationUnreachable(_) => error(quoted, true)?,
                 Icmpv6Type::PacketTooBig { .. } | Icmpv6Type::TimeExceeded(_) | Icmpv6Type::ParameterProblem(_) => {
                     error(quoted, false)?
@@ -122,15 +124,15 @@ impl<'p> IcmpMessage<'p> {
     }
 }
 
-fn echo_reply(identifier: u16, data: &[u8], source: IpAddr, destination: IpAddr) -> (IcmpKind, FiveTuple) {
+fn echo_reply(header: IcmpEchoHeader, data: &[u8], source: IpAddr, destination: IpAddr) -> (IcmpKind, FiveTuple) {
     let request = FiveTuple {
         protocol: Protocol::Echo,
         source: destination,
-        source_port: identifier,
+        source_port: header.id,
         destination: source,
         destination_port: 0,
     };
-    (IcmpKind::EchoReply { data: data.len() }, request)
+    (IcmpKind::EchoReply { sequence: header.seq, data: data.len() }, request)
 }
 
 /// An error about the packet that begins with `quoted`. It need not be whole, so nothing but its first words is read.
@@ -223,13 +225,13 @@ mod tests {
         let header = etherparse::IcmpEchoHeader { id: 7, seq: 9 };
         let said = parse(&v4(TARGET, Icmpv4Type::EchoReply(header), b"ping"));
         let request = "Echo 100.96.0.2:7 10.20.0.10:0".to_owned();
-        assert_eq!(said, Some((IcmpKind::EchoReply { data: 4 }, request.clone())));
+        assert_eq!(said, Some((IcmpKind::EchoReply { sequence: 9, data: 4 }, request)));
         assert_eq!(parse(&v4(TARGET, Icmpv4Type::EchoRequest(header), b"ping")), None);
         let (client, target) = ([0xfd; 16], [0xfe; 16]);
         let mut reply = Vec::new();
         let packet = PacketBuilder::ipv6(target, client, 64).icmpv6(Icmpv6Type::EchoReply(header));
         packet.write(&mut reply, b"ping").unwrap();
-        assert!(matches!(parse(&reply), Some((IcmpKind::EchoReply { data: 4 }, _))));
+        assert!(matches!(parse(&reply), Some((IcmpKind::EchoReply { sequence: 9, data: 4 }, _))));
         let mut request = Vec::new();
         let packet = PacketBuilder::ipv6(client, target, 64).icmpv6(Icmpv6Type::EchoRequest(header));
         packet.write(&mut request, b"ping").unwrap();

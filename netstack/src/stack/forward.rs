@@ -16,12 +16,13 @@ use crate::tuple::{FiveTuple, FlowId, FlowKey, IngressId};
 impl Stack {
     /// Has the packets of a new flow go on as they are towards `out`. Packets from there with its addresses turned come back
     /// to its client. A held SYN goes on at once; a datagram that opened the flow is still to be
-    /// [passed on](Self::pass_datagram). `false`: there is no SYN, or another flow waits for the same packets to come back.
-    pub fn forward(&mut self, now: Instant, id: FlowId, out: IngressId) -> bool {
+    /// [passed on](Self::pass_datagram). What was put together of fragments is cut anew where it is larger than the way on
+    /// takes. `false`: there is no SYN, or another flow waits for the same packets to come back.
+    pub fn forward(&mut self, now: Instant, id: FlowId, out: Ingress) -> bool {
         let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
             return false;
         };
-        let back = FlowKey { ingress: out, tuple: flow.key.tuple.turned() };
+        let back = FlowKey { ingress: out.id, tuple: flow.key.tuple.turned() };
         if self.table.contains_key(&back) {
             return false;
         }
@@ -30,7 +31,7 @@ impl Stack {
                 let Ok(syn) = IpPacket::parse(&held.packet, ChecksumPolicy::Trusted) else { return false };
                 let Transport::Tcp(segment) = syn.transport() else { return false };
                 // Who sent it may have left the checksum to us.
-                self.batch.push_copy(out, syn.bytes(), Some(Offload { segment_size: None }));
+                self.batch.push_copy(out.id, syn.bytes(), Some(Offload { segment_size: None }));
                 Watch::Tcp(Box::new(Connection::new(now, segment)))
             }
             FlowKind::Datagram(datagram) => Watch::Datagram(datagram.clone()),
@@ -52,12 +53,13 @@ impl Stack {
     ) -> Result<Handled, DropReason> {
         let Some(flow) = self.flows.get_mut(id.index()) else { return Err(DropReason::NoFlow) };
         let direction = if flow.key == key { Direction::Up } else { Direction::Down };
-        let client = flow.key.ingress;
+        let client = Ingress { id: flow.key.ingress, mtu: flow.mtu };
         let FlowKind::Forward(forward) = &mut flow.kind else { return Err(DropReason::NoFlow) };
         let to = match direction {
             Direction::Up => forward.out,
             Direction::Down => client,
         };
+        self.identification = self.identification.wrapping_add(1);
         match (&mut forward.watch, packet.transport()) {
             (Watch::Tcp(connection), Transport::Tcp(segment)) => {
                 let over = connection.is_aborted() || connection.end().is_some();
@@ -67,12 +69,12 @@ impl Stack {
                 }
                 if connection.is_aborted() {
                     if !segment.rst && self.may_answer(&key) {
-                        build::tcp_reset(&mut self.batch, reply(from.id, key.tuple), segment);
+                        build::tcp_reset(&mut self.batch, reply(from, key.tuple), segment);
                     }
                     return Err(DropReason::NoFlow);
                 }
                 let changed = connection.see(now, direction, segment);
-                pass(&mut self.batch, to, packet)?;
+                pass(&mut self.batch, to, packet, self.identification)?;
                 self.count(id, direction, packet.count(), segment.payload.len());
                 if changed {
                     self.mark_changed(id);
@@ -85,7 +87,7 @@ impl Stack {
             }
             (Watch::Datagram(datagram), Transport::Udp(datagrams)) => {
                 datagram.heard_target(now);
-                pass(&mut self.batch, to, packet)?;
+                pass(&mut self.batch, to, packet, self.identification)?;
                 self.count(id, direction, packet.count(), datagrams.payload.len());
             }
             (Watch::Tcp(_), Transport::Udp(_) | Transport::Echo(_))
@@ -103,7 +105,7 @@ impl Stack {
             return Err(DropReason::NoFlow);
         };
         let out = forward.out;
-        pass(&mut self.batch, out, packet)?;
+        pass(&mut self.batch, out, packet, self.identification)?;
         let length = match packet.transport() {
             Transport::Tcp(_) => 0,
             Transport::Udp(udp) => udp.payload.len(),
@@ -143,7 +145,7 @@ impl Stack {
         ours: bool,
     ) -> Result<(), DropReason> {
         let Some(flow) = self.flow_mut(id) else { return Err(DropReason::NoFlow) };
-        let client = flow.key.ingress;
+        let client = Ingress { id: flow.key.ingress, mtu: flow.mtu };
         let FlowKind::Forward(forward) = &mut flow.kind else { return Err(DropReason::NoFlow) };
         // What it is about went the other way.
         let (to, about) = match direction {
@@ -157,7 +159,7 @@ impl Stack {
             (Watch::Tcp(connection), IcmpKind::Trouble { sequence }) => {
                 connection.hear_error(about, sequence, false).then_some(0)
             }
-            (Watch::Datagram(datagram), IcmpKind::EchoReply { data }) => {
+            (Watch::Datagram(datagram), IcmpKind::EchoReply { data, .. }) => {
                 datagram.heard_target(now);
                 Some(data)
             }
@@ -165,11 +167,21 @@ impl Stack {
             (Watch::Tcp(_), IcmpKind::EchoReply { .. }) => None,
         };
         let data = data.ok_or(DropReason::IcmpType)?;
-        self.batch.push_copy_with(to, message.bytes(), None, |copy| {
-            if ours {
-                build::set_icmp_source(copy, message.about().destination);
+        self.identification = self.identification.wrapping_add(1);
+        match message.kind() {
+            IcmpKind::EchoReply { sequence, data } if message.bytes().len() > usize::from(to.mtu) => {
+                let (_, data) = message.bytes().split_at(message.bytes().len().saturating_sub(data));
+                let reply = Reply { identification: self.identification, ..reply(to, message.about()) };
+                build::echo_reply(&mut self.batch, reply, sequence, data);
             }
-        });
+            IcmpKind::EchoReply { .. } | IcmpKind::Unreachable { .. } | IcmpKind::Trouble { .. } => {
+                self.batch.push_copy_with(to.id, message.bytes(), None, |copy| {
+                    if ours {
+                        build::set_icmp_source(copy, message.about().destination);
+                    }
+                });
+            }
+        }
         self.count(id, direction, 1, data);
         Ok(())
     }
@@ -190,7 +202,7 @@ impl Stack {
         let Flow { key, kind: FlowKind::Forward(forward), superseded: false, .. } = flow else { return false };
         let Watch::Tcp(connection) = &mut forward.watch else { return false };
         let Some([client, target]) = connection.abort(now) else { return false };
-        build::tcp_reset(&mut self.batch, reply(key.ingress, key.tuple), &client);
+        build::tcp_reset(&mut self.batch, reply(Ingress { id: key.ingress, mtu: flow.mtu }, key.tuple), &client);
         build::tcp_reset(&mut self.batch, reply(forward.out, key.tuple.turned()), &target);
         flow.traffic.packets_down += 1;
         flow.released = true;
@@ -217,17 +229,24 @@ impl Stack {
 }
 
 /// An answer to whoever sent a packet of `tuple`.
-fn reply(to: IngressId, tuple: FiveTuple) -> Reply {
-    Reply { to, tuple, mtu: u16::MAX, identification: 0 }
+fn reply(to: Ingress, tuple: FiveTuple) -> Reply {
+    Reply { to: to.id, tuple, mtu: to.mtu, identification: 0 }
 }
 
-/// Sends a packet on as it came.
-fn pass(batch: &mut PacketBatch, to: IngressId, packet: &IpPacket<'_>) -> Result<(), DropReason> {
+/// Sends a packet on as it came. One that was put together of fragments is cut anew, with this identification.
+fn pass(batch: &mut PacketBatch, to: Ingress, packet: &IpPacket<'_>, identification: u32) -> Result<(), DropReason> {
+    let cut = Reply { identification, ..reply(to, packet.tuple().turned()) };
     match (packet.offload(), packet.transport()) {
-        (None, _) => batch.push_copy(to, packet.bytes(), None),
-        (offload, _) if packet.is_plain() => batch.push_copy(to, packet.bytes(), offload),
+        (None, Transport::Udp(udp)) if packet.bytes().len() > usize::from(to.mtu) => {
+            build::udp(batch, cut, udp.payload);
+        }
+        (None, Transport::Echo(echo)) if packet.bytes().len() > usize::from(to.mtu) => {
+            build::echo_request(batch, cut, echo.sequence, echo.data);
+        }
+        (None, _) => batch.push_copy(to.id, packet.bytes(), None),
+        (offload, _) if packet.is_plain() => batch.push_copy(to.id, packet.bytes(), offload),
         // Whoever completes it knows no headers between.
-        (offload, Transport::Tcp(_)) => batch.push_copy(to, &packet.plain(), offload),
+        (offload, Transport::Tcp(_)) => batch.push_copy(to.id, &packet.plain(), offload),
         (_, Transport::Udp(_) | Transport::Echo(_)) => return Err(DropReason::ExtensionHeader),
     }
     Ok(())

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use std::net::IpAddr;
 
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
-use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpPacket};
+use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpFragment, IpPacket};
 use portcullis_netstack::segment::Offload;
-use portcullis_netstack::{DropReason, FlowId, ForwardEnd, Handled, Ingress, IngressId, Stack, StackLimits, Traffic};
+use portcullis_netstack::{
+    DropReason, FlowId, ForwardEnd, Handled, Ingress, IngressId, Reassembler, Stack, StackLimits, Traffic,
+};
 
 use crate::lab::limits;
 use crate::raw::{
@@ -16,6 +18,7 @@ use crate::raw::{
 
 const PEER: IngressId = IngressId(1);
 const OUT: IngressId = IngressId(0);
+const AWAY: Ingress = Ingress { id: OUT, mtu: 1500 };
 const SECOND: Duration = Duration::from_secs(1);
 /// Initial sequence numbers.
 const UP: u32 = 5_000;
@@ -79,7 +82,7 @@ impl Between {
 
     fn open(&mut self, packet: &[u8]) -> FlowId {
         let Ok(Handled::Opened(id)) = self.take(PEER, packet) else { panic!("a new flow") };
-        assert!(self.stack.forward(self.now, id, OUT));
+        assert!(self.stack.forward(self.now, id, AWAY));
         id
     }
 
@@ -179,7 +182,7 @@ fn resets_end_it_where_their_receiver_believes_them() {
     assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::ClientReset));
     // The tuple is free again before anybody looked.
     let Ok(Handled::Opened(next)) = between.take(PEER, &segment(SYN, UP + 900, 0, 20_000)) else { panic!("new") };
-    assert!(between.stack.forward(between.now, next, OUT));
+    assert!(between.stack.forward(between.now, next, AWAY));
     between.stack.remove(id);
     between.made();
     between.passes(OUT, &back(SYN | ACK, DOWN, UP + 901, &[]));
@@ -305,6 +308,60 @@ fn the_gateways_own_word_comes_in_the_name_of_the_target() {
         // Its checksums hold.
         assert_eq!(parse(&made[0].1), (target, message.about(), message.kind()));
     }
+}
+
+#[test]
+fn what_was_put_together_of_fragments_is_cut_anew() {
+    let mut between = Between::new(limits());
+    let large = vec![7; 4_000];
+    for v6 in [false, true] {
+        for ask in [udp(v6, 7, &large), echo_request(v6, 9, 3, &large)] {
+            let id = between.open(&ask);
+            between.stack.pass_datagram(id, &IpPacket::parse(&ask, ChecksumPolicy::Verify).unwrap()).unwrap();
+            assert_eq!(whole(&between.made(), OUT, 1500), whole(&[(OUT, ask.clone())], OUT, u16::MAX));
+        }
+        let (client, target) = (IpAddr::from(CLIENT), IpAddr::from(TARGET));
+        let (client, target) = if v6 { (CLIENT6.into(), TARGET6.into()) } else { (client, target) };
+        let answer = |packet: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = Vec::new();
+            packet(&mut bytes);
+            bytes
+        };
+        let ip = || match (target, client) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 60),
+            (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 60),
+            _ => panic!("one family"),
+        };
+        let datagram = answer(&|bytes| ip().udp(7, PORT).write(bytes, &large).unwrap());
+        assert!(between.take(OUT, &datagram).is_ok());
+        assert_eq!(whole(&between.made(), PEER, 1280), whole(&[(PEER, datagram)], PEER, u16::MAX));
+        let header = etherparse::IcmpEchoHeader { id: 9, seq: 3 };
+        let reply = answer(&|bytes| match v6 {
+            false => ip().icmpv4(Icmpv4Type::EchoReply(header)).write(bytes, &large).unwrap(),
+            true => ip().icmpv6(Icmpv6Type::EchoReply(header)).write(bytes, &large).unwrap(),
+        });
+        let Ok(Arrival::Icmp(message)) = Arrival::parse(&reply, ChecksumPolicy::Verify) else { panic!("a message") };
+        let flow = between.stack.forwarded_by(OUT, &message).unwrap();
+        between.stack.pass_message(between.now, flow, &message, false).unwrap();
+        assert_eq!(whole(&between.made(), PEER, 1280), whole(&[(PEER, reply)], PEER, u16::MAX));
+    }
+}
+
+/// What packets that go to one place, none larger than `mtu`, are put together: all behind the IP header.
+fn whole(packets: &[(IngressId, Vec<u8>)], to: IngressId, mtu: u16) -> Vec<u8> {
+    let mut reassembler = Reassembler::default();
+    for (place, packet) in packets {
+        assert!(*place == to && packet.len() <= usize::from(mtu), "{} bytes", packet.len());
+        let Ok(Some(fragment)) = IpFragment::parse(packet) else {
+            return packet[if packet[0] >> 4 == 4 { 20 } else { 40 }..].to_vec();
+        };
+        #[expect(clippy::disallowed_methods, reason = "no time passes here")]
+        let now = Instant::now();
+        if let Some(whole) = reassembler.handle_fragment(now, to, &"", &fragment).unwrap() {
+            return whole[if whole[0] >> 4 == 4 { 20 } else { 40 }..].to_vec();
+        }
+    }
+    panic!("something is missing");
 }
 
 #[test]

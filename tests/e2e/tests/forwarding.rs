@@ -64,6 +64,10 @@ fn everything(world: &mut World<'_>) {
 
         let out = client.ping(&["-n", "-c", "3", "-i", "0.1", "-W", "5", "-s", "1000"], host);
         assert!(said(&out).contains("3 received"), "{}", said(&out));
+        let out = client.ping(&["-n", "-c", "2", "-i", "0.1", "-W", "5", "-s", "4000"], host);
+        assert!(said(&out).contains("2 received"), "in fragments: {}", said(&out));
+        socket.send(&[7; 4_000]).expect("a way to the target");
+        assert_eq!(datagram(&socket).expect("the echo, in fragments too").0, [7; 4_000]);
         let line = ended(world, SocketAddr::new(host, 0), "idle");
         assert_eq!((line.protocol.as_str(), line.bytes_up, line.bytes_down), ("icmp", 3_000, 3_000), "{line:#?}");
     }

@@ -180,7 +180,7 @@ impl Bench<'_> {
     }
 
     fn forward(&mut self, id: FlowId) {
-        if self.accepted.insert(id) && self.stack.forward(self.now, id, OUT) {
+        if self.accepted.insert(id) && self.stack.forward(self.now, id, Ingress { id: OUT, mtu: 1500 }) {
             self.forwarded.insert(id);
         }
     }

@@ -1,6 +1,7 @@
 //! In a network namespace of its own each: what `ip` shows, and where the kernel would send a packet.
 
 use super::*;
+use crate::config::resolved::Returns;
 use crate::host::TunDevice;
 use crate::host::testing::{add_link, in_namespace, ip, let_go, sysctl, tun_config as config};
 
@@ -86,6 +87,45 @@ fn steers_both_families_and_leaves_nothing() {
         assert_eq!(rules(), rules_before);
         let_go(tun);
         assert_eq!(surroundings(), before);
+    });
+}
+
+#[test]
+fn answers_to_clients_of_the_tunnel_come_back_by_the_device() {
+    in_namespace(async || {
+        default_routes();
+        let rules_before = rules();
+        let returns = |mtu| {
+            let networks = ["100.96.0.0/16", "fd00:96::/64"].map(|net| net.parse().unwrap()).to_vec();
+            Some(Returns { networks, mtu })
+        };
+        let without = config(&["10.0.0.0/8", "100.96.0.0/16"], &[]);
+        let with = TunConfig { returns: returns(1280), ..without.clone() };
+        let tun = TunDevice::create(&with, 1).await.unwrap();
+        let mut routes = SteeredRoutes::install(&with, tun.index()).await.unwrap();
+        for to in ["100.96.0.2", "fd00:96::2"] {
+            assert_eq!(way(to), "pcl0", "{to}");
+            assert_eq!(own_way(to), "pcl0", "this host's own errors go there, too: {to}");
+        }
+        assert_eq!(own_way("10.1.2.3"), "eth0");
+        let towards = |net: &str| {
+            let line = table().lines().find(|line| line.starts_with(net)).unwrap_or_default().to_owned();
+            assert!(line.contains("mtu 1280"), "{net}: {line}");
+        };
+        towards("100.96.0.0/16 ");
+        towards("fd00:96::/64 ");
+        // A second start finds everything as it is, and another MTU is put in its place.
+        let before = (table(), rules());
+        let again = SteeredRoutes::install(&with, tun.index()).await.unwrap();
+        assert_eq!((table(), rules()), before);
+        let _ = routes.change_to(&TunConfig { returns: returns(1420), ..without.clone() }).await.unwrap();
+        assert!(table().contains("mtu 1420") && !table().contains("mtu 1280"), "{}", table());
+        // An off-ramp less: only the file's own network stays, and only for what is forwarded.
+        let _ = routes.change_to(&without).await.unwrap();
+        assert_eq!((way("100.96.0.2").as_str(), own_way("100.96.0.2").as_str()), ("pcl0", "eth0"));
+        assert_eq!((way("fd00:96::2").as_str(), table().contains("mtu")), ("eth0", false));
+        again.remove(OnStop::Remove).await.unwrap();
+        assert_eq!((table(), rules()), (String::new(), rules_before));
     });
 }
 

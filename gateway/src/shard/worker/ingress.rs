@@ -115,36 +115,44 @@ impl Shard {
         verified: bool,
     ) {
         let Intake { around, peers, coalescer, mtu } = intake;
-        let route = peers.handle_datagram(around, from, datagram, verified, |slot, device, packet| {
-            // The tunnel has authenticated every byte from the client on.
-            let arrival = match Arrival::parse(packet, ChecksumPolicy::Trusted) {
-                Ok(arrival) => arrival,
-                Err(reason) => return self.drop_packet(reason),
-            };
-            let source = match &arrival {
-                Arrival::Packet(packet) => packet.tuple().source,
-                Arrival::Fragment(fragment) => fragment.source(),
-                Arrival::Icmp(message) => message.source(),
-            };
-            if !device.addresses.contains(&source) {
-                return self.drop_packet(DropReason::SpoofedSource);
-            }
-            // Only what a device sent: a stranger must not bring the shard to rest.
-            self.moderation.count();
-            let from = peer_ingress(slot);
-            let mut push = |shard: &mut Self, packet: &IpPacket<'_>| {
-                coalescer.push(from, device, packet, |id, device, packet| {
-                    shard.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu: *mtu }, device, packet);
-                });
-            };
-            match arrival {
-                Arrival::Packet(packet) => push(self, &packet),
-                Arrival::Fragment(fragment) => {
-                    self.handle_fragment(now, from, device, &fragment, ChecksumPolicy::Trusted, push);
+        let route =
+            peers.handle_datagram(around, from, datagram, verified, |slot, device, packet| {
+                // The tunnel has authenticated every byte from the client on.
+                let arrival = match Arrival::parse(packet, ChecksumPolicy::Trusted) {
+                    Ok(arrival) => arrival,
+                    Err(reason) => return self.drop_packet(reason),
+                };
+                let source = match &arrival {
+                    Arrival::Packet(packet) => packet.tuple().source,
+                    Arrival::Fragment(fragment) => fragment.source(),
+                    Arrival::Icmp(message) => message.source(),
+                };
+                if !device.addresses.contains(&source) {
+                    return self.drop_packet(DropReason::SpoofedSource);
                 }
-                Arrival::Icmp(message) => self.take_message(now, from, true, &message),
-            }
-        });
+                // Only what a device sent: a stranger must not bring the shard to rest.
+                self.moderation.count();
+                let from = peer_ingress(slot);
+                let mut push = |shard: &mut Self, packet: &IpPacket<'_>| {
+                    coalescer.push(from, device, packet, |id, device, packet| {
+                        shard.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu: *mtu }, device, packet);
+                    });
+                };
+                match arrival {
+                    Arrival::Packet(packet) => push(self, &packet),
+                    Arrival::Fragment(fragment) => {
+                        let name = &device.identity.device;
+                        self.handle_fragment(now, from, name, &fragment, ChecksumPolicy::Trusted, |shard, whole| {
+                            match whole {
+                                Arrival::Packet(packet) => push(shard, &packet),
+                                Arrival::Icmp(message) => shard.take_message(now, from, true, &message),
+                                Arrival::Fragment(_) => shard.drop_packet(DropReason::Fragment),
+                            }
+                        });
+                    }
+                    Arrival::Icmp(message) => self.take_message(now, from, true, &message),
+                }
+            });
         match route {
             Ok(Route::Here) => {}
             Ok(Route::Elsewhere(shard)) => self.mail(shard, Mail::Datagram(from, datagram.into())),
@@ -192,43 +200,56 @@ impl Shard {
         if device.is_none() && !self.forwards {
             return self.drop_packet(DropReason::UnknownDevice);
         }
-        let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
-        match (info.parse(bytes), device) {
-            // By flow, whoever sends it: a target may be a device, too.
-            (Ok(Arrival::Packet(packet)), _) if self.forwards && self.take_return(now, &packet) => {}
-            (Ok(Arrival::Packet(packet)), Some(device)) => {
-                self.handle_packet(now, OnrampKind::Tun, ingress, device, &packet);
-            }
-            (Ok(Arrival::Icmp(message)), _) => self.take_message(now, TUN, device.is_some(), &message),
-            (Ok(Arrival::Packet(_) | Arrival::Fragment(_)), None) => self.drop_packet(DropReason::UnknownDevice),
-            (Ok(Arrival::Fragment(fragment)), Some(device)) => {
+        match info.parse(bytes) {
+            Ok(Arrival::Fragment(fragment)) => {
+                let nobody = Arc::clone(&self.nobody);
+                let owner = device.map_or(&nobody, |device| &device.identity.device);
                 // Whoever cut the packet completed its checksum before.
-                let verify = ChecksumPolicy::Verify;
-                self.handle_fragment(now, TUN, device, &fragment, verify, |shard, packet| {
-                    match shard.places.find(&packet.tuple()) {
-                        Some(elsewhere) if elsewhere != shard.index => shard.mail_packet(elsewhere, packet),
-                        _ => shard.handle_packet(now, OnrampKind::Tun, ingress, device, packet),
-                    }
+                self.handle_fragment(now, TUN, owner, &fragment, ChecksumPolicy::Verify, |shard, whole| {
+                    shard.handle_tun_arrival(now, device, &whole, true);
                 });
             }
-            (Err(reason), _) => self.drop_packet(reason),
+            Ok(arrival) => self.handle_tun_arrival(now, device, &arrival, false),
+            Err(reason) => self.drop_packet(reason),
         }
     }
 
-    /// Keeps a fragment of `device` until its packet is complete, which is then taken as if it had come so.
+    /// A whole packet of the TUN device. `cut`: it came in fragments.
+    fn handle_tun_arrival(&mut self, now: Instant, device: Option<&Arc<Device>>, arrival: &Arrival<'_>, cut: bool) {
+        match (arrival, device) {
+            // By flow, whoever sends it: a target may be a device, too.
+            (Arrival::Packet(packet), _) if self.forwards && self.take_return(now, packet) => {}
+            (Arrival::Packet(packet), Some(device)) => {
+                // The kernel did not see whose it is, so it may have come to any shard.
+                let elsewhere = if cut { self.places.find(&packet.tuple()) } else { None };
+                match elsewhere.filter(|shard| *shard != self.index) {
+                    Some(shard) => self.mail_packet(shard, packet),
+                    None => {
+                        let ingress = Ingress { id: TUN, mtu: self.tun_mtu };
+                        self.handle_packet(now, OnrampKind::Tun, ingress, device, packet);
+                    }
+                }
+            }
+            (Arrival::Packet(_), None) => self.drop_packet(DropReason::UnknownDevice),
+            (Arrival::Icmp(message), _) => self.take_message(now, TUN, device.is_some(), message),
+            (Arrival::Fragment(_), _) => self.drop_packet(DropReason::Fragment),
+        }
+    }
+
+    /// Keeps a fragment of the device that is named until its packet is complete, which is then taken as if it had come so.
     fn handle_fragment(
         &mut self,
         now: Instant,
         from: IngressId,
-        device: &Device,
+        owner: &Arc<str>,
         fragment: &IpFragment<'_>,
         checksums: ChecksumPolicy,
-        take: impl FnOnce(&mut Self, &IpPacket<'_>),
+        take: impl FnOnce(&mut Self, Arrival<'_>),
     ) {
         let mut fragments = std::mem::take(&mut self.fragments);
-        let whole = fragments.handle_fragment(now, from, &device.identity.device, fragment);
-        match whole.and_then(|whole| whole.map(|bytes| IpPacket::parse(bytes, checksums)).transpose()) {
-            Ok(Some(packet)) => take(self, &packet),
+        let whole = fragments.handle_fragment(now, from, owner, fragment);
+        match whole.and_then(|whole| whole.map(|bytes| Arrival::parse(bytes, checksums)).transpose()) {
+            Ok(Some(arrival)) => take(self, arrival),
             Ok(None) => {}
             Err(reason) => self.drop_packet(reason),
         }
