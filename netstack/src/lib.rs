@@ -15,6 +15,7 @@
 //!
 //! - A flow is found by where it entered and its five-tuple ([`FlowKey`]), and named by a [`FlowId`] that is never used
 //!   again. Only a bare SYN, a UDP datagram or an echo request opens one.
+//! - A flow may also be [forwarded](Stack::forward): its packets go on as they are, and the stack only watches both ends.
 //! - A SYN is *held*: there is no socket and no buffer before [`Stack::accept`]. Then the flow gets a smoltcp interface
 //!   with one socket of its own, and the SYN is played into it.
 //! - Bytes move between the caller's sockets and smoltcp's rings without a buffer in between.

@@ -122,6 +122,20 @@ pub fn prepare_checksum(packet: &mut [u8]) -> Option<Layout> {
     Some(layout)
 }
 
+/// Whether the pseudo-header's sum stands where the checksum of a TCP or UDP packet belongs, as the kernel leaves it there
+/// for whoever sends the packet on. The packet must have no IP options and no extension headers.
+pub fn is_checksum_prepared(packet: &[u8]) -> bool {
+    let (protocol, transport, at) = match udp::header(packet) {
+        Some(header) => (IpProtocol::Udp, header, header + udp::CHECKSUM),
+        None => match Layout::of(packet) {
+            Some(layout) => (IpProtocol::Tcp, layout.tcp, layout.tcp + CHECKSUM),
+            None => return false,
+        },
+    };
+    let stands = packet.get(at..at + 2).and_then(|word| <[u8; 2]>::try_from(word).ok()).map(u16::from_be_bytes);
+    stands.is_some() && stands == pseudo_header(packet, protocol, packet.len() - transport)
+}
+
 /// Hands each segment of a packet to `each`, complete. `scratch` is memory for one.
 pub fn segments(packet: &[u8], offload: Offload, scratch: &mut Vec<u8>, mut each: impl FnMut(&[u8])) {
     if let Some(header) = udp::header(packet) {

@@ -31,7 +31,7 @@ const SPARE_RINGS: usize = 128;
 const SPARE_TOUCHED: u64 = 64 * 1024;
 
 /// Where a packet entered, and how large a packet may be on the way back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ingress {
     /// Which peer or device.
     pub id: IngressId,
@@ -47,6 +47,9 @@ pub enum Handled {
     Opened(FlowId),
     /// It belongs to this flow. The payload of a datagram is still to be delivered; a TCP segment was taken in.
     Known(FlowId),
+    /// It belongs to this flow, which is [forwarded](Stack::forward), and was counted: it is still to be
+    /// [sent on](Stack::send_on) there.
+    Passes(FlowId, Ingress),
 }
 
 /// How a flow that never opened is answered.

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use portcullis_netstack::DropReason;
 use portcullis_netstack::packet::{Arrival, ChecksumPolicy};
-use portcullis_netstack::segment::{self, Offload};
+use portcullis_netstack::segment::{self, Layout, Offload};
 use tokio::io::unix::AsyncFd;
 
 use crate::host::TunDevice;
@@ -157,7 +157,10 @@ impl TunWriter {
         let Some(offload) = offload else { return self.write_frame([0; VIRTIO_HEADER], packet) };
         let udp = segment::udp::header(packet).is_some();
         let one_by_one = if udp { self.udp_one_by_one } else { self.one_by_one };
-        if !one_by_one && let Some(header) = virtio_header(packet, offload, udp) {
+        if !one_by_one
+            && prepare_checksum(packet, udp).is_some()
+            && let Some(header) = virtio_header(packet, offload, udp)
+        {
             match self.write_frame(header, packet) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     tracing::warn!(udp, "the kernel refuses super-packets: going on segment by segment");
@@ -177,20 +180,46 @@ impl TunWriter {
         result
     }
 
+    /// Writes a packet that was read from the device, without IP options or extension headers, as it is: what it lacks, the
+    /// kernel left to us, and takes it back. `false`: it is to be [written](Self::write) after all.
+    ///
+    /// # Errors
+    /// What the kernel says; the packet is lost.
+    pub fn write_as_read(&mut self, packet: &[u8], offload: Option<Offload>) -> io::Result<bool> {
+        let udp = segment::udp::header(packet).is_some();
+        let header = match offload {
+            None => Some([0; VIRTIO_HEADER]),
+            Some(_) if if udp { self.udp_one_by_one } else { self.one_by_one } => None,
+            Some(offload) if segment::is_checksum_prepared(packet) => virtio_header(packet, offload, udp),
+            Some(_) => None,
+        };
+        let Some(header) = header else { return Ok(false) };
+        match self.write_frame(header, packet) {
+            Ok(()) => Ok(true),
+            // The next try finds out what the kernel refuses.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn write_frame(&self, header: [u8; VIRTIO_HEADER], packet: &[u8]) -> io::Result<()> {
         nix::sys::uio::writev(self.device.as_fd(), &[IoSlice::new(&header), IoSlice::new(packet)])?;
         Ok(())
     }
 }
 
-/// `struct virtio_net_hdr` of a packet whose checksum the kernel completes: flags, GSO type, and four words in the host's
-/// byte order: length of the headers, size of a segment, where the checksum begins, and where it goes.
-fn virtio_header(packet: &mut [u8], offload: Offload, udp: bool) -> Option<[u8; VIRTIO_HEADER]> {
+fn prepare_checksum(packet: &mut [u8], udp: bool) -> Option<()> {
+    if udp { segment::udp::prepare_checksum(packet).map(drop) } else { segment::prepare_checksum(packet).map(drop) }
+}
+
+/// `struct virtio_net_hdr` of a packet whose checksum is prepared for the kernel to complete: flags, GSO type, and four
+/// words in the host's byte order: length of the headers, size of a segment, where the checksum begins, and where it goes.
+fn virtio_header(packet: &[u8], offload: Offload, udp: bool) -> Option<[u8; VIRTIO_HEADER]> {
     let (headers, transport, checksum, gso) = if udp {
-        let header = segment::udp::prepare_checksum(packet)?;
+        let header = segment::udp::header(packet)?;
         (header + UDP_HEADER, header, UDP_CHECKSUM, GSO_UDP)
     } else {
-        let layout = segment::prepare_checksum(packet)?;
+        let layout = Layout::of(packet)?;
         let gso = if packet.first()? >> 4 == 4 { GSO_TCP4 } else { GSO_TCP6 };
         (layout.payload, layout.tcp, TCP_CHECKSUM, gso)
     };

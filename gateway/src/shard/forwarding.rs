@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use portcullis_netstack::packet::{IcmpMessage, IpPacket};
-use portcullis_netstack::{Direction, DropReason, FlowId, ForwardEnd, Ingress, IngressId, Protocol, Refusal};
+use portcullis_netstack::packet::{IcmpMessage, IpPacket, Transport};
+use portcullis_netstack::{Direction, DropReason, FlowId, ForwardEnd, Handled, Ingress, IngressId, Protocol, Refusal};
 
 use super::flow::{Flow, Target};
 use super::mail::Mail;
 use super::worker::{Shard, TUN};
-use crate::flow_record::FlowEnd;
+use crate::flow_record::{FlowEnd, OnrampKind};
 use crate::limits::Resource;
 use crate::offramp::DialError;
 use crate::onramp::tun::FrameInfo;
@@ -54,15 +54,41 @@ impl Shard {
         self.stack.forward_end(id)
     }
 
-    /// Sends on a datagram, or an echo request, of the client of a forwarded flow. Returns whether it is one of such a flow.
-    pub(super) fn pass_on(&mut self, id: FlowId, packet: &IpPacket<'_>) -> bool {
+    /// Sends on the datagram, or echo request, that opened a forwarded flow. Returns whether it opened such a flow.
+    pub(super) fn send_first(&mut self, id: FlowId, onramp: OnrampKind, packet: &IpPacket<'_>) -> bool {
         if !matches!(self.flows.get_mut(id), Some(Flow { target: Target::Forward, .. })) {
             return false;
         }
-        if let Err(reason) = self.stack.pass_datagram(id, packet) {
+        match packet.transport() {
+            // The stack sent the SYN on.
+            Transport::Tcp(_) => return true,
+            Transport::Udp(udp) => self.stack.delivered(id, udp.payload.len()),
+            Transport::Echo(echo) => self.stack.delivered(id, echo.data.len()),
+        }
+        self.send_on(Ingress { id: TUN, mtu: self.tun_mtu }, onramp, packet);
+        true
+    }
+
+    /// Sends on a packet of a forwarded flow. One that goes back into the device that it came from goes at once, from the
+    /// memory it was read into.
+    pub(super) fn send_on(&mut self, to: Ingress, onramp: OnrampKind, packet: &IpPacket<'_>) {
+        let whole = packet.offload().is_some() || packet.bytes().len() <= usize::from(to.mtu);
+        if onramp == OnrampKind::Tun
+            && to.id == TUN
+            && whole
+            && packet.is_plain()
+            && let Some(tun) = &mut self.tun
+        {
+            match tun.write_as_read(packet.bytes(), packet.offload()) {
+                Ok(true) => return,
+                // It needs more than that.
+                Ok(false) => {}
+                Err(_) => return self.drop_packets(DropReason::SendFailed, packet.count()),
+            }
+        }
+        if let Err(reason) = self.stack.send_on(to, packet) {
             self.drop_packets(reason, packet.count());
         }
-        true
     }
 
     /// Takes a packet of the TUN device that comes back to the client of a forwarded flow. Returns whether it is one.
@@ -71,8 +97,11 @@ impl Shard {
         match self.stack.forwarded_of(TUN, tuple) {
             Some((_, Direction::Down)) => {
                 let from = Ingress { id: TUN, mtu: self.tun_mtu };
-                if let Err(reason) = self.stack.handle_packet(now, from, packet) {
-                    self.drop_packets(reason, packet.count());
+                match self.stack.handle_packet(now, from, packet) {
+                    Ok(Handled::Passes(_, to)) => self.send_on(to, OnrampKind::Tun, packet),
+                    // It is of no other flow.
+                    Ok(Handled::Known(_) | Handled::Opened(_)) => {}
+                    Err(reason) => self.drop_packets(reason, packet.count()),
                 }
                 true
             }

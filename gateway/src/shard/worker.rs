@@ -143,7 +143,7 @@ pub(super) struct Shard {
     pub(super) offramps: Arc<Offramps>,
     pub(super) dials: JoinSet<Dialled>,
     wireguard: Option<Wireguard>,
-    tun: Option<TunWriter>,
+    pub(super) tun: Option<TunWriter>,
     tun_reader: Option<TunReader>,
     pub(super) tun_mtu: u16,
     /// Packets of some flows go on as they are, and others come back.

@@ -65,7 +65,7 @@ fn stack(now: Instant) -> Stack {
 fn handle(stack: &mut Stack, now: Instant, bytes: &[u8]) -> FlowId {
     let packet = IpPacket::parse(bytes, ChecksumPolicy::Trusted).expect("it is made here");
     match stack.handle_packet(now, INGRESS, &packet) {
-        Ok(Handled::Opened(id) | Handled::Known(id)) => id,
+        Ok(Handled::Opened(id) | Handled::Known(id) | Handled::Passes(id, _)) => id,
         Err(reason) => panic!("dropped: {reason}"),
     }
 }

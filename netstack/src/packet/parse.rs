@@ -171,7 +171,7 @@ impl<'p> IpPacket<'p> {
     }
 
     /// Whether its IP header has no options and no extension headers behind it.
-    pub(crate) fn is_plain(&self) -> bool {
+    pub fn is_plain(&self) -> bool {
         let transport = match self.tuple.protocol {
             Protocol::Tcp => IpProtocol::Tcp,
             Protocol::Udp => IpProtocol::Udp,

@@ -8,7 +8,7 @@ use crate::packet::build::{self, IPV4_HEADER, IPV6_HEADER, UDP_HEADER, put16};
 use crate::packet::checksum;
 
 /// Where the checksum stands in its header.
-const CHECKSUM: usize = 6;
+pub(super) const CHECKSUM: usize = 6;
 
 /// Where the UDP header of a packet begins that the stack made; `None`: it is not a UDP packet.
 pub fn header(packet: &[u8]) -> Option<usize> {

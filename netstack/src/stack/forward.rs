@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use super::{Handled, Ingress, Stack};
 use crate::DropReason;
-use crate::batch::PacketBatch;
 use crate::flow::forward::{Connection, Direction, ForwardEnd, ForwardFlow, Watch};
 use crate::flow::tcp::TcpFlow;
 use crate::flow::{Flow, FlowKind};
@@ -16,8 +15,7 @@ use crate::tuple::{FiveTuple, FlowId, FlowKey, IngressId};
 impl Stack {
     /// Has the packets of a new flow go on as they are towards `out`. Packets from there with its addresses turned come back
     /// to its client. A held SYN goes on at once; a datagram that opened the flow is still to be
-    /// [passed on](Self::pass_datagram). What was put together of fragments is cut anew where it is larger than the way on
-    /// takes. `false`: there is no SYN, or another flow waits for the same packets to come back.
+    /// [sent on](Self::send_on), and its payload to be [counted](Self::delivered). `false`: there is no SYN, or another flow waits for the same packets to come back.
     pub fn forward(&mut self, now: Instant, id: FlowId, out: Ingress) -> bool {
         let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
             return false;
@@ -59,7 +57,6 @@ impl Stack {
             Direction::Up => forward.out,
             Direction::Down => client,
         };
-        self.identification = self.identification.wrapping_add(1);
         match (&mut forward.watch, packet.transport()) {
             (Watch::Tcp(connection), Transport::Tcp(segment)) => {
                 let over = connection.is_aborted() || connection.end().is_some();
@@ -74,7 +71,6 @@ impl Stack {
                     return Err(DropReason::NoFlow);
                 }
                 let changed = connection.see(now, direction, segment);
-                pass(&mut self.batch, to, packet, self.identification)?;
                 self.count(id, direction, packet.count(), segment.payload.len());
                 if changed {
                     self.mark_changed(id);
@@ -83,35 +79,44 @@ impl Stack {
             }
             (Watch::Datagram(datagram), Transport::Udp(_) | Transport::Echo(_)) if direction == Direction::Up => {
                 datagram.heard_client(now, packet);
-                self.count(id, direction, packet.count(), 0);
+                let bytes = match packet.transport() {
+                    Transport::Tcp(_) => 0,
+                    Transport::Udp(udp) => udp.payload.len(),
+                    Transport::Echo(echo) => echo.data.len(),
+                };
+                self.count(id, direction, packet.count(), bytes);
             }
             (Watch::Datagram(datagram), Transport::Udp(datagrams)) => {
                 datagram.heard_target(now);
-                pass(&mut self.batch, to, packet, self.identification)?;
                 self.count(id, direction, packet.count(), datagrams.payload.len());
             }
             (Watch::Tcp(_), Transport::Udp(_) | Transport::Echo(_))
             | (Watch::Datagram(_), Transport::Tcp(_) | Transport::Echo(_)) => return Err(DropReason::Malformed),
         }
-        Ok(Handled::Known(id))
+        Ok(Handled::Passes(id, to))
     }
 
-    /// Sends on a datagram, or an echo request, of the client of a forwarded flow.
+    /// Sends on a packet that passes, as it came. One that was put together of fragments is cut anew.
     ///
     /// # Errors
     /// Why it cannot go on.
-    pub fn pass_datagram(&mut self, id: FlowId, packet: &IpPacket<'_>) -> Result<(), DropReason> {
-        let Some(FlowKind::Forward(forward)) = self.flow(id).map(|flow| &flow.kind) else {
-            return Err(DropReason::NoFlow);
-        };
-        let out = forward.out;
-        pass(&mut self.batch, out, packet, self.identification)?;
-        let length = match packet.transport() {
-            Transport::Tcp(_) => 0,
-            Transport::Udp(udp) => udp.payload.len(),
-            Transport::Echo(echo) => echo.data.len(),
-        };
-        self.delivered(id, length);
+    pub fn send_on(&mut self, to: Ingress, packet: &IpPacket<'_>) -> Result<(), DropReason> {
+        self.identification = self.identification.wrapping_add(1);
+        let batch = &mut self.batch;
+        let cut = Reply { identification: self.identification, ..reply(to, packet.tuple().turned()) };
+        match (packet.offload(), packet.transport()) {
+            (None, Transport::Udp(udp)) if packet.bytes().len() > usize::from(to.mtu) => {
+                build::udp(batch, cut, udp.payload);
+            }
+            (None, Transport::Echo(echo)) if packet.bytes().len() > usize::from(to.mtu) => {
+                build::echo_request(batch, cut, echo.sequence, echo.data);
+            }
+            (None, _) => batch.push_copy(to.id, packet.bytes(), None),
+            (offload, _) if packet.is_plain() => batch.push_copy(to.id, packet.bytes(), offload),
+            // Whoever completes it knows no headers between.
+            (offload, Transport::Tcp(_)) => batch.push_copy(to.id, &packet.plain(), offload),
+            (_, Transport::Udp(_) | Transport::Echo(_)) => return Err(DropReason::ExtensionHeader),
+        }
         Ok(())
     }
 
@@ -231,23 +236,4 @@ impl Stack {
 /// An answer to whoever sent a packet of `tuple`.
 fn reply(to: Ingress, tuple: FiveTuple) -> Reply {
     Reply { to: to.id, tuple, mtu: to.mtu, identification: 0 }
-}
-
-/// Sends a packet on as it came. One that was put together of fragments is cut anew, with this identification.
-fn pass(batch: &mut PacketBatch, to: Ingress, packet: &IpPacket<'_>, identification: u32) -> Result<(), DropReason> {
-    let cut = Reply { identification, ..reply(to, packet.tuple().turned()) };
-    match (packet.offload(), packet.transport()) {
-        (None, Transport::Udp(udp)) if packet.bytes().len() > usize::from(to.mtu) => {
-            build::udp(batch, cut, udp.payload);
-        }
-        (None, Transport::Echo(echo)) if packet.bytes().len() > usize::from(to.mtu) => {
-            build::echo_request(batch, cut, echo.sequence, echo.data);
-        }
-        (None, _) => batch.push_copy(to.id, packet.bytes(), None),
-        (offload, _) if packet.is_plain() => batch.push_copy(to.id, packet.bytes(), offload),
-        // Whoever completes it knows no headers between.
-        (offload, Transport::Tcp(_)) => batch.push_copy(to.id, &packet.plain(), offload),
-        (_, Transport::Udp(_) | Transport::Echo(_)) => return Err(DropReason::ExtensionHeader),
-    }
-    Ok(())
 }

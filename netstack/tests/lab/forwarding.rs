@@ -67,6 +67,23 @@ impl Between {
         self.stack.handle_packet(self.now, Ingress { id: from, mtu: 1280 }, &packet)
     }
 
+    /// Hands in a packet that passes, and sends it on.
+    fn take_on(&mut self, from: IngressId, packet: &IpPacket<'_>) {
+        match self.stack.handle_packet(self.now, Ingress { id: from, mtu: 1280 }, packet) {
+            Ok(Handled::Passes(_, to)) => self.stack.send_on(to, packet).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A datagram that opens a flow goes on.
+    fn open_with(&mut self, ask: &[u8], payload: usize) -> FlowId {
+        let id = self.open(ask);
+        assert!(self.made().is_empty(), "its datagram is still to be sent on");
+        self.stack.delivered(id, payload);
+        self.stack.send_on(AWAY, &IpPacket::parse(ask, ChecksumPolicy::Verify).unwrap()).unwrap();
+        id
+    }
+
     fn made(&mut self) -> Vec<(IngressId, Vec<u8>)> {
         let mut made = Vec::new();
         self.stack.batch().drain_complete(|to, packet| made.push((to, packet.to_vec())));
@@ -75,7 +92,7 @@ impl Between {
 
     /// A packet goes on as it is.
     fn passes(&mut self, from: IngressId, packet: &[u8]) {
-        assert!(matches!(self.take(from, packet), Ok(Handled::Known(_))));
+        self.take_on(from, &IpPacket::parse(packet, ChecksumPolicy::Verify).unwrap());
         let to = if from == PEER { OUT } else { PEER };
         assert_eq!(self.made(), [(to, packet.to_vec())]);
     }
@@ -151,7 +168,7 @@ fn a_super_packet_stays_one() {
     let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap();
     let offload = Offload { segment_size: Some(1_000) };
     let packet = packet.with_offload(offload).unwrap();
-    between.stack.handle_packet(between.now, Ingress { id: OUT, mtu: 1500 }, &packet).unwrap();
+    between.take_on(OUT, &packet);
     let mut made = Vec::new();
     between.stack.batch().drain(|to, packet, offload| made.push((to, packet.len(), offload)));
     assert_eq!(made, [(PEER, 5_040, Some(offload))]);
@@ -238,9 +255,7 @@ fn silence_ends_it() {
 fn datagrams_and_echoes_go_on_and_come_back() {
     let mut between = Between::new(limits());
     let ask = udp(false, 53, b"question");
-    let id = between.open(&ask);
-    assert!(between.made().is_empty(), "its datagram is still to be passed on");
-    between.stack.pass_datagram(id, &IpPacket::parse(&ask, ChecksumPolicy::Verify).unwrap()).unwrap();
+    let id = between.open_with(&ask, 8);
     assert_eq!(between.made(), [(OUT, ask)]);
     let mut answer = Vec::new();
     PacketBuilder::ipv4(TARGET, CLIENT, 60).udp(53, PORT).write(&mut answer, b"answer").unwrap();
@@ -251,7 +266,7 @@ fn datagrams_and_echoes_go_on_and_come_back() {
     PacketBuilder::ipv4(TARGET, CLIENT, 60).udp(53, PORT).write(&mut empty, b"").unwrap();
     let packet = IpPacket::parse(&empty, ChecksumPolicy::Verify).unwrap();
     let packet = packet.with_offload(Offload { segment_size: None }).unwrap();
-    between.stack.handle_packet(between.now, Ingress { id: OUT, mtu: 1500 }, &packet).unwrap();
+    between.take_on(OUT, &packet);
     assert_eq!(between.made(), [(PEER, empty)]);
     assert_eq!(between.pass(29 * SECOND), []);
     assert_eq!(between.pass(2 * SECOND), [id]);
@@ -260,8 +275,7 @@ fn datagrams_and_echoes_go_on_and_come_back() {
     assert_eq!(between.stack.forwarded_of(OUT, stranger), None);
 
     let ask = echo_request(false, 7, 1, b"ping");
-    let id = between.open(&ask);
-    between.stack.pass_datagram(id, &IpPacket::parse(&ask, ChecksumPolicy::Verify).unwrap()).unwrap();
+    let id = between.open_with(&ask, 4);
     assert_eq!(between.made(), [(OUT, ask)]);
     let header = etherparse::IcmpEchoHeader { id: 7, seq: 1 };
     message(&mut between, TARGET, Icmpv4Type::EchoReply(header), b"ping").unwrap();
@@ -316,8 +330,7 @@ fn what_was_put_together_of_fragments_is_cut_anew() {
     let large = vec![7; 4_000];
     for v6 in [false, true] {
         for ask in [udp(v6, 7, &large), echo_request(v6, 9, 3, &large)] {
-            let id = between.open(&ask);
-            between.stack.pass_datagram(id, &IpPacket::parse(&ask, ChecksumPolicy::Verify).unwrap()).unwrap();
+            between.open_with(&ask, large.len());
             assert_eq!(whole(&between.made(), OUT, 1500), whole(&[(OUT, ask.clone())], OUT, u16::MAX));
         }
         let (client, target) = (IpAddr::from(CLIENT), IpAddr::from(TARGET));
@@ -333,7 +346,7 @@ fn what_was_put_together_of_fragments_is_cut_anew() {
             _ => panic!("one family"),
         };
         let datagram = answer(&|bytes| ip().udp(7, PORT).write(bytes, &large).unwrap());
-        assert!(between.take(OUT, &datagram).is_ok());
+        between.take_on(OUT, &IpPacket::parse(&datagram, ChecksumPolicy::Verify).unwrap());
         assert_eq!(whole(&between.made(), PEER, 1280), whole(&[(PEER, datagram)], PEER, u16::MAX));
         let header = etherparse::IcmpEchoHeader { id: 9, seq: 3 };
         let reply = answer(&|bytes| match v6 {

@@ -268,10 +268,9 @@ impl Bench<'_> {
             return self.stack.answer_hop_limit(self.now, from, &packet, packet.tuple().destination);
         }
         let handled = self.stack.handle_packet(self.now, from, &packet);
-        if let Ok(Handled::Known(id)) = handled
-            && self.forwarded.contains(&id)
-        {
-            let _ = self.stack.pass_datagram(id, &packet);
+        if let Ok(Handled::Passes(id, to)) = handled {
+            assert!(self.forwarded.contains(&id));
+            let _ = self.stack.send_on(to, &packet);
         }
         if let Ok(Handled::Opened(id)) = handled {
             assert!(self.alive.insert(id), "a name is used once");

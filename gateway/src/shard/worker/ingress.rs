@@ -294,9 +294,12 @@ impl Shard {
                     return self.mail_packet(shard, packet);
                 }
                 self.open(now, id, onramp, device, packet.tuple());
-                self.deliver(id, onramp, packet);
+                if !(self.forwards && self.send_first(id, onramp, packet)) {
+                    self.deliver(id, onramp, packet);
+                }
             }
             Ok(Handled::Known(id)) => self.deliver(id, onramp, packet),
+            Ok(Handled::Passes(_, to)) => self.send_on(to, onramp, packet),
             Err(reason) => self.drop_packets(reason, packet.count()),
         }
     }
@@ -325,7 +328,6 @@ impl Shard {
         };
         match packet.transport() {
             Transport::Tcp(_) => {}
-            Transport::Udp(_) | Transport::Echo(_) if self.forwards && self.pass_on(id, packet) => {}
             Transport::Udp(datagrams) => self.deliver_datagrams(id, datagrams, hops),
             Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo, hops),
         }
