@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{IcmpEchoHeader, Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, IpNumber, IpSlice};
+use etherparse::{IpNumber, IpSlice};
 use smoltcp::wire::IpProtocol;
 
 use super::build::{IPV4_HEADER, IPV6_HEADER};
@@ -78,26 +78,14 @@ impl<'p> IcmpMessage<'p> {
         if checksums == ChecksumPolicy::Verify && sum != !0 {
             return None;
         }
-        let quoted = body.get(ICMP_HEADER..)?;
-        let (kind, about) = if source.is_ipv4() {
-            let icmp = Icmpv4Slice::from_slice(body).ok()?;
-            match icmp.icmp_type() {
-                Icmpv4Type::EchoReply(header) => echo_reply(header, quoted, source, destination),
-                Icmpv4Type::DestinationUnreachable(_) if icmp.code_u8() != 4 => error(quoted, true)?,
-                Icmpv4Type::DestinationUnreachable(_)
-                | Icmpv4Type::TimeExceeded(_)
-                | Icmpv4Type::ParameterProblem(_) => error(quoted, false)?,
-                _ => return None,
-            }
-        } else {
-            match Icmpv6Slice::from_slice(body).ok()?.icmp_type() {
-                Icmpv6Type::EchoReply(header) => echo_reply(header, quoted, source, destination),
-                Icmpv6Type::DestinationUnreachable(_) => error(quoted, true)?,
-                Icmpv6Type::PacketTooBig { .. } | Icmpv6Type::TimeExceeded(_) | Icmpv6Type::ParameterProblem(_) => {
-                    error(quoted, false)?
-                }
-                _ => return None,
-            }
+        let (header, quoted) = body.split_at_checked(ICMP_HEADER)?;
+        let [kind, code, _, _, rest @ ..] = header else { return None };
+        // RFC 792, RFC 4443.
+        let (kind, about) = match (source.is_ipv4(), kind, code) {
+            (true, 0, _) | (false, 129, _) => echo_reply(rest, quoted, source, destination)?,
+            (true, 3, 4) | (true, 11 | 12, _) | (false, 2..=4, _) => error(quoted, false)?,
+            (true, 3, _) | (false, 1, _) => error(quoted, true)?,
+            _ => return None,
         };
         // An error goes to whoever sent the packet (RFC 1122 section 3.2.2).
         (about.source == destination).then_some(Self { bytes, source, about, kind })
@@ -124,21 +112,23 @@ impl<'p> IcmpMessage<'p> {
     }
 }
 
-fn echo_reply(header: IcmpEchoHeader, data: &[u8], source: IpAddr, destination: IpAddr) -> (IcmpKind, FiveTuple) {
+/// `rest`: identifier and sequence number.
+fn echo_reply(rest: &[u8], data: &[u8], source: IpAddr, destination: IpAddr) -> Option<(IcmpKind, FiveTuple)> {
+    let [a, b, c, d] = *rest else { return None };
     let request = FiveTuple {
         protocol: Protocol::Echo,
         source: destination,
-        source_port: header.id,
+        source_port: u16::from_be_bytes([a, b]),
         destination: source,
         destination_port: 0,
     };
-    (IcmpKind::EchoReply { sequence: header.seq, data: data.len() }, request)
+    Some((IcmpKind::EchoReply { sequence: u16::from_be_bytes([c, d]), data: data.len() }, request))
 }
 
 /// An error about the packet that begins with `quoted`. It need not be whole, so nothing but its first words is read.
 fn error(quoted: &[u8], unreachable: bool) -> Option<(IcmpKind, FiveTuple)> {
     let byte = |at: usize| quoted.get(at).copied();
-    let (header, protocol, source, destination): (usize, IpProtocol, IpAddr, IpAddr) = match byte(0)? >> 4 {
+    let (header, protocol, source, destination): (usize, u8, IpAddr, IpAddr) = match byte(0)? >> 4 {
         4 => {
             let header = usize::from(byte(0)? & 15) * 4;
             let offset = u16::from_be_bytes([byte(6)?, byte(7)?]) & 0x1fff;
@@ -146,22 +136,28 @@ fn error(quoted: &[u8], unreachable: bool) -> Option<(IcmpKind, FiveTuple)> {
                 return None;
             }
             let address = |at: usize| <[u8; 4]>::try_from(quoted.get(at..at + 4)?).ok();
-            (header, byte(9)?.into(), address(12)?.into(), address(16)?.into())
+            (header, byte(9)?, address(12)?.into(), address(16)?.into())
         }
         6 => {
             let address = |at: usize| <[u8; 16]>::try_from(quoted.get(at..at + 16)?).ok();
-            (IPV6_HEADER, byte(6)?.into(), address(8)?.into(), address(24)?.into())
+            (IPV6_HEADER, byte(6)?, address(8)?.into(), address(24)?.into())
         }
         _ => return None,
     };
     let transport = quoted.get(header..header + QUOTED)?;
     let [a, b, c, d, e, f, g, h] = *transport else { return None };
-    let (protocol, source_port, destination_port) = match protocol {
-        IpProtocol::Tcp => (Protocol::Tcp, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
-        IpProtocol::Udp => (Protocol::Udp, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
-        IpProtocol::Icmp if a == 8 => (Protocol::Echo, u16::from_be_bytes([e, f]), 0),
-        IpProtocol::Icmpv6 if a == 128 => (Protocol::Echo, u16::from_be_bytes([e, f]), 0),
-        _ => return None,
+    let ports = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+    let (protocol, (source_port, destination_port)) = if protocol == u8::from(IpProtocol::Tcp) {
+        (Protocol::Tcp, ports)
+    } else if protocol == u8::from(IpProtocol::Udp) {
+        (Protocol::Udp, ports)
+    } else if (protocol == u8::from(IpProtocol::Icmp) && a == 8)
+        || (protocol == u8::from(IpProtocol::Icmpv6) && a == 128)
+    {
+        // An echo request.
+        (Protocol::Echo, (u16::from_be_bytes([e, f]), 0))
+    } else {
+        return None;
     };
     let sequence = u32::from_be_bytes([e, f, g, h]);
     let kind = if unreachable { IcmpKind::Unreachable { sequence } } else { IcmpKind::Trouble { sequence } };
@@ -171,7 +167,7 @@ fn error(quoted: &[u8], unreachable: bool) -> Option<(IcmpKind, FiveTuple)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use etherparse::PacketBuilder;
+    use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
 
     const CLIENT: [u8; 4] = [100, 96, 0, 2];
     const TARGET: [u8; 4] = [10, 20, 0, 10];

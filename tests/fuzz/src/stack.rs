@@ -331,9 +331,10 @@ impl Bench<'_> {
         let Self { stack, sides, now, .. } = self;
         let now = *now;
         if let Some(end) = stack.forward_end(id) {
-            match end {
-                ForwardEnd::ClientClosed | ForwardEnd::TargetClosed => stack.release(id),
-                _ => stack.abort(now, id),
+            if matches!(end, ForwardEnd::ClientClosed | ForwardEnd::TargetClosed) {
+                stack.release(id);
+            } else {
+                stack.abort(now, id);
             }
             return true;
         }
