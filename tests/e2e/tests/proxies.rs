@@ -392,6 +392,11 @@ fn a_network_that_dies_and_returns_under_load_leaks_nothing() {
 }
 
 #[test]
+fn a_network_that_dies_and_returns_leaks_nothing_of_packets_that_go_on_as_they_are() {
+    leaks_nothing(Setup::new(OnRamp::Tun).keep(), Alive::new);
+}
+
+#[test]
 fn a_socks5_proxy_that_dies_and_returns_under_load_leaks_nothing() {
     let proxied = Proxied::new(Speaks::Socks5, false);
     leaks_nothing(proxied.setup(OnRamp::Tun, ""), |netns| proxied.serve(netns));
