@@ -340,6 +340,11 @@ impl Stack {
         self.mark_changed(id);
     }
 
+    /// Whether another flow has its tuple now.
+    pub fn is_superseded(&self, id: FlowId) -> bool {
+        self.flow(id).is_some_and(|flow| flow.superseded)
+    }
+
     /// Counts payload of a datagram that was delivered to the target.
     pub fn delivered(&mut self, id: FlowId, len: usize) {
         if let Some(flow) = self.flow_mut(id) {

@@ -171,10 +171,12 @@ impl Shard {
     /// Takes a flow out of them.
     pub(super) fn take(&mut self, id: FlowId) -> Option<Box<Flow>> {
         let mut flow = self.flows.remove(id)?;
-        if flow.onramp == OnrampKind::Tun {
+        // Where another flow has its tuple, the entries are that one's.
+        let superseded = self.stack.is_superseded(id);
+        if flow.onramp == OnrampKind::Tun && !superseded {
             self.places.release(&flow.key.tuple, self.index);
         }
-        if matches!(flow.target, Target::Forward) {
+        if matches!(flow.target, Target::Forward) && !superseded {
             self.returns.release(&flow.key.tuple.turned(), self.index);
         }
         if let Some(at) = flow.listed.take() {

@@ -229,6 +229,15 @@ impl Connection {
         }
     }
 
+    /// Whether a segment brings nothing that was not seen: all that a connection may say that is over.
+    pub(crate) fn repeats(&self, direction: Direction, segment: &TcpSegment<'_>) -> bool {
+        let sent = match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        };
+        !segment.syn && !before(sent.next, segment.sequence.wrapping_add(segment.sequence_len()))
+    }
+
     /// Hears that a segment of this sequence number, which went in this direction, did not arrive. Returns whether it can
     /// be one of this connection (RFC 5927 section 4.1).
     pub(crate) fn hear_error(&mut self, direction: Direction, sequence: u32, unreachable: bool) -> bool {

@@ -70,6 +70,9 @@ impl Stack {
                     }
                     return Err(DropReason::NoFlow);
                 }
+                if connection.end().is_some() && !connection.repeats(direction, segment) {
+                    return Err(DropReason::NoFlow);
+                }
                 let changed = connection.see(now, direction, segment);
                 self.count(id, direction, packet.count(), segment.payload.len());
                 if changed {

@@ -151,6 +151,9 @@ fn a_connection_goes_on_as_it_is_and_ends_when_both_ends_have_closed() {
     assert_eq!(traffic, Traffic { bytes_up: 5, bytes_down: 200, packets_up: 5, packets_down: 4 });
     between.stack.release(id);
     between.passes(OUT, &back(ACK | FIN, next, UP + 6, &[]));
+    // What was lost comes again; nothing new comes by a connection that nobody judges any more.
+    assert_eq!(between.take(OUT, &back(ACK, next + 1, UP + 7, b"more")), Err(DropReason::NoFlow));
+    assert!(between.made().is_empty());
     between.pass(11 * SECOND);
     assert!(between.stack.is_empty(), "nobody needs it any more");
     assert_eq!(between.stack.forwarded_of(OUT, target_tuple()), None);
