@@ -84,6 +84,16 @@ impl PacketBatch {
         });
     }
 
+    /// Lets `change` write in each of the last `count` packets.
+    pub(crate) fn each_of_last(&mut self, count: usize, mut change: impl FnMut(&mut [u8])) {
+        let first = self.entries.len().saturating_sub(count);
+        for entry in self.entries.get(first..).unwrap_or_default() {
+            if let Some(packet) = self.bytes.get_mut(entry.start..entry.end) {
+                change(packet);
+            }
+        }
+    }
+
     fn push<R>(
         &mut self,
         to: IngressId,

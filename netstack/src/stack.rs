@@ -316,14 +316,16 @@ impl Stack {
     }
 
     /// Says that nothing more is wanted of a TCP flow that is over: it only lingers to answer the client's
-    /// retransmissions. It is removed at once when there can be none.
+    /// retransmissions. It is removed at once when there can be none, or when its packets went on as they are: its ends
+    /// answer each other, and nobody would judge what they say.
     pub fn release(&mut self, id: FlowId) {
         let Some(flow) = self.flow_mut(id) else { return };
         flow.released = true;
         if let FlowKind::Tcp(TcpFlow::Open(socket)) = &mut flow.kind {
             socket.let_go();
         }
-        if flow.superseded || self.is_gone(id) {
+        let forwarded = matches!(flow.kind, FlowKind::Forward(_));
+        if flow.superseded || forwarded || self.is_gone(id) {
             self.remove(id);
         }
     }
@@ -338,11 +340,6 @@ impl Stack {
         flow.superseded = true;
         forget(&mut self.table, flow);
         self.mark_changed(id);
-    }
-
-    /// Whether another flow has its tuple now.
-    pub fn is_superseded(&self, id: FlowId) -> bool {
-        self.flow(id).is_some_and(|flow| flow.superseded)
     }
 
     /// Counts payload of a datagram that was delivered to the target.
@@ -391,7 +388,7 @@ impl Stack {
         if let Some(FlowKind::Forward(ForwardFlow { watch: Watch::Tcp(connection), .. })) =
             self.flow(id).map(|flow| &flow.kind)
         {
-            return connection.is_open();
+            return connection.is_answered();
         }
         self.socket(id).is_some_and(|socket| socket.is_established())
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use portcullis_netstack::packet::Echo;
 use portcullis_netstack::packet::build::Unreachable;
-use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, ForwardEnd, IngressId, Protocol, Refusal};
+use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, ForwardEnd, IngressId, Protocol, Refusal, Stack};
 
 use super::datagrams;
 use super::dialling::expiry;
@@ -18,7 +18,7 @@ use super::judge::{self, Occasion, Refused};
 use super::link::FlowFilter;
 use super::ready::FlowWaker;
 use super::splice::{self, Progress};
-use super::worker::{Shard, clock};
+use super::worker::{Shard, TUN, clock};
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
 use crate::limits::{Owner, Resource};
@@ -171,13 +171,14 @@ impl Shard {
     /// Takes a flow out of them.
     pub(super) fn take(&mut self, id: FlowId) -> Option<Box<Flow>> {
         let mut flow = self.flows.remove(id)?;
-        // Where another flow has its tuple, the entries are that one's.
-        let superseded = self.stack.is_superseded(id);
-        if flow.onramp == OnrampKind::Tun && !superseded {
+        if flow.onramp == OnrampKind::Tun {
             self.places.release(&flow.key.tuple, self.index);
         }
-        if matches!(flow.target, Target::Forward) && !superseded {
-            self.returns.release(&flow.key.tuple.turned(), self.index);
+        let turned = flow.key.tuple.turned();
+        // A newer flow may have its tuple: then the entry is that one's.
+        let is_anothers = |stack: &Stack| stack.forwarded_of(TUN, turned).is_some_and(|(other, _)| other != id);
+        if matches!(flow.target, Target::Forward) && !is_anothers(&self.stack) {
+            self.returns.release(&turned, self.index);
         }
         if let Some(at) = flow.listed.take() {
             self.associations.forget(&flow.device.identity.device, at, id);

@@ -8,6 +8,7 @@ use portcullis_netstack::{Direction, DropReason, FlowId, ForwardEnd, Handled, In
 use super::flow::{Flow, Target};
 use super::mail::Mail;
 use super::worker::{Shard, TUN};
+use crate::directory::Device;
 use crate::flow_record::{FlowEnd, OnrampKind};
 use crate::limits::Resource;
 use crate::offramp::DialError;
@@ -24,7 +25,7 @@ impl Shard {
             // Nothing is dialled.
             share.release(Resource::Dials);
         }
-        if !self.stack.forward(now, id, Ingress { id: TUN, mtu: self.tun_mtu }) {
+        if !self.stack.forward(now, id, self.away()) {
             // The client took its SYN back, or the target has a flow of its own with the same addresses and ports.
             return self.refuse(flow, FlowEnd::Error, Refusal::Reset);
         }
@@ -65,7 +66,7 @@ impl Shard {
             Transport::Udp(udp) => self.stack.delivered(id, udp.payload.len()),
             Transport::Echo(echo) => self.stack.delivered(id, echo.data.len()),
         }
-        self.send_on(Ingress { id: TUN, mtu: self.tun_mtu }, onramp, packet);
+        self.send_on(self.away(), onramp, packet);
         true
     }
 
@@ -116,12 +117,18 @@ impl Shard {
         }
     }
 
-    /// Takes an ICMP message that opens no flow: it is for one that is forwarded, or for nobody. `known`: it comes from the
-    /// address of a device.
-    pub(super) fn take_message(&mut self, now: Instant, from: IngressId, known: bool, message: &IcmpMessage<'_>) {
+    /// Takes an ICMP message that opens no flow: it is for one that is forwarded, or for nobody. `device`: whose address it
+    /// comes from.
+    pub(super) fn take_message(
+        &mut self,
+        now: Instant,
+        from: IngressId,
+        device: Option<&Device>,
+        message: &IcmpMessage<'_>,
+    ) {
         match self.stack.forwarded_by(from, message) {
-            // A router on the way to the target may say it, but for the client only itself.
-            Some((_, Direction::Up)) if !known => self.drop_packet(DropReason::UnknownDevice),
+            // Any router on the way to the target may say it, but on the client's side only the flow's own device.
+            Some((id, Direction::Up)) if !self.is_flow_of(id, device) => self.drop_packet(DropReason::SpoofedSource),
             Some(flow) => {
                 // A tunnel takes from us only what comes from where its client sends to.
                 let ours = from == TUN && self.snapshot.own_addresses.binary_search(&message.source()).is_ok();
@@ -138,6 +145,19 @@ impl Shard {
                 }
             }
         }
+    }
+}
+
+impl Shard {
+    fn is_flow_of(&mut self, id: FlowId, device: Option<&Device>) -> bool {
+        let flow = self.flows.get_mut(id);
+        flow.zip(device).is_some_and(|(flow, device)| flow.device.identity.device == device.identity.device)
+    }
+
+    /// Where packets leave as they are: this host's kernel, which cuts what does not fit where they go.
+    fn away(&self) -> Ingress {
+        let wireguard = self.config.wireguard.as_ref().map_or(0, |wireguard| wireguard.mtu);
+        Ingress { id: TUN, mtu: self.tun_mtu.max(wireguard) }
     }
 }
 

@@ -167,8 +167,6 @@ pub(super) struct Shard {
     pub(super) scratch: Box<[u8]>,
     /// Packets of which only a part is here, by the name of their device.
     fragments: Reassembler<Arc<str>>,
-    /// Whose those are that come from no device: no device has this name.
-    nobody: Arc<str>,
     /// Datagrams towards targets that came in this turn.
     pub(super) gathered: Gathered,
     /// Memory for one segment of a super-packet.
@@ -264,7 +262,6 @@ impl Shard {
             stopping: None,
             scratch: vec![0; 65_536].into_boxed_slice(),
             fragments: Reassembler::default(),
-            nobody: "".into(),
             gathered: Gathered::default(),
             segment: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),

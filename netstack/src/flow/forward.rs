@@ -10,8 +10,7 @@ use crate::sequence::before;
 use crate::stack::Ingress;
 use crate::tuple::{FiveTuple, FlowKey};
 
-/// How long packets of a connection that is over are still known: those that were lost come again, and what comes late
-/// after a reset of ours is answered.
+/// How long what still comes of a connection that we ended is answered with a reset.
 const LINGER: Duration = Duration::from_secs(10);
 /// The largest shift of a window, RFC 7323 section 2.3.
 const LARGEST_SHIFT: u8 = 14;
@@ -79,6 +78,8 @@ pub(crate) struct Connection {
     up: Half,
     down: Half,
     state: State,
+    /// The target took the SYN.
+    answered: bool,
     /// Whose FIN came first.
     first: Option<Direction>,
     /// When anything was last said.
@@ -130,6 +131,7 @@ impl Connection {
             up: Half::default(),
             down: Half::default(),
             state: State::Opening { unreachable: false },
+            answered: false,
             first: None,
             heard: now,
         };
@@ -138,8 +140,11 @@ impl Connection {
     }
 
     fn begin(&mut self, syn: &TcpSegment<'_>) {
+        let next = syn.sequence.wrapping_add(syn.sequence_len());
+        // Repeated without the data that the first one had, an answer to that one still counts (RFC 7413).
+        let repeated = self.up.next != 0 && self.up.acknowledged == syn.sequence && before(next, self.up.next);
         self.up = Half {
-            next: syn.sequence.wrapping_add(syn.sequence_len()),
+            next: if repeated { self.up.next } else { next },
             acknowledged: syn.sequence,
             shift: syn.window_shift(),
             ..Half::default()
@@ -164,8 +169,11 @@ impl Connection {
             // Another try after the client gave up; one that is repeated says the same again.
             Direction::Up if segment.is_bare_syn() => self.begin(segment),
             Direction::Up => {}
-            // RFC 9293 section 3.10.7.3: nothing counts that does not acknowledge the SYN.
-            Direction::Down if !segment.ack || segment.acknowledgment != self.up.next => {}
+            // RFC 9293 section 3.10.7.3: nothing counts that does not acknowledge the SYN, with its data or without.
+            Direction::Down
+                if !segment.ack
+                    || !before(self.up.acknowledged, segment.acknowledgment)
+                    || before(self.up.next, segment.acknowledgment) => {}
             Direction::Down if segment.rst => self.state = State::Over(ForwardEnd::TargetRefused),
             Direction::Down if segment.syn => {
                 self.heard = now;
@@ -183,6 +191,7 @@ impl Connection {
                     (self.up.shift, self.down.shift) = (None, None);
                 }
                 self.state = State::Open;
+                self.answered = true;
             }
             Direction::Down => {}
         }
@@ -194,8 +203,9 @@ impl Connection {
             Direction::Down => (&mut self.down, &mut self.up),
         };
         if segment.rst {
-            // A reset that its receiver would not believe ends nothing (RFC 5961 section 3.2).
-            if sent.is_in_window(segment.sequence) {
+            // A reset ends what is certain to hear it: it stands where its receiver waits, or among what is under way to it.
+            // Elsewhere the receiver asks back (RFC 5961 section 3.2), and that passes.
+            if !before(segment.sequence, sent.acknowledged) && !before(sent.next, segment.sequence) {
                 self.state = State::Over(match direction {
                     Direction::Up => ForwardEnd::ClientReset,
                     Direction::Down => ForwardEnd::TargetReset,
@@ -203,9 +213,13 @@ impl Connection {
             }
             return;
         }
-        self.heard = now;
         let end = segment.sequence.wrapping_add(segment.sequence_len());
-        if sent.is_in_window(end) || end == sent.next {
+        let expected = sent.is_in_window(end) || end == sent.next;
+        // A keep-alive stands right before what is expected (RFC 9293 section 3.8.4).
+        if expected || end.wrapping_add(1) == sent.acknowledged {
+            self.heard = now;
+        }
+        if expected {
             if before(sent.next, end) {
                 sent.next = end;
             }
@@ -229,15 +243,6 @@ impl Connection {
         }
     }
 
-    /// Whether a segment brings nothing that was not seen: all that a connection may say that is over.
-    pub(crate) fn repeats(&self, direction: Direction, segment: &TcpSegment<'_>) -> bool {
-        let sent = match direction {
-            Direction::Up => &self.up,
-            Direction::Down => &self.down,
-        };
-        !segment.syn && !before(sent.next, segment.sequence.wrapping_add(segment.sequence_len()))
-    }
-
     /// Hears that a segment of this sequence number, which went in this direction, did not arrive. Returns whether it can
     /// be one of this connection (RFC 5927 section 4.1).
     pub(crate) fn hear_error(&mut self, direction: Direction, sequence: u32, unreachable: bool) -> bool {
@@ -256,8 +261,8 @@ impl Connection {
     }
 
     /// Whether the target answered.
-    pub(crate) fn is_open(&self) -> bool {
-        self.state == State::Open
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answered
     }
 
     /// Why it is over, when it is.

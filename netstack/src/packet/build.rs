@@ -26,9 +26,9 @@ const ACK: u8 = 0x10;
 pub const QUOTE: usize = 68;
 
 /// No client is told to send smaller packets than this.
-const LEAST_MTU_V4: u16 = 576;
+pub(crate) const LEAST_MTU_V4: u16 = 576;
 /// The same for IPv6.
-const LEAST_MTU_V6: u16 = 1280;
+pub(crate) const LEAST_MTU_V6: u16 = 1280;
 
 /// Why a packet cannot go on, in the words of ICMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,21 +234,39 @@ pub(crate) fn set_udp_lengths(packet: &mut [u8], headers: usize, payload: usize)
     put16(packet, headers.saturating_sub(UDP_HEADER) + 4, length(UDP_HEADER + payload));
 }
 
+/// Makes a packet say how many more hops it may take.
+pub(crate) fn set_hop_limit(packet: &mut [u8], hops: u8) {
+    if packet.first().is_some_and(|first| first >> 4 == 4) {
+        put8(packet, 8, hops);
+        set_header_checksum(packet);
+    } else {
+        put8(packet, 7, hops);
+    }
+}
+
+/// Of an IPv4 header.
+fn set_header_checksum(packet: &mut [u8]) {
+    put16(packet, 10, 0);
+    let header = packet.first().map_or(0, |first| usize::from(first & 15) * 4);
+    let sum = !checksum::sum(packet.get(..header).unwrap_or_default());
+    put16(packet, 10, sum);
+}
+
 /// Makes an ICMP or ICMPv6 message say that it comes from `source`, of its own family.
 pub(crate) fn set_icmp_source(packet: &mut [u8], source: IpAddr) {
     match source {
         IpAddr::V4(source) => {
             put(packet, 12, &source.octets());
-            put16(packet, 10, 0);
-            let header = packet.first().map_or(0, |first| usize::from(first & 15) * 4);
-            let sum = !checksum::sum(packet.get(..header).unwrap_or_default());
-            put16(packet, 10, sum);
+            set_header_checksum(packet);
         }
         IpAddr::V6(source) => {
+            if packet.get(6) != Some(&u8::from(IpProtocol::Icmpv6)) {
+                // Something stands between the headers: it is left alone.
+                return;
+            }
             let Some(&old) = packet.get(8..24).and_then(|old| <&[u8; 16]>::try_from(old).ok()) else { return };
             let sums = [old, source.octets()].map(|address| checksum::sum(&address));
             put(packet, 8, &source.octets());
-            // Where nothing stands between: others are left alone, and their receiver drops them.
             let at = IPV6_HEADER + 2;
             let word = packet.get(at..at + 2).and_then(|word| <[u8; 2]>::try_from(word).ok()).unwrap_or_default();
             // RFC 1624: what the old address added goes, what the new one adds comes.

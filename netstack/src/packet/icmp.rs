@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::{IpNumber, IpSlice};
 use smoltcp::wire::IpProtocol;
 
-use super::build::{IPV4_HEADER, IPV6_HEADER};
+use super::build::{IPV4_HEADER, IPV6_HEADER, LEAST_MTU_V4, LEAST_MTU_V6};
 use super::{ChecksumPolicy, checksum};
 use crate::tuple::{FiveTuple, Protocol};
 
@@ -80,9 +80,15 @@ impl<'p> IcmpMessage<'p> {
         }
         let (header, quoted) = body.split_at_checked(ICMP_HEADER)?;
         let [kind, code, _, _, rest @ ..] = header else { return None };
+        // Where an error tells a size, IPv4's is the lower half.
+        let told = <[u8; 4]>::try_from(rest).map_or(0, u32::from_be_bytes);
+        let told = if source.is_ipv4() { told & 0xffff } else { told };
         // RFC 792, RFC 4443.
         let (kind, about) = match (source.is_ipv4(), kind, code) {
             (true, 0, _) | (false, 129, _) => echo_reply(rest, quoted, source, destination)?,
+            // Less than every host takes would only make packets small: RFC 791 section 3.2, RFC 8200 section 5.
+            (true, 3, 4) if (1..u32::from(LEAST_MTU_V4)).contains(&told) => return None,
+            (false, 2, _) if told < u32::from(LEAST_MTU_V6) => return None,
             (true, 3, 4) | (true, 11 | 12, _) | (false, 2..=4, _) => error(quoted, false)?,
             (true, 3, _) | (false, 1, _) => error(quoted, true)?,
             _ => return None,
@@ -202,6 +208,8 @@ mod tests {
         // 28 bytes are what RFC 792 asks for.
         let said = parse(&v4(ROUTER, unreachable(1), &sent()[..28]));
         assert_eq!(said, Some((IcmpKind::Unreachable { sequence: 77 }, tcp.clone())));
+        let too_small = Icmpv4Type::Unknown { type_u8: 3, code_u8: 4, bytes5to8: [0, 0, 0, 68] };
+        assert_eq!(parse(&v4(ROUTER, too_small, &sent())), None, "smaller than every host takes");
         let said = parse(&v4(ROUTER, unreachable(4), &sent()));
         assert_eq!(said, Some((IcmpKind::Trouble { sequence: 77 }, tcp)), "too big");
         assert_eq!(parse(&v4(ROUTER, unreachable(1), &sent()[..27])), None);

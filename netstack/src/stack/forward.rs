@@ -70,7 +70,8 @@ impl Stack {
                     }
                     return Err(DropReason::NoFlow);
                 }
-                if connection.end().is_some() && !connection.repeats(direction, segment) {
+                if connection.end().is_some() {
+                    // Nobody judges it any more.
                     return Err(DropReason::NoFlow);
                 }
                 let changed = connection.see(now, direction, segment);
@@ -109,10 +110,16 @@ impl Stack {
         let cut = Reply { identification: self.identification, ..reply(to, packet.tuple().turned()) };
         match (packet.offload(), packet.transport()) {
             (None, Transport::Udp(udp)) if packet.bytes().len() > usize::from(to.mtu) => {
-                build::udp(batch, cut, udp.payload);
+                let made = build::udp(batch, cut, udp.payload);
+                batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, packet.hop_limit()));
             }
             (None, Transport::Echo(echo)) if packet.bytes().len() > usize::from(to.mtu) => {
-                build::echo_request(batch, cut, echo.sequence, echo.data);
+                let made = build::echo_request(batch, cut, echo.sequence, echo.data);
+                batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, packet.hop_limit()));
+            }
+            // A segment in fragments, which no TCP sends since RFC 1191.
+            (None, Transport::Tcp(_)) if packet.bytes().len() > usize::from(to.mtu) => {
+                return Err(DropReason::Fragment);
             }
             (None, _) => batch.push_copy(to.id, packet.bytes(), None),
             (offload, _) if packet.is_plain() => batch.push_copy(to.id, packet.bytes(), offload),
@@ -144,7 +151,8 @@ impl Stack {
     /// (`ours`), in the name of the other side.
     ///
     /// # Errors
-    /// `icmp_type`: it is about nothing that this flow sent.
+    /// `icmp_type`: it is about nothing that this flow sent. `answer_limit`: there are too many. `no_flow`: the flow is over.
+    /// `malformed`: an error that quotes more than there is room for.
     pub fn pass_message(
         &mut self,
         now: Instant,
@@ -152,15 +160,25 @@ impl Stack {
         message: &IcmpMessage<'_>,
         ours: bool,
     ) -> Result<(), DropReason> {
+        let Some(flow) = self.flow(id).filter(|flow| !flow.released) else { return Err(DropReason::NoFlow) };
+        let key = flow.key;
+        let is_reply = matches!(message.kind(), IcmpKind::EchoReply { .. });
+        if !is_reply && !self.answers.take(now, key.ingress, key.tuple.source) {
+            return Err(DropReason::AnswerLimit);
+        }
         let Some(flow) = self.flow_mut(id) else { return Err(DropReason::NoFlow) };
-        let client = Ingress { id: flow.key.ingress, mtu: flow.mtu };
+        let client = Ingress { id: key.ingress, mtu: flow.mtu };
         let FlowKind::Forward(forward) = &mut flow.kind else { return Err(DropReason::NoFlow) };
         // What it is about went the other way.
         let (to, about) = match direction {
             Direction::Up => (forward.out, Direction::Down),
             Direction::Down => (client, Direction::Up),
         };
+        if !is_reply && message.bytes().len() > usize::from(to.mtu) {
+            return Err(DropReason::Malformed);
+        }
         let data = match (&mut forward.watch, message.kind()) {
+            (Watch::Tcp(connection), _) if connection.end().is_some() => return Err(DropReason::NoFlow),
             (Watch::Tcp(connection), IcmpKind::Unreachable { sequence }) => {
                 connection.hear_error(about, sequence, true).then_some(0)
             }

@@ -149,13 +149,10 @@ fn a_connection_goes_on_as_it_is_and_ends_when_both_ends_have_closed() {
     assert_eq!(between.stack.poll_changed(), Some(id));
     let traffic = between.stack.traffic(id);
     assert_eq!(traffic, Traffic { bytes_up: 5, bytes_down: 200, packets_up: 5, packets_down: 4 });
-    between.stack.release(id);
-    between.passes(OUT, &back(ACK | FIN, next, UP + 6, &[]));
-    // What was lost comes again; nothing new comes by a connection that nobody judges any more.
+    // Nobody judges what comes by a connection that is over.
     assert_eq!(between.take(OUT, &back(ACK, next + 1, UP + 7, b"more")), Err(DropReason::NoFlow));
-    assert!(between.made().is_empty());
-    between.pass(11 * SECOND);
-    assert!(between.stack.is_empty(), "nobody needs it any more");
+    between.stack.release(id);
+    assert!(between.made().is_empty() && between.stack.is_empty());
     assert_eq!(between.stack.forwarded_of(OUT, target_tuple()), None);
 }
 
@@ -183,7 +180,8 @@ fn resets_end_it_where_their_receiver_believes_them() {
     let mut between = Between::new(limits());
     let id = between.connected();
     between.passes(OUT, &back(RST, DOWN.wrapping_add(100_000), 0, &[]));
-    assert_eq!(between.stack.forward_end(id), None, "far from what the client expects");
+    between.passes(OUT, &back(RST, DOWN + 2, 0, &[]));
+    assert_eq!(between.stack.forward_end(id), None, "in the window, but the client would ask back");
     between.passes(OUT, &back(RST, DOWN + 1, 0, &[]));
     assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::TargetReset));
     between.stack.abort(between.now, id);
@@ -225,6 +223,9 @@ fn both_ends_hear_that_it_was_ended() {
     assert_eq!(made, [(PEER, (4, DOWN + 51, 0)), (OUT, (4, UP + 1, 0))]);
     assert_eq!(between.take(OUT, &back(RST, DOWN + 51, 0, &[])), Err(DropReason::NoFlow));
     assert!(between.made().is_empty(), "a reset is not answered");
+    let unreachable = Icmpv4Type::Unknown { type_u8: 3, code_u8: 1, bytes5to8: [0; 4] };
+    let sent = Segment { v6: false, flags: ACK, sequence: UP, acknowledgment: DOWN, window: 9, payload: b"x" }.bytes();
+    assert_eq!(message(&mut between, TARGET, unreachable, &sent), Err(DropReason::NoFlow), "no word of anybody");
     between.pass(11 * SECOND);
     assert!(between.stack.is_empty());
 
@@ -233,6 +234,25 @@ fn both_ends_hear_that_it_was_ended() {
     between.stack.abort(between.now, id);
     let made: Vec<_> = between.made().into_iter().map(|(to, packet)| (to, told(&packet))).collect();
     assert_eq!(made, [(PEER, (4 | 16, 0, UP + 1)), (OUT, (4, UP + 1, 0))]);
+}
+
+#[test]
+fn a_syn_may_have_data() {
+    let syn = |payload| Segment { v6: false, flags: SYN, sequence: UP, acknowledgment: 0, window: 9, payload };
+    for (first, second, acknowledged) in
+        [(&b"hello"[..], None, 1), (b"hello", Some(&b""[..]), 6), (b"hello", Some(b""), 1)]
+    {
+        let mut between = Between::new(limits());
+        let id = between.open(&syn(first).bytes());
+        between.made();
+        if let Some(second) = second {
+            between.passes(PEER, &syn(second).bytes());
+        }
+        between.passes(OUT, &back(SYN | ACK, DOWN, UP + 7, &[]));
+        assert!(!between.stack.is_established(id), "what was not sent");
+        between.passes(OUT, &back(SYN | ACK, DOWN, UP + acknowledged, &[]));
+        assert!(between.stack.is_established(id), "{first:?}, {second:?}");
+    }
 }
 
 #[test]
@@ -400,7 +420,7 @@ fn errors_reach_the_client_when_they_are_about_what_it_sent() {
     let data =
         Segment { v6: false, flags: ACK, sequence: UP + 1, acknowledgment: DOWN + 1, window: 9, payload: &[0; 900] };
     between.passes(PEER, &data.bytes());
-    let too_big = Icmpv4Type::Unknown { type_u8: 3, code_u8: 4, bytes5to8: [0, 0, 2, 0] };
+    let too_big = Icmpv4Type::Unknown { type_u8: 3, code_u8: 4, bytes5to8: [0, 0, 2, 64] };
     message(&mut between, router, too_big, &data.bytes()[..28]).unwrap();
     message(&mut between, router, unreachable, &data.bytes()[..28]).unwrap();
     assert_eq!(between.stack.forward_end(id), None, "RFC 5927: no error ends a connection that is open");

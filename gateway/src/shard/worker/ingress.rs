@@ -145,12 +145,12 @@ impl Shard {
                         self.handle_fragment(now, from, name, &fragment, ChecksumPolicy::Trusted, |shard, whole| {
                             match whole {
                                 Arrival::Packet(packet) => push(shard, &packet),
-                                Arrival::Icmp(message) => shard.take_message(now, from, true, &message),
+                                Arrival::Icmp(message) => shard.take_message(now, from, Some(device), &message),
                                 Arrival::Fragment(_) => shard.drop_packet(DropReason::Fragment),
                             }
                         });
                     }
-                    Arrival::Icmp(message) => self.take_message(now, from, true, &message),
+                    Arrival::Icmp(message) => self.take_message(now, from, Some(device), &message),
                 }
             });
         match route {
@@ -202,8 +202,14 @@ impl Shard {
         }
         match info.parse(bytes) {
             Ok(Arrival::Fragment(fragment)) => {
-                let nobody = Arc::clone(&self.nobody);
-                let owner = device.map_or(&nobody, |device| &device.identity.device);
+                // No device has such a name: each stranger has a share of its own.
+                let stranger: Arc<str>;
+                let owner = if let Some(device) = device {
+                    &device.identity.device
+                } else {
+                    stranger = format!("from {source}").into();
+                    &stranger
+                };
                 // Whoever cut the packet completed its checksum before.
                 self.handle_fragment(now, TUN, owner, &fragment, ChecksumPolicy::Verify, |shard, whole| {
                     shard.handle_tun_arrival(now, device, &whole, true);
@@ -231,7 +237,7 @@ impl Shard {
                 }
             }
             (Arrival::Packet(_), None) => self.drop_packet(DropReason::UnknownDevice),
-            (Arrival::Icmp(message), _) => self.take_message(now, TUN, device.is_some(), message),
+            (Arrival::Icmp(message), _) => self.take_message(now, TUN, device.map(AsRef::as_ref), message),
             (Arrival::Fragment(_), _) => self.drop_packet(DropReason::Fragment),
         }
     }
