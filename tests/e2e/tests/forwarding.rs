@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use portcullis_e2e::flow_log::FlowLine;
 use portcullis_e2e::lab::{FAMILIES, Family, Host};
+use portcullis_e2e::metrics::DROPPED;
+use portcullis_e2e::nft::Counter;
 use portcullis_e2e::on_both_ramps;
+use portcullis_e2e::raw::{self, RawSender};
 use portcullis_e2e::setup::{OnRamp, Setup, policy_without};
 use portcullis_e2e::stream::MIB;
 use portcullis_e2e::target::{TcpTarget, UdpTarget, datagram, reset};
 use portcullis_e2e::tools::said;
 use portcullis_e2e::transfer::{Endless, download, upload};
 use portcullis_e2e::wait;
-use portcullis_e2e::world::{World, scenario};
+use portcullis_e2e::world::{Client, World, scenario};
 
 fn record(world: &World<'_>, to: SocketAddr) -> FlowLine {
     let line = world.gateway.wait_for_flow("its record", |line| line.destination == to);
@@ -241,6 +244,51 @@ fn answers_find_their_flow_whatever_shard_they_come_to() {
         let sources: Vec<IpAddr> = echo.sources().iter().map(SocketAddr::ip).collect();
         for client in &world.clients {
             assert!(sources.contains(&client.inner_address(Family::V4)));
+        }
+    });
+}
+
+/// ICMP errors go on to a target from the device whose flow they are about, and from nobody else.
+#[test]
+fn another_device_says_nothing_into_a_flow() {
+    scenario(Setup::new(OnRamp::Tun).and(OnRamp::Tun).keep(), |world| {
+        for family in FAMILIES {
+            let echo =
+                UdpTarget::serve(world.private(), SocketAddr::new(Host::Open.address(family), 0), <[u8]>::to_vec);
+            let (own, other) = (&world.clients[0], &world.clients[1]);
+            let socket = own.udp(echo.address());
+            socket.send(b"hello").expect("a way to the target");
+            datagram(&socket).expect("the echo");
+            let source = SocketAddr::new(own.inner_address(family), socket.local_addr().expect("bound").port());
+            let answer = raw::udp(echo.address(), source, b"hello");
+            let errors = match family {
+                Family::V4 => {
+                    "meta l4proto icmp icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+                }
+                Family::V6 => {
+                    "meta l4proto icmpv6 icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
+                }
+            };
+            let arrived = Counter::arriving(world.private(), &format!("errors{family:?}"), errors);
+            let say = |client: &Client<'_>| {
+                let sender = RawSender::new(client);
+                for error in raw::errors(client.inner_address(family), echo.address().ip(), &answer) {
+                    sender.send(&error);
+                }
+            };
+            say(other);
+            world.gateway.wait_for_metric(
+                DROPPED,
+                Some(("reason", "spoofed_source")),
+                match family {
+                    Family::V4 => 5.0,
+                    Family::V6 => 10.0,
+                },
+            );
+            assert_eq!(arrived.packets(), 0, "another device's");
+            // Two of its kinds open or close nothing, and one is smaller than anybody needs.
+            say(own);
+            wait::until("the flow's own", || (arrived.packets() == 5).then_some(()));
         }
     });
 }
