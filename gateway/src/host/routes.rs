@@ -15,9 +15,10 @@
 //! kernel looks the reverse path up as coming in by `lo`: the table does not count. For a packet it forwards, such as ours
 //! from the device to a client, it looks it up as coming in where the packet would leave: the way back is the device.
 //!
-//! Where an off-ramp sends the packets of WireGuard clients on as they are ([`Returns`]), their tunnel network is steered
-//! too, so that answers come back, and with a rule of its own also for this host's packets: as a router it has ICMP errors
-//! for these clients. The routes towards them have the tunnel's MTU, so the kernel tells senders what does not fit.
+//! Where an off-ramp sends the packets of WireGuard clients on as they are ([`TunConfig::returns`]), their tunnel network
+//! is steered too, so that answers come back, and with a rule of its own also for this host's packets: as a router it has
+//! ICMP errors for these clients. The routes towards them have the tunnel's MTU, so the kernel tells senders what does not
+//! fit.
 //!
 //! Everything we add carries [`PROTOCOL`], so that a later start recognises what an earlier process left. It is replaced
 //! in place, backstops first: there is no moment in which routed traffic passes by.
