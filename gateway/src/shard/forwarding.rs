@@ -146,9 +146,7 @@ impl Shard {
             }
         }
     }
-}
 
-impl Shard {
     fn is_flow_of(&mut self, id: FlowId, device: Option<&Device>) -> bool {
         let flow = self.flows.get_mut(id);
         flow.zip(device).is_some_and(|(flow, device)| flow.device.identity.device == device.identity.device)

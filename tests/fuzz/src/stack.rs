@@ -442,23 +442,23 @@ impl Bench<'_> {
     }
 }
 
-/// From the target to the client.
-fn turned(v6: bool) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
-    if v6 {
-        let client = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
-        let target = [0xfd, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80];
-        PacketBuilder::ipv6(target, client, 64)
-    } else {
-        PacketBuilder::ipv4([10, 20, 0, 80], [100, 96, 0, 2], 64)
-    }
+const CLIENT: ([u8; 4], [u8; 16]) = ([100, 96, 0, 2], [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+const TARGET: ([u8; 4], [u8; 16]) = ([10, 20, 0, 80], [0xfd, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80]);
+
+/// From the client to the target.
+fn ip(v6: bool) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+    between(v6, CLIENT, TARGET)
 }
 
-fn ip(v6: bool) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
-    if v6 {
-        let client = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
-        let target = [0xfd, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80];
-        PacketBuilder::ipv6(client, target, 64)
-    } else {
-        PacketBuilder::ipv4([100, 96, 0, 2], [10, 20, 0, 80], 64)
-    }
+/// From the target to the client.
+fn turned(v6: bool) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+    between(v6, TARGET, CLIENT)
+}
+
+fn between(
+    v6: bool,
+    from: ([u8; 4], [u8; 16]),
+    to: ([u8; 4], [u8; 16]),
+) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+    if v6 { PacketBuilder::ipv6(from.1, to.1, 64) } else { PacketBuilder::ipv4(from.0, to.0, 64) }
 }
