@@ -35,6 +35,7 @@ use crate::offramp::health;
 use crate::rulesets::{Cause, Rulesets};
 use crate::shard::{self, BindError, BoundShards, ShardHandle};
 use crate::signals::SignalEvent;
+use crate::sites;
 use crate::state::revisions::Source;
 use crate::state::{self, DatabaseError, Keeper, Kept, Memory, ReportStore, Revisions, StateInUse, StateLock};
 
@@ -205,6 +206,7 @@ impl Gateway {
             crate::watch::start(&config, Arc::clone(&rulesets));
         }
         health::watch_all(&offramps, &shards);
+        sites::start(&offramps, &shards);
         let keeper = memory.map(|memory| Keeper::start(memory, shards.clone(), rulesets.subscribe()));
         let (phase, phases) = watch::channel(Phase::Starting);
         let (listener, socket) = control.into_parts();

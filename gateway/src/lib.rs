@@ -24,8 +24,9 @@
 //!   small turns, so that batches gather.
 //! - A flow is entered in the table, then judged, then dialled; nothing can be dialled without a `Permit`, which only
 //!   the policy makes. [`destination`] holds what no policy can open.
-//! - Over an off-ramp of kind `kernel` nothing is dialled: the client's packets go on by the TUN device and come back by it
-//!   (`shard::forwarding`), matched to their flow whatever shard the kernel hands them to.
+//! - Over an off-ramp of kind `kernel` or `wireguard`, and to another device, nothing is dialled: the client's packets go on
+//!   by the TUN device, or through the tunnel of a peer, and come back the same way (`shard::forwarding`), matched to
+//!   their flow whatever shard they come to. [`sites`] keeps the tunnels of off-ramps up.
 //! - [`rulesets`] publishes immutable [snapshots](shard::link::Snapshot). A shard takes over a new one between two
 //!   packets and judges its live flows again, in slices.
 //! - [`limits`]: a flow holds its share of what a device, its user and all may have; a flow over a limit is refused by
@@ -67,6 +68,7 @@ pub mod schema;
 pub mod secret;
 pub mod shard;
 pub mod signals;
+pub mod sites;
 pub mod state;
 mod sys;
 pub mod telemetry;

@@ -65,11 +65,6 @@ impl PacketBatch {
         self.push(to, len, HEADERS.min(len), Some(offload), fill)
     }
 
-    /// Appends a packet that is there already, as it is.
-    pub(crate) fn push_copy(&mut self, to: IngressId, packet: &[u8], offload: Option<Offload>) {
-        self.push_copy_with(to, packet, offload, |_| {});
-    }
-
     /// Appends a packet that is there already, and lets `change` write in it.
     pub(crate) fn push_copy_with(
         &mut self,

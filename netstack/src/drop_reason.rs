@@ -55,6 +55,8 @@ drop_reasons! {
     IcmpType => "icmp_type",
     /// A packet that may take no hop more.
     HopLimit => "hop_limit",
+    /// A packet that does not fit where it is to go, and may not be cut.
+    TooBig => "too_big",
     /// A limit on flows was reached.
     Limit => "limit",
     /// The flow's policy says to drop in silence.

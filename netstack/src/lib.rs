@@ -56,5 +56,5 @@ pub use flow::memory::RingMemory;
 pub use flow::{CloseCause, Traffic};
 pub use limits::{RING_FLOOR, StackLimits};
 pub use reassembly::Reassembler;
-pub use stack::{Handled, Ingress, Refusal, Stack};
+pub use stack::{Handled, Ingress, Passage, Refusal, Stack};
 pub use tuple::{FiveTuple, FlowId, FlowKey, IngressId, Protocol};

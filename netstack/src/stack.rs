@@ -3,6 +3,8 @@
 mod answer;
 mod forward;
 
+pub use forward::Passage;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -49,7 +51,7 @@ pub enum Handled {
     Known(FlowId),
     /// It belongs to this flow, which is [forwarded](Stack::forward), and was counted: it is still to be
     /// [sent on](Stack::send_on) there.
-    Passes(FlowId, Ingress),
+    Passes(FlowId, Passage),
 }
 
 /// How a flow that never opened is answered.
@@ -568,7 +570,7 @@ impl Stack {
 fn forget(table: &mut HashMap<FlowKey, FlowId>, flow: &Flow) {
     table.remove(&flow.key);
     if let FlowKind::Forward(forward) = &flow.kind {
-        table.remove(&forward.back(&flow.key.tuple));
+        table.remove(&forward.back());
     }
 }
 

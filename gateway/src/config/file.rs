@@ -274,7 +274,7 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, ConfigError> {
     Ok(address)
 }
 
-fn endpoint(text: &str) -> Result<String, ConfigError> {
+pub(super) fn endpoint(text: &str) -> Result<String, ConfigError> {
     if is_endpoint(text) { Ok(text.to_owned()) } else { Err(ConfigError::NotAnEndpoint) }
 }
 

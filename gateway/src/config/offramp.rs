@@ -5,27 +5,53 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use portcullis_policy::address::parse_address;
 use rustls::pki_types::ServerName;
 
-use super::file::{interface_name, path, socket_address};
+use super::file::{endpoint, interface_name, path, socket_address};
 use super::problem::ConfigError;
 use super::reader::{Located, Reader, Table, Value};
-use super::resolved::{OfframpKind, ProxyConfig, ProxyScheme, TlsConfig};
+use super::resolved::{OfframpKind, ProxyConfig, ProxyScheme, SiteConfig, TlsConfig};
+use crate::keys::parse_public_key;
 use crate::offramp::health::HealthConfig;
+use crate::prefix::parse_interface_address;
 
 /// Every key of an `[[offramp]]`; which of them mean something depends on its kind.
-pub(super) const OFFRAMP: &[&str] =
-    &["name", "kind", "source", "ports", "interface", "health", "proxy_protocol", "address", "credentials_file", "tls"];
+pub(super) const OFFRAMP: &[&str] = &[
+    "name",
+    "kind",
+    "source",
+    "ports",
+    "interface",
+    "health",
+    "proxy_protocol",
+    "address",
+    "credentials_file",
+    "tls",
+    "mode",
+    "public_key",
+    "preshared_key_file",
+    "endpoint",
+    "addresses",
+    "keepalive",
+];
 /// Keys of some kinds, and which these are.
 const DIRECT_ONLY: (&[&str], &str) = (&["proxy_protocol"], "direct");
 const PROXY_ONLY: (&[&str], &str) = (&["address", "credentials_file", "tls"], "socks5, http-connect");
-const SOCKETS_ONLY: (&[&str], &str) = (&["source", "ports", "interface"], "direct, socks5, http-connect");
+const SOCKETS_ONLY: (&[&str], &str) = (&["ports", "interface"], "direct, socks5, http-connect");
+const SOURCE: (&[&str], &str) = (&["source"], "direct, socks5, http-connect, wireguard");
+const SITE_ONLY: (&[&str], &str) =
+    (&["mode", "public_key", "preshared_key_file", "endpoint", "addresses", "keepalive"], "wireguard");
+/// Whether a site is there its tunnel tells.
+const PROBED: (&[&str], &str) = (&["health"], "direct, socks5, http-connect, kernel");
 const HEALTH: &[&str] = &["tcp", "every", "down_after", "up_after"];
 const TLS: &[&str] = &["ca_file", "certificate_file", "key_file", "server_name"];
 
 const PROBED_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 const PROBES_IN_A_ROW: RangeInclusive<u64> = 1..=100;
+/// WireGuard has 16 bits for seconds.
+const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(65_535);
 
 /// One `[[offramp]]`. Paths are as they were written.
 #[derive(Debug)]
@@ -37,6 +63,8 @@ pub(super) struct OfframpFile {
     pub(super) health: Option<HealthConfig>,
     /// `None` when it could not be read.
     pub(super) kind: Option<OfframpKind>,
+    /// Of a site, to be checked against each other.
+    pub(super) addresses: Vec<Located<IpNet>>,
 }
 
 /// The word after `kind`.
@@ -45,10 +73,11 @@ enum Kind {
     Direct,
     Proxy(ProxyScheme),
     Kernel,
+    Wireguard,
 }
 
 impl Kind {
-    const NAMES: &str = "direct, socks5, http-connect, kernel";
+    const NAMES: &str = "direct, socks5, http-connect, kernel, wireguard";
 
     fn parse(text: &str) -> Result<Self, ConfigError> {
         match text {
@@ -56,6 +85,7 @@ impl Kind {
             "socks5" => Ok(Self::Proxy(ProxyScheme::Socks5)),
             "http-connect" => Ok(Self::Proxy(ProxyScheme::HttpConnect)),
             "kernel" => Ok(Self::Kernel),
+            "wireguard" => Ok(Self::Wireguard),
             _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: Self::NAMES }),
         }
     }
@@ -63,9 +93,10 @@ impl Kind {
     /// Keys that mean nothing to it, and what they are for.
     fn foreign(self) -> &'static [(&'static [&'static str], &'static str)] {
         match self {
-            Self::Direct => &[PROXY_ONLY],
-            Self::Proxy(_) => &[DIRECT_ONLY],
-            Self::Kernel => &[DIRECT_ONLY, PROXY_ONLY, SOCKETS_ONLY],
+            Self::Direct => &[PROXY_ONLY, SITE_ONLY],
+            Self::Proxy(_) => &[DIRECT_ONLY, SITE_ONLY],
+            Self::Kernel => &[DIRECT_ONLY, PROXY_ONLY, SOCKETS_ONLY, SOURCE, SITE_ONLY],
+            Self::Wireguard => &[DIRECT_ONLY, PROXY_ONLY, SOCKETS_ONLY, PROBED],
         }
     }
 }
@@ -74,16 +105,19 @@ impl<'t> Reader<'t> {
     pub(super) fn offramp(&mut self, table: &Table<'t>) -> Option<OfframpFile> {
         let name = self.required(table, "name").and_then(|value| self.located(&value, offramp_name));
         let kind = self.required(table, "kind").and_then(|value| self.parsed(&value, Kind::parse));
-        let source = self.value(table, "source");
+        // To a site it is a word.
+        let source = self.value(table, "source").filter(|_| kind != Some(Kind::Wireguard));
         let source = self.located_list(source, parse_address);
+        let addresses = self.value(table, "addresses");
+        let addresses = self.located_list(addresses, parse_interface_address);
         let ports = self.value(table, "ports").and_then(|value| self.parsed(&value, port_range));
         let interface = self.value(table, "interface").and_then(|value| self.parsed(&value, interface_name));
         let health = self.section(table, "health", HEALTH).and_then(|health| self.health(&health));
-        let kind = kind.and_then(|kind| self.offramp_kind(table, kind));
-        Some(OfframpFile { name: name?, source, ports, interface, health, kind })
+        let kind = kind.and_then(|kind| self.offramp_kind(table, kind, &addresses));
+        Some(OfframpFile { name: name?, source, ports, interface, health, kind, addresses })
     }
 
-    fn offramp_kind(&mut self, table: &Table<'t>, kind: Kind) -> Option<OfframpKind> {
+    fn offramp_kind(&mut self, table: &Table<'t>, kind: Kind, addresses: &[Located<IpNet>]) -> Option<OfframpKind> {
         for (keys, known) in kind.foreign() {
             for key in *keys {
                 if let Some(value) = self.value(table, key) {
@@ -99,7 +133,32 @@ impl<'t> Reader<'t> {
             }
             Kind::Proxy(scheme) => self.proxy(table, scheme).map(OfframpKind::Proxy),
             Kind::Kernel => Some(OfframpKind::Kernel),
+            Kind::Wireguard => self.site(table, addresses).map(OfframpKind::Wireguard),
         }
+    }
+
+    fn site(&mut self, table: &Table<'t>, addresses: &[Located<IpNet>]) -> Option<SiteConfig> {
+        if let Some(mode) = self.value(table, "mode") {
+            self.parsed(&mode, |text| word(text, "forward"));
+        }
+        let public_key = self.required(table, "public_key").and_then(|value| self.parsed(&value, parse_public_key));
+        let preshared_key_file = self.path(table, "preshared_key_file");
+        let at = self.required(table, "endpoint");
+        if let Some(value) = at.as_ref().filter(|value| value.is_empty_list()) {
+            self.problem::<()>(value, ConfigError::EmptyList);
+        }
+        let endpoint: Vec<_> = self.located_list(at, endpoint).into_iter().map(|at| at.value).collect();
+        let source = self.value(table, "source");
+        let keeps_client = source.as_ref().and_then(|value| self.parsed(value, keeps_client)).unwrap_or(false);
+        if !keeps_client && addresses.is_empty() {
+            let place = self.value(table, "name");
+            if let Some(value) = source.or(place) {
+                self.problem::<()>(&value, ConfigError::NoSiteAddress);
+            }
+        }
+        let keepalive = self.value(table, "keepalive").and_then(|value| self.duration(&value, KEEPALIVE));
+        let addresses = addresses.iter().map(|address| address.value).collect();
+        Some(SiteConfig { public_key: public_key?, preshared_key_file, endpoint, addresses, keeps_client, keepalive })
     }
 
     fn proxy(&mut self, table: &Table<'t>, scheme: ProxyScheme) -> Option<ProxyConfig> {
@@ -145,9 +204,19 @@ fn offramp_name(text: &str) -> Result<String, ConfigError> {
 }
 
 fn proxy_protocol(text: &str) -> Result<(), ConfigError> {
+    word(text, "v2")
+}
+
+/// Takes the only word there is.
+fn word(text: &str, known: &'static str) -> Result<(), ConfigError> {
+    if text == known { Ok(()) } else { Err(ConfigError::UnknownWord { found: text.to_owned(), known }) }
+}
+
+fn keeps_client(text: &str) -> Result<bool, ConfigError> {
     match text {
-        "v2" => Ok(()),
-        _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: "v2" }),
+        "site" => Ok(false),
+        "client" => Ok(true),
+        _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: "site, client" }),
     }
 }
 

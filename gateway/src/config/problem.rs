@@ -10,6 +10,7 @@ use portcullis_policy::address::AddressError;
 
 use super::duration::format_duration;
 use crate::files::ReadError;
+use crate::keys::KeyError;
 use crate::prefix::InterfaceAddressError;
 
 /// A place in a text file, counted from 1, in characters.
@@ -171,6 +172,15 @@ pub enum ConfigError {
     /// An off-ramp that sends packets out by the TUN device, and there is none.
     #[error("packets leave by the TUN device and come back by it: add a [tun] table")]
     NeedsTun,
+    /// An off-ramp whose tunnel goes out by the WireGuard socket, and there is none.
+    #[error("the site's tunnel goes out by the socket of the on-ramp, with its key: add a [wireguard] table")]
+    NeedsWireguard,
+    /// A site that is to see an address of ours, and none was given.
+    #[error("packets to the site carry our address there: give `addresses`, or `source = \"client\"`")]
+    NoSiteAddress,
+    /// A WireGuard key is wrong.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// A key that means nothing to an off-ramp of this kind.
     #[error("means nothing to this kind; it is for {known}")]
     OtherKind {

@@ -15,8 +15,9 @@ use super::offramp::OfframpFile;
 use super::problem::{ConfigError, Findings};
 use super::reader::Located;
 use super::resolved::{
-    Config, OfframpConfig, OfframpKind, OnStop, Returns, RouteConfig, TlsConfig, TunConfig, WireguardConfig,
+    Config, OfframpConfig, OfframpKind, OnStop, Returns, RouteConfig, SiteConfig, TlsConfig, TunConfig, WireguardConfig,
 };
+use crate::keys::encode_key;
 use crate::prefix::{is_network_itself, overlap};
 
 /// Bytes of `sun_path`, without the end mark (unix(7)).
@@ -32,7 +33,8 @@ pub(super) fn resolve(text: &str, file: File, source: &Path, cores: usize, findi
     if let (Some(wireguard), Some(tun)) = (&file.wireguard, &file.tun) {
         apart(&wireguard.addresses, &tun.addresses, findings);
     }
-    let offramps = offramps(file.offramps, file.tun.is_some(), base, findings);
+    let onramps = (file.wireguard.is_some(), file.tun.is_some());
+    let offramps = offramps(file.offramps, onramps, base, findings);
     let wireguard = file.wireguard.map(|wireguard| self::wireguard(wireguard, &state_dir, findings));
     let forwards = offramps.iter().any(|offramp| offramp.kind == OfframpKind::Kernel);
     let returns = wireguard.as_ref().filter(|_| forwards).map(|wireguard| Returns {
@@ -83,12 +85,8 @@ fn local_services(services: Vec<Located<SocketAddr>>, findings: &mut Findings) -
 
 fn wireguard(file: WireguardFile, state_dir: &Path, findings: &mut Findings) -> WireguardConfig {
     host_addresses(&file.addresses, findings);
-    for (i, address) in file.addresses.iter().enumerate() {
-        let mut before = file.addresses.iter().take(i);
-        if let Some(first) = before.find(|other| other.value.addr().is_ipv4() == address.value.addr().is_ipv4()) {
-            let family = if address.value.addr().is_ipv4() { "IPv4" } else { "IPv6" };
-            findings.add(address.place, &*address.key, ConfigError::SecondOfFamily { family, first: first.place });
-        }
+    one_of_each_family(&file.addresses, IpNet::addr, findings);
+    for address in &file.addresses {
         if address.value.prefix_len() + 1 >= address.value.max_prefix_len() {
             findings.add(address.place, &*address.key, ConfigError::NoRoom(address.value));
         }
@@ -124,9 +122,15 @@ fn tun(file: TunFile, findings: &mut Findings) -> TunConfig {
 }
 
 /// `direct` is always there and first; an entry of that name changes its settings.
-fn offramps(files: Vec<OfframpFile>, has_tun: bool, base: &Path, findings: &mut Findings) -> Vec<OfframpConfig> {
+fn offramps(
+    files: Vec<OfframpFile>,
+    (has_wireguard, has_tun): (bool, bool),
+    base: &Path,
+    findings: &mut Findings,
+) -> Vec<OfframpConfig> {
     let mut offramps = vec![OfframpConfig::direct()];
     let mut seen = HashMap::new();
+    let mut sites = HashMap::new();
     for file in files {
         if let Some(first) = seen.insert(file.name.value.clone(), file.name.place) {
             let error = ConfigError::DuplicateOfframp { name: file.name.value, first };
@@ -136,12 +140,19 @@ fn offramps(files: Vec<OfframpFile>, has_tun: bool, base: &Path, findings: &mut 
         if file.kind == Some(OfframpKind::Kernel) && !has_tun {
             findings.add(file.name.place, &*file.name.key, ConfigError::NeedsTun);
         }
-        for (i, source) in file.source.iter().enumerate() {
-            let same_family = |other: &&Located<IpAddr>| other.value.is_ipv4() == source.value.is_ipv4();
-            if let Some(first) = file.source.iter().take(i).find(same_family) {
-                let family = if source.value.is_ipv4() { "IPv4" } else { "IPv6" };
-                findings.add(source.place, &*source.key, ConfigError::SecondOfFamily { family, first: first.place });
+        if let Some(OfframpKind::Wireguard(site)) = &file.kind {
+            if !has_wireguard {
+                findings.add(file.name.place, &*file.name.key, ConfigError::NeedsWireguard);
             }
+            if let Some(first) = sites.insert(site.public_key, file.name.place) {
+                let value = encode_key(&site.public_key);
+                findings.add(file.name.place, &*file.name.key, ConfigError::Repeated { value, first });
+            }
+        }
+        one_of_each_family(&file.addresses, IpNet::addr, findings);
+        host_addresses(&file.addresses, findings);
+        one_of_each_family(&file.source, |source| *source, findings);
+        for source in &file.source {
             if !is_unicast_host(source.value) {
                 findings.add(source.place, &*source.key, ConfigError::NotAHostAddress(source.value));
             }
@@ -164,8 +175,15 @@ fn offramps(files: Vec<OfframpFile>, has_tun: bool, base: &Path, findings: &mut 
 
 /// With its paths relative to `base`.
 fn relative_to(base: &Path, kind: OfframpKind) -> OfframpKind {
-    let OfframpKind::Proxy(mut proxy) = kind else { return kind };
     let join = |path: PathBuf| base.join(path);
+    let mut proxy = match kind {
+        OfframpKind::Proxy(proxy) => proxy,
+        OfframpKind::Wireguard(site) => {
+            let preshared_key_file = site.preshared_key_file.map(join);
+            return OfframpKind::Wireguard(SiteConfig { preshared_key_file, ..site });
+        }
+        OfframpKind::Direct { .. } | OfframpKind::Kernel => return kind,
+    };
     proxy.credentials_file = proxy.credentials_file.map(join);
     proxy.tls = proxy.tls.map(|tls| TlsConfig {
         ca_file: tls.ca_file.map(join),
@@ -194,6 +212,17 @@ fn routes(files: Vec<RouteFile>, offramps: &[OfframpConfig], findings: &mut Find
         routes.push(RouteConfig { to: to.value, offramp });
     }
     routes
+}
+
+/// Refuses a second address of a family.
+fn one_of_each_family<T>(items: &[Located<T>], address: impl Fn(&T) -> IpAddr, findings: &mut Findings) {
+    for (i, item) in items.iter().enumerate() {
+        let is_ipv4 = address(&item.value).is_ipv4();
+        if let Some(first) = items.iter().take(i).find(|other| address(&other.value).is_ipv4() == is_ipv4) {
+            let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+            findings.add(item.place, &*item.key, ConfigError::SecondOfFamily { family, first: first.place });
+        }
+    }
 }
 
 /// Refuses addresses that no host can have.

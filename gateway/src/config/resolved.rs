@@ -142,6 +142,25 @@ pub enum OfframpKind {
     Proxy(ProxyConfig),
     /// The client's packets go on as they are, and this host routes them.
     Kernel,
+    /// The client's packets go on to a site behind another WireGuard peer.
+    Wireguard(SiteConfig),
+}
+
+/// The site of an `[[offramp]]`: another WireGuard peer, which forwards what we send it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteConfig {
+    /// Its public key.
+    pub public_key: [u8; 32],
+    /// A file with a key that both sides know besides.
+    pub preshared_key_file: Option<PathBuf>,
+    /// Where it is, HOST:PORT each; the next when one does not answer.
+    pub endpoint: Vec<String>,
+    /// Ours at that site, one a family at most.
+    pub addresses: Vec<IpNet>,
+    /// Packets keep the address of their client; else they carry ours.
+    pub keeps_client: bool,
+    /// How often something is sent, so that what stands between keeps the way open.
+    pub keepalive: Option<Duration>,
 }
 
 /// How a proxy is spoken to.

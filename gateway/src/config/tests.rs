@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::resolved::{Config, OfframpKind, OnStop, ProxyConfig, ProxyScheme, TlsConfig};
 
+mod forwarding;
+
 fn resolve(text: &str) -> Result<Config, Vec<String>> {
     Config::resolve(text, Path::new("/etc/portcullis/gateway.toml"), 4).map_err(|problems| {
         problems.iter().map(|problem| problem.to_string().replace("/etc/portcullis/", "")).collect()
@@ -367,7 +369,9 @@ fn offramps() {
     with("name = \"a\"", &["gateway.toml:2:1: offramp[0].kind: is missing"]);
     with(
         "name = \"a\"\nkind = \"socks4\"",
-        &["gateway.toml:4:8: offramp[0].kind: `socks4` is not known; known: direct, socks5, http-connect, kernel"],
+        &[
+            "gateway.toml:4:8: offramp[0].kind: `socks4` is not known; known: direct, socks5, http-connect, kernel, wireguard",
+        ],
     );
     with(
         "name = \"a b\"\nkind = \"direct\"",
@@ -558,26 +562,4 @@ fn load_names_the_file_as_it_was_given() {
     assert_eq!(problems[0].to_string(), format!("{}:2:7: tun.mtu: must be 1280 to 65535", path.display()));
     std::fs::write(&path, "[tun]\n").unwrap();
     assert_eq!(Config::load(&path).unwrap().source, path);
-}
-
-#[test]
-fn packets_that_go_on_as_they_are() {
-    let keep = "[[offramp]]\nname = \"keep\"\nkind = \"kernel\"\n";
-    refused(
-        &format!("{WIREGUARD}{keep}"),
-        &["gateway.toml:4:8: offramp[0].name: packets leave by the TUN device and come back by it: add a [tun] table"],
-    );
-    refused(
-        &format!("[tun]\n{keep}source = [\"192.0.2.1\"]\ntls = {{}}\n"),
-        &[
-            "gateway.toml:5:10: offramp[0].source: means nothing to this kind; it is for direct, socks5, http-connect",
-            "gateway.toml:6:7: offramp[0].tls: means nothing to this kind; it is for socks5, http-connect",
-        ],
-    );
-    let config = resolve(&format!("{WIREGUARD}[tun]\n{keep}")).unwrap();
-    let returns = config.tun.unwrap().returns.unwrap();
-    assert_eq!(returns.mtu, 1280);
-    assert_eq!(returns.networks.iter().map(ToString::to_string).collect::<Vec<_>>(), ["100.96.0.0/16", "fd00:96::/64"]);
-    let without = resolve(&format!("{WIREGUARD}[tun]\n")).unwrap();
-    assert_eq!(without.tun.unwrap().returns, None);
 }

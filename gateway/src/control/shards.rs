@@ -1,5 +1,6 @@
 //! The shards as the control side sees them: where commands go, and counters.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 use crate::flow_record::FlowRecord;
 use crate::metrics::counters::ShardCounters;
 use crate::shard::ShardHandle;
-use crate::shard::link::{Command, FlowFilter, PeerStatus};
+use crate::shard::link::{Command, FlowFilter, PeerStatus, SiteStatus};
 use crate::state::Remembered;
 
 /// How long a shard has to answer before it counts as stuck.
@@ -112,6 +113,30 @@ impl Shards {
         Ok(peers)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The tunnels to sites, of every shard.
+    pub async fn sites(&self) -> Result<Vec<SiteStatus>, Unanswered> {
+        let (lists, all) = self.ask(ANSWER_TIMEOUT, Command::Sites).await;
+        all.map(|()| lists.into_iter().flatten().collect())
+    }
+
+    /// Has `shard` open a handshake with the site that has this public key, where it is or at `to`.
+    pub async fn reach(&self, shard: usize, key: [u8; 32], to: Option<SocketAddr>) {
+        if let Some(shard) = self.0.get(shard) {
+            // One that is stuck or gone is for others to notice.
+            let _ = timeout(ANSWER_TIMEOUT, shard.commands.send(Command::Reach(key, to))).await;
+        }
+    }
+
     /// Where the peers are that moved since the last call. A shard that does not answer tells the next time.
     pub async fn moved(&self) -> Vec<Remembered> {
         self.ask(ANSWER_TIMEOUT, Command::Moved).await.0.into_iter().flatten().collect()
@@ -190,6 +215,8 @@ pub(crate) mod tests {
                         }
                         Command::Leave(_, answer) => _ = answer.send(0),
                         Command::Peers(answer) => _ = answer.send(self.peers.clone()),
+                        Command::Sites(answer) => _ = answer.send(Vec::new()),
+                        Command::Reach(..) => {}
                         Command::Moved(answer) => {
                             self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                             _ = answer.send(std::mem::take(&mut self.moved));

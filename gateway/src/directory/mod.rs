@@ -54,7 +54,8 @@ pub struct Device {
     pub preshared_key: Option<PresharedKey>,
     /// Addresses it may send from inside its tunnel.
     pub addresses: Vec<IpAddr>,
-    /// Networks behind the TUN that it is known by.
+    /// Networks behind it: what it may send from inside its tunnel besides, or without a key what it is known by behind
+    /// the TUN.
     pub networks: Vec<IpNet>,
     /// When access ends by itself.
     pub expires: Option<Timestamp>,
@@ -68,6 +69,11 @@ impl Device {
     /// Whether it may do anything at all at `now`.
     pub fn usable_at(&self, now: Timestamp) -> bool {
         !self.disabled && self.expires.is_none_or(|end| now < end)
+    }
+
+    /// Whether it may send from `source` inside its tunnel.
+    pub fn may_send_from(&self, source: IpAddr) -> bool {
+        self.addresses.contains(&source) || self.networks.iter().any(|net| net.contains(&source))
     }
 
     /// Addresses that a packet of it could come from: its own, and one of each network behind it.
@@ -127,7 +133,10 @@ pub struct Directory {
     groups: BTreeSet<Arc<str>>,
     devices: HashMap<Arc<str>, Arc<Device>>,
     by_key: HashMap<[u8; 32], Arc<Device>>,
+    /// Devices behind the TUN.
     by_network: Networks,
+    /// Devices with a tunnel, by what is at its other end.
+    by_tunnel: Networks,
 }
 
 impl Directory {
@@ -206,13 +215,20 @@ impl Directory {
     fn assemble(users: BTreeMap<Arc<str>, User>, devices: Vec<Arc<Device>>) -> Self {
         let groups = users.values().flat_map(|user| user.groups.iter().cloned()).collect();
         let by_key = devices.iter().filter_map(|device| Some((device.public_key?, Arc::clone(device)))).collect();
-        let by_network =
-            devices.iter().flat_map(|device| device.networks.iter().map(move |net| (*net, Arc::clone(device))));
+        let ends = |device: &Arc<Device>| {
+            let device = Arc::clone(device);
+            let addresses = device.addresses.iter().map(|address| IpNet::from(*address));
+            let ends: Vec<_> = addresses.chain(device.networks.iter().copied()).collect();
+            ends.into_iter().map(move |net| (net, Arc::clone(&device)))
+        };
+        let (with_tunnel, behind_tun): (Vec<_>, Vec<_>) =
+            devices.iter().partition(|device| device.public_key.is_some());
         Self {
             users,
             groups,
             by_key,
-            by_network: by_network.collect(),
+            by_network: behind_tun.into_iter().flat_map(ends).collect(),
+            by_tunnel: with_tunnel.into_iter().flat_map(ends).collect(),
             devices: devices.into_iter().map(|device| (Arc::clone(&device.identity.device), device)).collect(),
         }
     }
@@ -230,6 +246,11 @@ impl Directory {
     /// The device behind the TUN that `source` belongs to, by longest prefix.
     pub fn device_by_network(&self, source: IpAddr) -> Option<&Arc<Device>> {
         self.by_network.find(source)
+    }
+
+    /// The device at the other end of whose tunnel `destination` is, by longest prefix.
+    pub fn device_by_tunnel(&self, destination: IpAddr) -> Option<&Arc<Device>> {
+        self.by_tunnel.find(destination)
     }
 
     /// Every device, in no order.

@@ -1,4 +1,4 @@
-//! Devices by the networks behind the TUN: one hash look-up for each prefix length in use, longest first.
+//! Devices by the networks behind them: one hash look-up for each prefix length in use, longest first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -214,6 +214,8 @@ impl Seen<'_> {
 /// A device must be recognisable, and what is written about a key needs one.
 fn known_by_something(object: &Object<'_>) {
     let listed = |key: &str| object.optional(key).and_then(|node| node.items()).is_some_and(|items| !items.is_empty());
+    // What could not be read is said of it already.
+    let empty = |key: &str| object.optional(key).is_none_or(|node| node.items().is_some_and(|items| items.is_empty()));
     let key = object.optional("public_key");
     if key.is_none() {
         for (name, what) in [("addresses", "addresses"), ("preshared_key", "a preshared key")] {
@@ -223,10 +225,8 @@ fn known_by_something(object: &Object<'_>) {
         }
     }
     match key {
-        Some(key)
-            if object.optional("addresses").is_none_or(|node| node.items().is_some_and(|items| items.is_empty())) =>
-        {
-            key.problem("a \"public_key\" without \"addresses\": the device could send nothing");
+        Some(key) if empty("addresses") && empty("networks") => {
+            key.problem("a \"public_key\" without \"addresses\" or \"networks\": the device could send nothing");
         }
         None if !listed("networks")
             && object.optional("addresses").is_none()

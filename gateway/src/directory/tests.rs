@@ -184,7 +184,7 @@ fn devices_must_be_recognisable() {
         &["directory.json:3:6: devices.d: a device needs a \"public_key\" with \"addresses\", or \"networks\""],
     );
     let bare = format!("\"d\": {{ \"user\": \"ann\", \"public_key\": \"{}\" }}", key(1));
-    let message = "directory.json:3:37: devices.d.public_key: a \"public_key\" without \"addresses\": the device could send nothing";
+    let message = "directory.json:3:37: devices.d.public_key: a \"public_key\" without \"addresses\" or \"networks\": the device could send nothing";
     refused_devices(&bare, &[message]);
     refused_devices(&bare.replace(" }", ", \"addresses\": [] }"), &[message]);
     refused_devices(
@@ -459,8 +459,12 @@ fn ten_thousand_devices_are_found() {
         .collect();
     let directory = parse(&with_devices(&devices.join(",\n"))).unwrap();
     assert_eq!(directory.devices().count(), 10_000);
-    let device = directory.device_by_network("10.39.15.77".parse().unwrap()).unwrap();
-    assert_eq!(&*device.identity.device, "d9999");
+    // What is behind a tunnel is not behind the TUN.
+    assert!(directory.device_by_network("10.39.15.77".parse().unwrap()).is_none());
+    for inside in ["10.39.15.77", "100.96.39.17"] {
+        let device = directory.device_by_tunnel(inside.parse().unwrap()).unwrap();
+        assert_eq!(&*device.identity.device, "d9999");
+    }
     let allocated = allocate::allocate(&directory, &context()).unwrap();
     assert_eq!(allocated, ["100.96.39.18".parse::<IpAddr>().unwrap(), "fd00:96::2".parse().unwrap()]);
 }

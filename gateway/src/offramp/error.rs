@@ -44,9 +44,15 @@ pub enum DialError {
         /// What is wrong with it.
         why: ProxyError,
     },
-    /// The off-ramp sends packets on as they are, and the flow's are to go elsewhere.
-    #[error("the off-ramp sends packets on as they are: a rule with `rewrite` needs another")]
-    CannotRewrite,
+    /// The off-ramp sends packets on, and the flow's are to become ones of the other family.
+    #[error("the off-ramp sends packets on: a rule that rewrites IPv4 to IPv6, or back, needs another")]
+    OtherFamily,
+    /// Nobody knows where the site's peer is.
+    #[error("there is no tunnel to the site yet")]
+    NoTunnel,
+    /// We have no address of this family at the site.
+    #[error("the off-ramp has no address of the packet's family: add one to `addresses`")]
+    NoSiteAddress,
     /// Anything else.
     #[error(transparent)]
     Io(io::Error),
@@ -57,11 +63,11 @@ impl DialError {
     pub fn flow_end(&self) -> FlowEnd {
         match self {
             Self::Refused => FlowEnd::TargetRefused,
-            Self::Unreachable(_) | Self::CannotRewrite => FlowEnd::TargetUnreachable,
+            Self::Unreachable(_) | Self::OtherFamily | Self::NoSiteAddress => FlowEnd::TargetUnreachable,
             Self::Timeout => FlowEnd::DialTimeout,
             Self::PortsExhausted | Self::Descriptors => FlowEnd::Limit,
             Self::Proxy { why: ProxyError::CannotCarry(_), .. } => FlowEnd::TargetUnreachable,
-            Self::Proxy { .. } => FlowEnd::OfframpDown,
+            Self::Proxy { .. } | Self::NoTunnel => FlowEnd::OfframpDown,
             Self::PingNotPermitted | Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Io(_) => {
                 FlowEnd::Error
             }
@@ -74,9 +80,12 @@ impl DialError {
     pub fn is_of_the_way(&self) -> bool {
         match self {
             Self::Unreachable(errno) => matches!(errno, Errno::ENETUNREACH | Errno::ENETDOWN | Errno::ENONET),
-            Self::SourceUnavailable(_) | Self::InterfaceUnavailable(_) | Self::Proxy { .. } | Self::CannotRewrite => {
-                true
-            }
+            Self::SourceUnavailable(_)
+            | Self::InterfaceUnavailable(_)
+            | Self::Proxy { .. }
+            | Self::OtherFamily
+            | Self::NoTunnel
+            | Self::NoSiteAddress => true,
             Self::Refused
             | Self::Timeout
             | Self::PortsExhausted
@@ -98,7 +107,9 @@ impl DialError {
             | Self::SourceUnavailable(_)
             | Self::InterfaceUnavailable(_)
             | Self::Proxy { .. }
-            | Self::CannotRewrite
+            | Self::OtherFamily
+            | Self::NoTunnel
+            | Self::NoSiteAddress
             | Self::Io(_) => None,
         }
     }

@@ -38,47 +38,62 @@ pub struct Report {
     pub error: Option<String>,
 }
 
-/// The health of one off-ramp. Shards read whether it is up; the task that probes is the only writer.
+/// Whether the far side of one off-ramp is held to be there. Shards read it; one task writes it.
 #[derive(Debug)]
-pub(super) struct Health {
-    pub(super) config: HealthConfig,
+pub struct State {
     up: AtomicBool,
     report: watch::Sender<Report>,
 }
 
-impl Health {
-    /// Up, until probes say otherwise: a gateway that starts must not begin with refusals.
-    pub(super) fn new(config: HealthConfig) -> Self {
+impl Default for State {
+    /// Up, until something says otherwise: a gateway that starts must not begin with refusals.
+    fn default() -> Self {
         let report = Report { up: true, since: Timestamp::now(), error: None };
-        Self { config, up: AtomicBool::new(true), report: watch::Sender::new(report) }
+        Self { up: AtomicBool::new(true), report: watch::Sender::new(report) }
     }
+}
 
-    pub(super) fn is_up(&self) -> bool {
+impl State {
+    /// Whether new flows may go that way.
+    pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
     }
 
-    pub(super) fn report(&self) -> Report {
+    /// What is known, for people.
+    pub fn report(&self) -> Report {
         self.report.borrow().clone()
     }
 
-    #[cfg(test)]
-    pub(super) fn set(&self, up: bool) {
-        self.up.store(up, Ordering::Relaxed);
-    }
-
-    /// Takes in the outcome of a probe. Returns whether it changed what is said of the off-ramp.
-    fn note(&self, streak: &mut Streak, outcome: Result<(), String>) -> bool {
-        let was_up = self.is_up();
-        let up = streak.is_up_after(was_up, outcome.is_ok(), &self.config);
-        self.up.store(up, Ordering::Relaxed);
+    /// Takes in what is true now, and what is wrong. Returns whether it was not true before.
+    pub fn set(&self, up: bool, error: Option<String>) -> bool {
+        let changed = self.up.swap(up, Ordering::Relaxed) != up;
         self.report.send_modify(|report| {
-            report.error = outcome.err();
-            if up != was_up {
+            report.error = error;
+            if changed {
                 report.up = up;
                 report.since = Timestamp::now();
             }
         });
-        up != was_up
+        changed
+    }
+}
+
+/// The health of one off-ramp that is probed.
+#[derive(Debug)]
+pub(super) struct Health {
+    pub(super) config: HealthConfig,
+    pub(super) state: State,
+}
+
+impl Health {
+    pub(super) fn new(config: HealthConfig) -> Self {
+        Self { config, state: State::default() }
+    }
+
+    /// Takes in the outcome of a probe. Returns whether it changed what is said of the off-ramp.
+    fn note(&self, streak: &mut Streak, outcome: Result<(), String>) -> bool {
+        let up = streak.is_up_after(self.state.is_up(), outcome.is_ok(), &self.config);
+        self.state.set(up, outcome.err())
     }
 }
 
@@ -129,7 +144,7 @@ pub fn watch_all(offramps: &Arc<Offramps>, shards: &Shards) {
                     continue;
                 }
                 let name = offramp.name();
-                if health.is_up() {
+                if health.state.is_up() {
                     tracing::info!(offramp = %name, "off-ramp is up again");
                     continue;
                 }
@@ -160,9 +175,9 @@ mod tests {
         let mut said = |succeeded: bool| {
             let outcome = if succeeded { Ok(()) } else { Err("no".to_owned()) };
             let changed = health.note(&mut streak, outcome);
-            let report = health.report();
-            assert_eq!((report.up, report.error.is_none()), (health.is_up(), succeeded));
-            (health.is_up(), changed)
+            let report = health.state.report();
+            assert_eq!((report.up, report.error.is_none()), (health.state.is_up(), succeeded));
+            (health.state.is_up(), changed)
         };
         for (succeeded, up, changed) in [
             (false, true, false),

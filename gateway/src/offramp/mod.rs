@@ -2,15 +2,17 @@
 //!
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
 //! [`Offramps::select`]: the first of those in question that is up ([`health`]) and was not tried for this flow. Its
-//! sockets are the host kernel's, and carry a mark; they go to the target, or to a proxy that goes there for us. One kind
-//! has none: the client's own packets go on, routed by this host ([`Offramp::forwards`]).
+//! sockets are the host kernel's, and carry a mark; they go to the target, or to a proxy that goes there for us. Two kinds
+//! have none: the client's own packets go on ([`Offramp::next_hop`]), routed by this host or through the tunnel of a site.
 
 pub mod datagram;
 mod error;
+mod file_error;
 pub mod health;
 mod ports;
 mod proxy;
 mod proxy_protocol;
+pub mod site;
 mod socket;
 mod stream;
 
@@ -33,11 +35,13 @@ use tokio::io::AsyncWriteExt;
 pub use datagram::DatagramSocket;
 use datagram::relay::Relay;
 pub use error::DialError;
+pub use file_error::OfframpFileError;
 use health::Health;
 pub(crate) use ports::PortShare;
 use proxy::Proxy;
-pub use proxy::{ProxyError, ProxyFileError};
+pub use proxy::ProxyError;
 pub use proxy_protocol::Origin;
+use site::Site;
 use socket::{Sockets, Transport};
 pub use stream::TargetStream;
 
@@ -69,7 +73,7 @@ impl Offramps {
     ///
     /// # Errors
     /// A file that an off-ramp needs is not there or not sound.
-    pub fn new(config: &Config) -> Result<Self, ProxyFileError> {
+    pub fn new(config: &Config) -> Result<Self, OfframpFileError> {
         let kernel_ports = kernel_ports();
         let direct = OfframpConfig::direct();
         let by_name = std::iter::once(&direct)
@@ -79,7 +83,7 @@ impl Offramps {
                 let offramp = Offramp::new(one, mark, config.limits.dial_timeout, kernel_ports.as_ref())?;
                 Ok((Arc::clone(&one.name), Arc::new(offramp)))
             })
-            .collect::<Result<HashMap<Arc<str>, Arc<Offramp>>, ProxyFileError>>()?;
+            .collect::<Result<HashMap<Arc<str>, Arc<Offramp>>, OfframpFileError>>()?;
         let known = |names: &[Arc<str>]| names.iter().filter_map(|name| by_name.get(name).cloned()).collect();
         let mut routes: Vec<(IpNet, Box<[Arc<Offramp>]>)> =
             config.routes.iter().map(|route| (route.to, known(&route.offramp))).collect();
@@ -89,10 +93,11 @@ impl Offramps {
     }
 
     /// Why the files that an off-ramp of `config` needs cannot be used.
-    pub fn check_files(config: &OfframpConfig) -> Result<(), ProxyFileError> {
+    pub fn check_files(config: &OfframpConfig) -> Result<(), OfframpFileError> {
         match &config.kind {
             OfframpKind::Direct { .. } | OfframpKind::Kernel => Ok(()),
             OfframpKind::Proxy(proxy) => Proxy::load(proxy).map(drop),
+            OfframpKind::Wireguard(site) => Site::load(&config.name, site).map(drop),
         }
     }
 
@@ -126,6 +131,14 @@ impl Offramps {
         self.select(permit, destination, &[]).is_some_and(|now| *now.name != *offramp && now.is_up())
     }
 
+    /// The sites behind WireGuard peers, by name.
+    pub fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.all().filter_map(|offramp| match &offramp.kind {
+            Kind::Wireguard(site) => Some(site),
+            Kind::Direct { .. } | Kind::Proxy(_) | Kind::Kernel => None,
+        })
+    }
+
     /// Every off-ramp, by name.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Offramp>> {
         let mut all: Vec<_> = self.by_name.values().collect();
@@ -155,6 +168,19 @@ enum Kind {
     Proxy(Arc<Proxy>),
     /// To none: packets go on as they are. Only its probes need a socket.
     Kernel,
+    /// To none: packets go on through its tunnel.
+    Wireguard(Arc<Site>),
+}
+
+/// Who gets the packets of a flow that go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NextHop {
+    /// This host, by the TUN device.
+    Kernel,
+    /// The WireGuard peer of a site.
+    Site(Arc<Site>),
+    /// The device with this public key, of which the flow's target is an address.
+    Device([u8; 32]),
 }
 
 /// A UDP socket, or what it is waited for.
@@ -171,7 +197,7 @@ impl Offramp {
         mark: Option<u32>,
         dial_timeout: Duration,
         kernel_ports: Option<&RangeInclusive<u16>>,
-    ) -> Result<Self, ProxyFileError> {
+    ) -> Result<Self, OfframpFileError> {
         Ok(Self {
             name: Arc::clone(&config.name),
             sockets: Arc::new(Sockets::new(config, mark, kernel_ports)),
@@ -179,6 +205,7 @@ impl Offramp {
                 OfframpKind::Direct { proxy_protocol } => Kind::Direct { proxy_protocol: *proxy_protocol },
                 OfframpKind::Proxy(proxy) => Kind::Proxy(Arc::new(Proxy::load(proxy)?)),
                 OfframpKind::Kernel => Kind::Kernel,
+                OfframpKind::Wireguard(site) => Kind::Wireguard(Arc::new(Site::load(&config.name, site)?)),
             },
             dial_timeout,
             health: config.health.clone().map(Health::new),
@@ -187,12 +214,19 @@ impl Offramp {
 
     /// Whether new flows may go this way.
     pub fn is_up(&self) -> bool {
-        self.health.as_ref().is_none_or(Health::is_up)
+        self.state().is_none_or(health::State::is_up)
     }
 
-    /// What probes say; `None` when nobody probes it.
+    /// What probes, or the handshakes of a tunnel, say; `None` when nobody asks.
     pub fn report(&self) -> Option<health::Report> {
-        self.health.as_ref().map(Health::report)
+        self.state().map(health::State::report)
+    }
+
+    fn state(&self) -> Option<&health::State> {
+        match &self.kind {
+            Kind::Wireguard(site) => Some(&site.state),
+            Kind::Direct { .. } | Kind::Proxy(_) | Kind::Kernel => self.health.as_ref().map(|health| &health.state),
+        }
     }
 
     /// Its unique name.
@@ -200,10 +234,14 @@ impl Offramp {
         &self.name
     }
 
-    /// Whether the packets of a permitted flow go on here as they are, and nothing is dialled.
-    pub fn forwards(&self, permit: &Permit) -> bool {
+    /// Who gets the packets of a permitted flow, where they go on and nothing is dialled.
+    pub fn next_hop(&self, permit: &Permit) -> Option<NextHop> {
         let _ = permit;
-        matches!(self.kind, Kind::Kernel)
+        match &self.kind {
+            Kind::Kernel => Some(NextHop::Kernel),
+            Kind::Wireguard(site) => Some(NextHop::Site(Arc::clone(site))),
+            Kind::Direct { .. } | Kind::Proxy(_) => None,
+        }
     }
 
     /// Dials a TCP connection, which begins at once. Without a proxy the future ends with the dial timeout at the latest; how
@@ -266,7 +304,7 @@ impl Offramp {
                 (to, self.dial_timeout, None, proxy_protocol.then(|| proxy_protocol::header(origin)))
             }
             Kind::Proxy(proxy) => (proxy.address(), self.proxy_patience(), Some(Arc::clone(proxy)), None),
-            Kind::Kernel => (to, self.dial_timeout, None, None),
+            Kind::Kernel | Kind::Wireguard(_) => (to, self.dial_timeout, None, None),
         };
         let connecting = self.sockets.connect_tcp(towards, patience);
         async move {
@@ -284,7 +322,7 @@ impl Offramp {
 
     fn connect_udp(&self, to: SocketAddr) -> Result<Opening, DialError> {
         let proxy = match &self.kind {
-            Kind::Direct { .. } | Kind::Kernel => {
+            Kind::Direct { .. } | Kind::Kernel | Kind::Wireguard(_) => {
                 let socket = self.sockets.start(Transport::Udp, to)?;
                 return Ok(Opening::Open(DatagramSocket::new(socket, to)?));
             }

@@ -101,7 +101,7 @@ fn the_first_that_is_up_and_was_not_tried_is_next() {
         let tried: Vec<Arc<str>> = tried.iter().map(|name| Arc::from(*name)).collect();
         offramps.choose(None, to.parse().unwrap(), &tried).map(|offramp| offramp.name().to_string())
     };
-    let set = |name: &str, up| offramps.by_name[name].health.as_ref().unwrap().set(up);
+    let set = |name: &str, up| offramps.by_name[name].health.as_ref().unwrap().state.set(up, None);
     for (a, b, tried, three, two) in [
         (true, true, &[][..], Some("a"), Some("a")),
         (false, true, &[], Some("b"), Some("b")),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use portcullis_netstack::DropReason;
-use portcullis_netstack::packet::{Arrival, ChecksumPolicy};
+use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpPacket};
 use portcullis_netstack::segment::{self, Layout, Offload};
 use tokio::io::unix::AsyncFd;
 
@@ -45,16 +45,23 @@ pub struct FrameInfo {
     pub checksums: ChecksumPolicy,
     /// What the packet lacks. A segment size of 0 is nonsense.
     pub offload: Option<Offload>,
+    /// It was put together of fragments.
+    pub of_fragments: bool,
 }
 
 impl FrameInfo {
     /// A packet like any other, with checksums that need not be verified.
-    pub const TRUSTED: Self = Self { checksums: ChecksumPolicy::Trusted, offload: None };
+    pub const TRUSTED: Self = Self { checksums: ChecksumPolicy::Trusted, offload: None, of_fragments: false };
+
+    /// What is known of a packet that was looked at before.
+    pub fn known(packet: &IpPacket<'_>) -> Self {
+        Self { offload: packet.offload(), of_fragments: packet.is_of_fragments(), ..Self::TRUSTED }
+    }
 
     /// From the `virtio_net_hdr` of a frame.
     fn of(frame: &[u8]) -> Self {
         let [flags, gso, _, _, size_0, size_1, ..] = *frame else {
-            return Self { checksums: ChecksumPolicy::Verify, offload: None };
+            return Self { checksums: ChecksumPolicy::Verify, ..Self::TRUSTED };
         };
         let size =
             matches!(gso & !GSO_ECN, GSO_TCP4 | GSO_TCP6 | GSO_UDP).then_some(u16::from_ne_bytes([size_0, size_1]));
@@ -63,6 +70,7 @@ impl FrameInfo {
         Self {
             checksums: if vouched { ChecksumPolicy::Trusted } else { ChecksumPolicy::Verify },
             offload: (flags & NEEDS_CHECKSUM != 0 || size.is_some()).then_some(Offload { segment_size: size }),
+            of_fragments: false,
         }
     }
 
@@ -72,7 +80,10 @@ impl FrameInfo {
     /// The reason to drop it.
     pub fn parse(self, packet: &[u8]) -> Result<Arrival<'_>, DropReason> {
         match (Arrival::parse(packet, self.checksums)?, self.offload) {
-            (Arrival::Packet(packet), Some(offload)) => packet.with_offload(offload).map(Arrival::Packet),
+            (Arrival::Packet(packet), offload) => {
+                let packet = if self.of_fragments { packet.of_fragments() } else { packet };
+                offload.map_or(Ok(packet), |offload| packet.with_offload(offload)).map(Arrival::Packet)
+            }
             // Many in one are whole packets of theirs.
             (Arrival::Fragment(_) | Arrival::Icmp(_), Some(Offload { segment_size: Some(_) })) => {
                 Err(DropReason::Malformed)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::errno::Errno;
 use portcullis_netstack::packet::build::Unreachable;
 use portcullis_netstack::{FlowId, Protocol, Refusal};
 use portcullis_policy::Permit;
@@ -15,7 +16,7 @@ use super::worker::{Connection, Dialled, Shard, clock};
 use crate::directory::Device;
 use crate::flow_record::FlowEnd;
 use crate::limits::Resource;
-use crate::offramp::{DialError, Opening};
+use crate::offramp::{DialError, NextHop, Opening};
 
 /// A permit that ends by time is looked at at least this often, so that a step of the wall clock is noticed.
 const LONGEST_TRUST: Duration = Duration::from_secs(30);
@@ -31,14 +32,27 @@ impl Shard {
             // A rule sends it to the other family, whose echo is another protocol.
             return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Host));
         }
+        let directory = Arc::clone(&self.snapshot.directory);
+        if permit.offramp().is_none()
+            && let Some(device) = directory.device_by_tunnel(target.ip())
+            && let Some(key) = device.public_key
+        {
+            // Its own tunnel leads there, whatever the routes say of the tunnel network.
+            flow.offramp = Some(format!("device:{}", device.identity.device).into());
+            flow.expiry = expiry(now, permit, [&flow.device, device].map(AsRef::as_ref));
+            if !device.usable_at(Timestamp::now()) {
+                return self.dial_failed(now, flow, &DialError::Unreachable(Errno::EHOSTUNREACH));
+            }
+            return self.forward(now, flow, NextHop::Device(key));
+        }
         let Some(offramp) = self.offramps.select(permit, target.ip(), &flow.tried).map(Arc::clone) else {
             return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
         };
         flow.offramp = Some(Arc::clone(offramp.name()));
-        if offramp.forwards(permit) {
+        if let Some(hop) = offramp.next_hop(permit) {
             flow.port = None;
-            flow.expiry = expiry(now, permit, &flow.device);
-            return self.forward(now, flow);
+            flow.expiry = expiry(now, permit, [&*flow.device]);
+            return self.forward(now, flow, hop);
         }
         // One that was taken on the way before goes back first.
         flow.port = None;
@@ -46,7 +60,7 @@ impl Shard {
             Ok(port) => flow.port = port,
             Err(error) => return self.dial_failed(now, flow, &error),
         }
-        flow.expiry = expiry(now, permit, &flow.device);
+        flow.expiry = expiry(now, permit, [&*flow.device]);
         let opened = match flow.key.tuple.protocol {
             Protocol::Tcp => {
                 let dial = offramp.dial_tcp(permit, target, &flow.origin());
@@ -181,9 +195,14 @@ impl Shard {
     }
 }
 
-/// When the permit, or the device, ends by itself.
-pub(super) fn expiry(now: Instant, permit: &Permit, device: &Device) -> Option<Instant> {
-    let until = [permit.until(), device.expires].into_iter().flatten().min()?;
+/// When the permit, or one of the devices, ends by itself.
+pub(super) fn expiry<'d>(
+    now: Instant,
+    permit: &Permit,
+    devices: impl IntoIterator<Item = &'d Device>,
+) -> Option<Instant> {
+    let of_devices = devices.into_iter().map(|device| device.expires);
+    let until = of_devices.chain([permit.until()]).flatten().min()?;
     let left = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
     // Not before the instant itself: timers are kept in whole milliseconds.
     Some(now + (left + Duration::from_millis(1)).min(LONGEST_TRUST))

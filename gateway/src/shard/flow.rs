@@ -6,16 +6,17 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use portcullis_netstack::{FlowId, FlowKey, Protocol};
+use portcullis_netstack::{FlowId, FlowKey, Passage, Protocol};
 use portcullis_policy::{Permit, Revision};
 use tokio::task::AbortHandle;
 
 use super::datagrams::Held;
 use super::ready::FlowWaker;
+use super::returns::Return;
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowProtocol, FlowRecord, OnrampKind, Traffic};
 use crate::limits::{LimitName, Share};
-use crate::offramp::{DatagramSocket, Origin, PortShare, TargetStream};
+use crate::offramp::{DatagramSocket, NextHop, Origin, PortShare, TargetStream};
 
 /// One flow.
 #[derive(Debug)]
@@ -97,13 +98,22 @@ pub(crate) enum Target {
     Udp(DatagramSocket),
     /// A connected ping socket.
     Ping(DatagramSocket),
-    /// Nobody: its packets go on as they are.
-    Forward,
+    /// Nobody: its packets go on.
+    Forward(Onward),
     /// None: the policy denied it. Repeated packets are answered the same way.
     Nobody {
         /// Whether they are answered at all.
         silent: bool,
     },
+}
+
+/// How the packets of a flow go on.
+#[derive(Debug)]
+pub(crate) struct Onward {
+    pub(crate) hop: NextHop,
+    pub(crate) passage: Passage,
+    /// What comes back of it.
+    pub(crate) back: Return,
 }
 
 /// A TCP connection to a target.
@@ -130,7 +140,7 @@ impl Target {
     pub(crate) fn take_held(&mut self) -> Held {
         match self {
             Self::Dialling { held, .. } => std::mem::take(held),
-            Self::Tcp(_) | Self::Udp(_) | Self::Ping(_) | Self::Forward | Self::Nobody { .. } => Held::default(),
+            Self::Tcp(_) | Self::Udp(_) | Self::Ping(_) | Self::Forward(_) | Self::Nobody { .. } => Held::default(),
         }
     }
 }

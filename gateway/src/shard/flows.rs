@@ -9,19 +9,20 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use portcullis_netstack::packet::Echo;
 use portcullis_netstack::packet::build::Unreachable;
-use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, ForwardEnd, IngressId, Protocol, Refusal, Stack};
+use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, ForwardEnd, IngressId, Protocol, Refusal};
 
 use super::datagrams;
 use super::dialling::expiry;
-use super::flow::{Decision, Flow, Target};
+use super::flow::{Decision, Flow, Onward, Target};
 use super::judge::{self, Occasion, Refused};
 use super::link::FlowFilter;
 use super::ready::FlowWaker;
 use super::splice::{self, Progress};
-use super::worker::{Shard, TUN, clock};
+use super::worker::{Shard, clock};
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
 use crate::limits::{Owner, Resource};
+use crate::offramp::NextHop;
 
 /// How long the SYNs of a silently denied client are no new flows: about its own patience.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -155,9 +156,6 @@ impl Shard {
         if flow.onramp == OnrampKind::Tun {
             self.places.take(&flow.key.tuple, self.index);
         }
-        if matches!(flow.target, Target::Forward) {
-            self.returns.take(flow.key.tuple.turned(), self.index);
-        }
         if flow.is_permitted() && flow.key.tuple.protocol != Protocol::Tcp {
             let at = self.stack.last_active(id).unwrap_or(flow.opened);
             flow.listed = Some(at);
@@ -174,11 +172,12 @@ impl Shard {
         if flow.onramp == OnrampKind::Tun {
             self.places.release(&flow.key.tuple, self.index);
         }
-        let turned = flow.key.tuple.turned();
-        // A newer flow may have its tuple: then the entry is that one's.
-        let is_anothers = |stack: &Stack| stack.forwarded_of(TUN, turned).is_some_and(|(other, _)| other != id);
-        if matches!(flow.target, Target::Forward) && !is_anothers(&self.stack) {
-            self.returns.release(&turned, self.index);
+        if let Target::Forward(onward) = &flow.target {
+            // A newer flow may have what comes back: then the entry is that one's.
+            let now = self.stack.forwarded_of(onward.passage.to.id, onward.back.tuple);
+            if now.is_none_or(|(other, _)| other == id) {
+                self.returns.release(&onward.back, self.index);
+            }
         }
         if let Some(at) = flow.listed.take() {
             self.associations.forget(&flow.device.identity.device, at, id);
@@ -255,7 +254,7 @@ impl Shard {
                 }
                 false
             }
-            Target::Forward => match self.watch_forwarded(now, id) {
+            Target::Forward(_) => match self.watch_forwarded(now, id) {
                 None => false,
                 Some(end @ (ForwardEnd::ClientClosed | ForwardEnd::TargetClosed)) => {
                     return self.finish(now, id, end.into());
@@ -287,7 +286,7 @@ impl Shard {
                 let silent = *silent;
                 self.deny_again(id, silent, 1);
             }
-            Target::Tcp(_) | Target::Udp(_) | Target::Dialling { .. } | Target::Forward => {}
+            Target::Tcp(_) | Target::Udp(_) | Target::Dialling { .. } | Target::Forward(_) => {}
         }
     }
 
@@ -313,6 +312,17 @@ impl Shard {
                 return false;
             }
         };
+        let reached = if let Target::Forward(Onward { hop: NextHop::Device(key), .. }) = &flow.target {
+            match judge::device_reached(&self.snapshot, key, flow.target_address().ip(), wall) {
+                Ok(reached) => Some(reached),
+                Err(end) => {
+                    self.end(now, id, end);
+                    return false;
+                }
+            }
+        } else {
+            None
+        };
         if !flow.is_permitted() {
             // The next packet is judged as if it were the first.
             self.forget(id);
@@ -326,7 +336,7 @@ impl Shard {
                 false
             }
             Ok(permit) => {
-                flow.expiry = expiry(now, &permit, &device);
+                flow.expiry = expiry(now, &permit, std::iter::once(&*device).chain(reached.as_deref()));
                 flow.device = device;
                 flow.decision = Decision::Permitted(permit);
                 self.watch_expiry(id);

@@ -1,42 +1,108 @@
-//! Flows whose packets go on as they are: out by the TUN device, as if this host had only routed them, and back by it.
+//! Flows whose packets go on: by the TUN device, as if this host had only routed them, or through the tunnel of a WireGuard
+//! peer; and back the same way.
 
 use std::time::Instant;
 
-use portcullis_netstack::packet::{IcmpMessage, IpPacket, Transport};
-use portcullis_netstack::{Direction, DropReason, FlowId, ForwardEnd, Handled, Ingress, IngressId, Protocol, Refusal};
+use ipnet::IpNet;
+use nix::errno::Errno;
+use portcullis_netstack::packet::build::Unreachable;
+use portcullis_netstack::packet::{Arrival, IcmpMessage, IpPacket, Transport};
+use portcullis_netstack::{
+    Direction, DropReason, FiveTuple, FlowId, ForwardEnd, Handled, Ingress, IngressId, Passage, Protocol, Refusal,
+};
 
-use super::flow::{Flow, Target};
+use super::flow::{Flow, Onward, Target};
 use super::mail::Mail;
+use super::returns::{Return, Via};
 use super::worker::{Shard, TUN};
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, OnrampKind};
 use crate::limits::Resource;
-use crate::offramp::DialError;
+use crate::offramp::{DialError, NextHop};
 use crate::onramp::tun::FrameInfo;
 
+/// Source ports that are tried for a flow whose packets carry an address of ours, after the client's own.
+const PORTS_TRIED: usize = 64;
+/// The first of them: those before belong to the system (RFC 6335).
+const FIRST_PORT: u16 = 1024;
+
 impl Shard {
-    /// Has the packets of a permitted flow go on as they are.
-    pub(super) fn forward(&mut self, now: Instant, mut flow: Flow) {
-        let id = flow.id;
-        if flow.target_address() != flow.destination() {
-            return self.dial_failed(now, flow, &DialError::CannotRewrite);
-        }
+    /// Has the packets of a permitted flow go on to `hop`.
+    pub(super) fn forward(&mut self, now: Instant, mut flow: Flow, hop: NextHop) {
+        let onward = match self.way_on(now, &flow, hop) {
+            Ok(Some(onward)) => onward,
+            // The client took its SYN back, or the target has a flow of its own with the same addresses and ports.
+            Ok(None) => return self.refuse(flow, FlowEnd::Error, Refusal::Reset),
+            Err(error) => return self.dial_failed(now, flow, &error),
+        };
         if let Some(share) = &mut flow.share {
             // Nothing is dialled.
             share.release(Resource::Dials);
         }
-        if !self.stack.forward(now, id, self.away()) {
-            // The client took its SYN back, or the target has a flow of its own with the same addresses and ports.
-            return self.refuse(flow, FlowEnd::Error, Refusal::Reset);
-        }
         // Another off-ramp was tried: of its datagrams only the payload is here.
-        let held = std::mem::replace(&mut flow.target, Target::Forward).take_held();
+        let held = std::mem::replace(&mut flow.target, Target::Forward(onward)).take_held();
         self.drop_packets(DropReason::QueueFull, held.len());
         let opened = flow.key.tuple.protocol != Protocol::Tcp;
         self.enter(flow);
         if opened {
             self.counters.flows_opened.add(1);
         }
+    }
+
+    /// Finds how the packets of a flow go on, and has them do so. `None`: not like this.
+    fn way_on(&mut self, now: Instant, flow: &Flow, hop: NextHop) -> Result<Option<Onward>, DialError> {
+        let target = flow.target_address();
+        let client = flow.key.tuple;
+        if target.is_ipv4() != client.source.is_ipv4() {
+            return Err(match hop {
+                // There is no other way to it.
+                NextHop::Device(_) => DialError::Unreachable(Errno::EHOSTUNREACH),
+                NextHop::Kernel | NextHop::Site(_) => DialError::OtherFamily,
+            });
+        }
+        let (via, to) = match &hop {
+            NextHop::Kernel => (Via::Tun, self.away()),
+            NextHop::Site(site) => self.peer(site.public_key).ok_or(DialError::NoTunnel)?,
+            NextHop::Device(key) => self.peer(*key).ok_or(DialError::Unreachable(Errno::EHOSTUNREACH))?,
+        };
+        let sent = FiveTuple { destination: target.ip(), destination_port: target.port(), ..client };
+        let passage = Passage { to, tuple: sent, hop: flow.onramp == OnrampKind::Wireguard && via != Via::Tun };
+        let (passage, back) = match &hop {
+            NextHop::Site(site) if !site.keeps_client() => {
+                let own = site.own_address(client.source).ok_or(DialError::NoSiteAddress)?;
+                let mut ports = std::iter::once(client.source_port).chain(random_ports());
+                let found = ports.find_map(|port| {
+                    let sent = FiveTuple { source: own, source_port: port, ..sent };
+                    let passage = Passage { tuple: sent, ..passage };
+                    let back = Return { via, tuple: sent.turned() };
+                    // Claimed first: another shard may be at the same port.
+                    if !self.returns.claim(back, self.index) {
+                        return None;
+                    }
+                    if self.stack.forward(now, flow.id, passage) {
+                        return Some((passage, back));
+                    }
+                    self.returns.release(&back, self.index);
+                    None
+                });
+                found.ok_or(DialError::PortsExhausted)?
+            }
+            NextHop::Kernel | NextHop::Site(_) | NextHop::Device(_) => {
+                if !self.stack.forward(now, flow.id, passage) {
+                    return Ok(None);
+                }
+                let back = Return { via, tuple: sent.turned() };
+                self.returns.take(back, self.index);
+                (passage, back)
+            }
+        };
+        Ok(Some(Onward { hop, passage, back }))
+    }
+
+    /// The tunnel of the peer with this public key as a way out, where some shard has it.
+    fn peer(&mut self, key: [u8; 32]) -> Option<(Via, Ingress)> {
+        let shard = self.identity.as_ref()?.owner(&key)?;
+        Some((Via::Peer(key), Ingress { id: self.hops.number(&key, shard), mtu: self.tunnel_mtu() }))
     }
 
     /// Looks at a forwarded connection that was changed. Returns why it is over, when it is.
@@ -56,26 +122,38 @@ impl Shard {
     }
 
     /// Sends on the datagram, or echo request, that opened a forwarded flow. Returns whether it opened such a flow.
-    pub(super) fn send_first(&mut self, id: FlowId, onramp: OnrampKind, packet: &IpPacket<'_>) -> bool {
-        if !matches!(self.flows.get_mut(id), Some(Flow { target: Target::Forward, .. })) {
-            return false;
-        }
+    pub(super) fn send_first(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        (from, onramp): (Ingress, OnrampKind),
+        packet: &IpPacket<'_>,
+    ) -> bool {
+        let Some(Flow { target: Target::Forward(onward), .. }) = self.flows.get_mut(id) else { return false };
+        let passage = onward.passage;
         match packet.transport() {
             // The stack sent the SYN on.
             Transport::Tcp(_) => return true,
             Transport::Udp(udp) => self.stack.delivered(id, udp.payload.len()),
             Transport::Echo(echo) => self.stack.delivered(id, echo.data.len()),
         }
-        self.send_on(self.away(), onramp, packet);
+        self.send_on(now, passage, (from, onramp), packet);
         true
     }
 
-    /// Sends on a packet of a forwarded flow. One that goes back into the device that it came from goes at once, from the
-    /// memory it was read into.
-    pub(super) fn send_on(&mut self, to: Ingress, onramp: OnrampKind, packet: &IpPacket<'_>) {
-        let whole = packet.offload().is_some() || packet.bytes().len() <= usize::from(to.mtu);
+    /// Sends on a packet of a forwarded flow, which came from `from`. One that goes back into the TUN device that it came from
+    /// goes at once, from the memory it was read into.
+    pub(super) fn send_on(
+        &mut self,
+        now: Instant,
+        passage: Passage,
+        (from, onramp): (Ingress, OnrampKind),
+        packet: &IpPacket<'_>,
+    ) {
+        let whole = packet.offload().is_some() || packet.bytes().len() <= usize::from(passage.to.mtu);
         if onramp == OnrampKind::Tun
-            && to.id == TUN
+            && passage.to.id == TUN
+            && passage.tuple == packet.tuple()
             && whole
             && packet.is_plain()
             && let Some(tun) = &mut self.tun
@@ -87,29 +165,58 @@ impl Shard {
                 Err(_) => return self.drop_packets(DropReason::SendFailed, packet.count()),
             }
         }
-        if let Err(reason) = self.stack.send_on(to, packet) {
-            self.drop_packets(reason, packet.count());
+        // The kernel counts its own hops, before us and after us.
+        let passage = Passage { hop: onramp == OnrampKind::Wireguard && passage.to.id != TUN, ..passage };
+        match self.stack.send_on(passage, packet) {
+            Ok(()) => {}
+            Err(DropReason::HopLimit) => self.give_up(now, from, packet, DropReason::HopLimit, Unreachable::HopLimit),
+            Err(DropReason::TooBig) => {
+                self.give_up(now, from, packet, DropReason::TooBig, Unreachable::TooBig(passage.to.mtu));
+            }
+            Err(reason) => self.drop_packets(reason, packet.count()),
         }
     }
 
-    /// Takes a packet of the TUN device that comes back to the client of a forwarded flow. Returns whether it is one.
-    pub(super) fn take_return(&mut self, now: Instant, packet: &IpPacket<'_>) -> bool {
+    /// Drops a packet that can go no farther, and tells its sender: we are a hop, as any router is.
+    pub(super) fn give_up(
+        &mut self,
+        now: Instant,
+        from: Ingress,
+        packet: &IpPacket<'_>,
+        reason: DropReason,
+        error: Unreachable,
+    ) {
+        self.drop_packets(reason, packet.count());
+        let (source, target) = (packet.tuple().source, packet.tuple().destination);
+        let mut own = self.config.wireguard.iter().flat_map(|wireguard| &wireguard.addresses).map(IpNet::addr);
+        // The kernel takes nothing from the TUN device that says it comes from this host.
+        let own = own.find(|own| from.id != TUN && own.is_ipv4() == source.is_ipv4());
+        self.stack.answer_error(now, from, packet, error, own.unwrap_or(target));
+    }
+
+    /// Takes a packet that comes back to the client of a forwarded flow. Returns whether it is one.
+    pub(super) fn take_return(&mut self, now: Instant, via: Via, packet: &IpPacket<'_>) -> bool {
+        let (number, onramp, mtu) = match via {
+            Via::Tun => (Some(TUN), OnrampKind::Tun, self.tun_mtu),
+            Via::Peer(key) => (self.hops.find(&key), OnrampKind::Wireguard, self.tunnel_mtu()),
+        };
         let tuple = packet.tuple();
-        match self.stack.forwarded_of(TUN, tuple) {
-            Some((_, Direction::Down)) => {
-                let from = Ingress { id: TUN, mtu: self.tun_mtu };
+        let flow = number.and_then(|number| Some((number, self.stack.forwarded_of(number, tuple)?)));
+        match flow {
+            Some((number, (_, Direction::Down))) => {
+                let from = Ingress { id: number, mtu };
                 match self.stack.handle_packet(now, from, packet) {
-                    Ok(Handled::Passes(_, to)) => self.send_on(to, OnrampKind::Tun, packet),
+                    Ok(Handled::Passes(_, passage)) => self.send_on(now, passage, (from, onramp), packet),
                     // It is of no other flow.
                     Ok(Handled::Known(_) | Handled::Opened(_)) => {}
                     Err(reason) => self.drop_packets(reason, packet.count()),
                 }
                 true
             }
-            Some((_, Direction::Up)) => false,
-            None => match self.returns.find(&tuple).filter(|shard| *shard != self.index) {
+            Some((_, (_, Direction::Up))) => false,
+            None => match self.returns.find(&Return { via, tuple }).filter(|shard| *shard != self.index) {
                 Some(shard) => {
-                    self.mail_packet(shard, packet);
+                    self.mail_return(shard, via, packet.bytes(), FrameInfo::known(packet));
                     true
                 }
                 None => false,
@@ -117,16 +224,47 @@ impl Shard {
         }
     }
 
-    /// Takes an ICMP message that opens no flow: it is for one that is forwarded, or for nobody. `device`: whose address it
-    /// comes from.
+    fn mail_return(&mut self, shard: usize, via: Via, packet: &[u8], info: FrameInfo) {
+        let mail = match via {
+            Via::Tun => Mail::Packet(packet.into(), info),
+            Via::Peer(key) => Mail::Back(key, packet.into(), info),
+        };
+        self.mail(shard, mail);
+    }
+
+    /// Takes a packet that came back by a peer of another shard.
+    pub(super) fn take_back(&mut self, now: Instant, key: [u8; 32], arrival: &Arrival<'_>) {
+        match arrival {
+            Arrival::Packet(packet) => {
+                if !self.take_return(now, Via::Peer(key), packet) {
+                    // Its flow ended meanwhile.
+                    self.drop_packets(DropReason::NoFlow, packet.count());
+                }
+            }
+            Arrival::Icmp(message) => match self.hops.find(&key) {
+                Some(number) => self.take_message(now, number, Via::Peer(key), None, message),
+                None => self.drop_packet(DropReason::IcmpType),
+            },
+            Arrival::Fragment(_) => self.drop_packet(DropReason::Fragment),
+        }
+    }
+
+    /// Takes an ICMP message that opens no flow: it is for one that is forwarded, or for nobody. It came from `from`, and
+    /// with what comes back by `via`. `device`: whose address it comes from.
     pub(super) fn take_message(
         &mut self,
         now: Instant,
         from: IngressId,
+        via: Via,
         device: Option<&Device>,
         message: &IcmpMessage<'_>,
     ) {
-        match self.stack.forwarded_by(from, message) {
+        let as_hop = match via {
+            Via::Tun => None,
+            Via::Peer(key) => self.hops.find(&key),
+        };
+        let flow = self.stack.forwarded_by(from, message);
+        match flow.or_else(|| self.stack.forwarded_by(as_hop?, message)) {
             // Any router on the way to the target may say it, but on the client's side only the flow's own device.
             Some((id, Direction::Up)) if !self.is_flow_of(id, device) => self.drop_packet(DropReason::SpoofedSource),
             Some(flow) => {
@@ -138,9 +276,10 @@ impl Shard {
             }
             None => {
                 let tuple = message.about().turned();
-                let elsewhere = self.returns.find(&tuple).or_else(|| self.places.find(&tuple));
-                match elsewhere.filter(|shard| from == TUN && *shard != self.index) {
-                    Some(shard) => self.mail(shard, Mail::Packet(message.bytes().into(), FrameInfo::TRUSTED)),
+                let of_tun = || self.places.find(&tuple).filter(|_| via == Via::Tun);
+                let elsewhere = self.returns.find(&Return { via, tuple }).or_else(of_tun);
+                match elsewhere.filter(|shard| *shard != self.index) {
+                    Some(shard) => self.mail_return(shard, via, message.bytes(), FrameInfo::TRUSTED),
                     None => self.drop_packet(DropReason::IcmpType),
                 }
             }
@@ -154,9 +293,21 @@ impl Shard {
 
     /// Where packets leave as they are: this host's kernel, which cuts what does not fit where they go.
     fn away(&self) -> Ingress {
-        let wireguard = self.config.wireguard.as_ref().map_or(0, |wireguard| wireguard.mtu);
-        Ingress { id: TUN, mtu: self.tun_mtu.max(wireguard) }
+        Ingress { id: TUN, mtu: self.tun_mtu.max(self.tunnel_mtu()) }
     }
+
+    fn tunnel_mtu(&self) -> u16 {
+        self.config.wireguard.as_ref().map_or(0, |wireguard| wireguard.mtu)
+    }
+}
+
+/// Some ports that nobody can guess.
+fn random_ports() -> impl Iterator<Item = u16> {
+    std::iter::repeat_with(|| {
+        let random = getrandom::u32().expect("the system's random source is there from boot on");
+        FIRST_PORT + u16::try_from(random % u32::from(u16::MAX - FIRST_PORT)).unwrap_or(0)
+    })
+    .take(PORTS_TRIED)
 }
 
 impl From<ForwardEnd> for FlowEnd {

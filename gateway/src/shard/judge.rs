@@ -1,6 +1,6 @@
 //! The translation between a flow and the policy's question, and the answer's consequences.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -104,18 +104,29 @@ pub(crate) fn current_device(
         OnrampKind::Wireguard => snapshot
             .directory
             .device(&device.identity.device)
-            .filter(|now| now.public_key == device.public_key && now.addresses.contains(&tuple.source)),
+            .filter(|now| now.public_key == device.public_key && now.may_send_from(tuple.source)),
         OnrampKind::Tun => snapshot
             .directory
             .device_by_network(tuple.source)
             .filter(|now| now.identity.device == device.identity.device),
     };
-    let Some(current) = current else { return Err(FlowEnd::DeviceGone) };
-    if current.disabled {
-        return Err(FlowEnd::DeviceGone);
+    usable(current, now)
+}
+
+/// The device that a live flow towards `target` reaches by the tunnel of the peer `key`, or why it reaches none.
+pub(crate) fn device_reached(
+    snapshot: &Snapshot,
+    key: &[u8; 32],
+    target: IpAddr,
+    now: Timestamp,
+) -> Result<Arc<Device>, FlowEnd> {
+    usable(snapshot.directory.device_by_tunnel(target).filter(|device| device.public_key == Some(*key)), now)
+}
+
+fn usable(device: Option<&Arc<Device>>, now: Timestamp) -> Result<Arc<Device>, FlowEnd> {
+    match device {
+        Some(device) if device.usable_at(now) => Ok(Arc::clone(device)),
+        Some(device) if !device.disabled => Err(FlowEnd::Expired),
+        Some(_) | None => Err(FlowEnd::DeviceGone),
     }
-    if !current.usable_at(now) {
-        return Err(FlowEnd::Expired);
-    }
-    Ok(Arc::clone(current))
 }

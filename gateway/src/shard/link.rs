@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use portcullis_policy::Ruleset;
@@ -59,6 +60,10 @@ pub enum Command {
     Leave(Arc<str>, oneshot::Sender<usize>),
     /// List the WireGuard peers this shard owns.
     Peers(oneshot::Sender<Vec<PeerStatus>>),
+    /// What the tunnels to sites say that this shard owns.
+    Sites(oneshot::Sender<Vec<SiteStatus>>),
+    /// Open a handshake with the site that has this public key: where it is, or where it is now looked for.
+    Reach([u8; 32], Option<SocketAddr>),
     /// Where the peers are that moved, or have a new session, since this was last answered.
     Moved(oneshot::Sender<Vec<Remembered>>),
     /// Open handshakes with these peers, as fast as packets allow, where the directory lets them in.
@@ -88,4 +93,19 @@ pub struct PeerStatus {
     pub bytes_sent: u64,
     /// Open flows.
     pub flows: usize,
+}
+
+/// The tunnel to a site.
+#[derive(Debug, Clone, Copy)]
+pub struct SiteStatus {
+    /// Public key of its peer.
+    pub key: [u8; 32],
+    /// The shard that has it.
+    pub shard: usize,
+    /// It was asked for a handshake and has not answered.
+    pub asked: bool,
+    /// How long nothing was heard of it.
+    pub silence: Option<Duration>,
+    /// When the last handshake completed.
+    pub last_handshake: Option<Timestamp>,
 }

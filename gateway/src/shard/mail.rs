@@ -1,5 +1,7 @@
-//! WireGuard datagrams that arrived at a shard that does not own their peer, and packets of the TUN device at one that
-//! does not have their flow.
+//! What arrived at a shard that cannot do with it: WireGuard datagrams where their peer is not owned, packets where their
+//! flow does not live or is to go on to a peer of another.
+
+use portcullis_netstack::segment::Offload;
 
 use crate::onramp::tun::FrameInfo;
 use crate::onramp::wireguard::socket::Endpoint;
@@ -17,4 +19,8 @@ pub(crate) enum Mail {
     Datagram(Endpoint, Box<[u8]>),
     /// A whole packet that was read from the TUN device, and what is known of it.
     Packet(Box<[u8]>, FrameInfo),
+    /// A packet that goes on to the WireGuard peer with this public key.
+    Onward([u8; 32], Box<[u8]>, Option<Offload>),
+    /// A packet, or an ICMP message, that came back by the peer with this public key.
+    Back([u8; 32], Box<[u8]>, FrameInfo),
 }

@@ -9,6 +9,7 @@ mod flow;
 mod flow_memory;
 mod flows;
 mod forwarding;
+mod hops;
 mod judge;
 pub mod link;
 mod mail;
@@ -34,7 +35,7 @@ use crate::host::holder::Holder;
 use crate::host::{TunDevice, TunError};
 use crate::limits::SharedLoads;
 use crate::metrics::counters::ShardCounters;
-use crate::offramp::{Offramps, ProxyFileError};
+use crate::offramp::{OfframpFileError, Offramps};
 use crate::onramp::wireguard::peers::WireguardIdentity;
 use crate::onramp::wireguard::socket;
 use crate::sys;
@@ -65,7 +66,7 @@ pub enum BindError {
     Tun(#[from] TunError),
     /// A file that an off-ramp needs.
     #[error(transparent)]
-    Offramp(#[from] ProxyFileError),
+    Offramp(#[from] OfframpFileError),
 }
 
 /// A running shard.
@@ -102,6 +103,7 @@ pub fn bind(
     snapshots: watch::Receiver<Arc<Snapshot>>,
     records: mpsc::Sender<FlowRecord>,
 ) -> Result<BoundShards, BindError> {
+    let offramps = Arc::new(Offramps::new(&config)?);
     let wireguard = match (&config.wireguard, private_key) {
         (Some(wireguard), Some(key)) => {
             let mark = config.tun.as_ref().map(|tun| tun.fwmark);
@@ -113,7 +115,7 @@ pub fn bind(
                         .flatten(),
                     source,
                 })?;
-            Some((Arc::new(WireguardIdentity::new(key)), sockets))
+            Some((Arc::new(WireguardIdentity::new(key, offramps.sites().cloned())), sockets))
         }
         _ => None,
     };
@@ -124,7 +126,6 @@ pub fn bind(
         }
         None => Vec::new(),
     };
-    let offramps = Arc::new(Offramps::new(&config)?);
     Ok(BoundShards { config, wireguard, tun, offramps, snapshots, records })
 }
 

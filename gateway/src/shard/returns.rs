@@ -1,35 +1,110 @@
-//! Which shard a flow lives in whose packets come back by the TUN device.
+//! Which shard a forwarded flow lives in.
 //!
-//! The kernel keeps a flow in the queue it was last written to, but forgets that after three seconds, and then goes by a
-//! hash alone: what comes back may come to any shard. Unlike [`Places`](super::places::Places) this table forgets nothing,
+//! What comes back of it comes to the shard that the kernel, or the peer, chooses. From the TUN device: the kernel keeps a
+//! flow in the queue it was last written to, but forgets that after three seconds, and then goes by a hash alone. From a
+//! WireGuard peer: to the shard that has its tunnel. Unlike [`Places`](super::places::Places) this table forgets nothing,
 //! for what comes back belongs to no device and would be dropped. Its lock is taken when such a flow begins and ends, and
-//! for packets that arrived in the wrong place.
+//! for packets that no flow of the shard they came to waits for.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use portcullis_netstack::FiveTuple;
 
+/// What packets come back by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Via {
+    /// The TUN device.
+    Tun,
+    /// The tunnel of the WireGuard peer with this public key.
+    Peer([u8; 32]),
+}
+
+/// What comes back of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Return {
+    pub(crate) via: Via,
+    /// Its addresses and ports.
+    pub(crate) tuple: FiveTuple,
+}
+
 /// What all shards know of each other's forwarded flows, by what comes back of them. As many as there may be flows.
 #[derive(Debug, Default)]
-pub(crate) struct Returns(RwLock<HashMap<FiveTuple, usize>>);
+pub(crate) struct Returns {
+    shards: RwLock<HashMap<Return, usize>>,
+    /// How many of them come back by peers.
+    by_peers: AtomicUsize,
+}
 
 impl Returns {
     /// The shard of the flow that a packet comes back to.
-    pub(super) fn find(&self, tuple: &FiveTuple) -> Option<usize> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(tuple).copied()
+    pub(super) fn find(&self, back: &Return) -> Option<usize> {
+        self.shards.read().unwrap_or_else(PoisonError::into_inner).get(back).copied()
     }
 
-    /// Says that what comes back as `tuple` belongs to `shard`.
-    pub(super) fn take(&self, tuple: FiveTuple, shard: usize) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(tuple, shard);
+    /// Whether anything may come back by a peer. Most gateways have no such flow, and their packets are not looked up.
+    pub(super) fn any_by_peers(&self) -> bool {
+        self.by_peers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Says that what comes back as `back` belongs to `shard`, and no longer to another.
+    pub(super) fn take(&self, back: Return, shard: usize) {
+        let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
+        if shards.insert(back, shard).is_none() && back.via != Via::Tun {
+            self.by_peers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Says that it belongs to `shard`, where it belongs to none. Returns whether it does.
+    pub(super) fn claim(&self, back: Return, shard: usize) -> bool {
+        let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
+        let Entry::Vacant(vacant) = shards.entry(back) else { return false };
+        vacant.insert(shard);
+        if back.via != Via::Tun {
+            self.by_peers.fetch_add(1, Ordering::Relaxed);
+        }
+        true
     }
 
     /// Says that it does no longer.
-    pub(super) fn release(&self, tuple: &FiveTuple, shard: usize) {
-        let mut flows = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if flows.get(tuple) == Some(&shard) {
-            flows.remove(tuple);
+    pub(super) fn release(&self, back: &Return, shard: usize) {
+        let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
+        if shards.get(back) == Some(&shard) {
+            shards.remove(back);
+            if back.via != Via::Tun {
+                self.by_peers.fetch_sub(1, Ordering::Relaxed);
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_netstack::Protocol;
+
+    #[test]
+    fn what_comes_back_belongs_to_one_shard() {
+        let tuple = FiveTuple {
+            protocol: Protocol::Tcp,
+            source: [10, 20, 0, 10].into(),
+            source_port: 443,
+            destination: [10, 99, 0, 2].into(),
+            destination_port: 4000,
+        };
+        let returns = Returns::default();
+        let [by_tun, by_peer] = [Via::Tun, Via::Peer([1; 32])].map(|via| Return { via, tuple });
+        assert!(returns.claim(by_tun, 0) && !returns.any_by_peers());
+        assert!(returns.claim(by_peer, 1), "another way is another flow");
+        assert!(!returns.claim(by_peer, 0) && returns.any_by_peers());
+        returns.release(&by_peer, 0);
+        assert_eq!(returns.find(&by_peer), Some(1), "another's to release");
+        returns.take(by_peer, 0);
+        returns.release(&by_peer, 1);
+        assert_eq!((returns.find(&by_peer), returns.find(&by_tun)), (Some(0), Some(0)), "it has moved");
+        returns.release(&by_peer, 0);
+        assert!(returns.find(&by_peer).is_none() && !returns.any_by_peers());
     }
 }

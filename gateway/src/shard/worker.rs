@@ -21,7 +21,8 @@ use tokio::time::Sleep;
 use super::associations::Associations;
 use super::datagrams::Gathered;
 use super::flow::Flows;
-use super::link::{Command, PeerStatus, Snapshot};
+use super::hops::Hops;
+use super::link::{Command, PeerStatus, SiteStatus, Snapshot};
 use super::mail::Mail;
 use super::moderation::Moderation;
 use super::places::Places;
@@ -29,14 +30,13 @@ use super::ready::ReadyList;
 use super::returns::Returns;
 use crate::config::Config;
 use crate::config::resolved::OfframpKind;
-use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord};
 use crate::host::TunDevice;
 use crate::limits::{Loads, SharedLoads};
 use crate::metrics::counters::ShardCounters;
 use crate::offramp::{DatagramSocket, DialError, Offramps, TargetStream};
 use crate::onramp::tun::{TunReader, TunWriter};
-use crate::onramp::wireguard::peers::{Peers, TICK, WireguardIdentity};
+use crate::onramp::wireguard::peers::{Party, Peer, Peers, TICK, WireguardIdentity};
 use crate::onramp::wireguard::socket::{Outbox, ReceiveBuffers, WireguardSocket};
 use crate::state::Remembered;
 
@@ -98,7 +98,7 @@ struct Wireguard {
     memory: ReceiveBuffers,
     outbox: Outbox,
     peers: Peers,
-    coalescer: Coalescer<Arc<Device>>,
+    coalescer: Coalescer<Arc<Party>>,
     mtu: u16,
     /// Peers to open handshakes with.
     opening: VecDeque<Remembered>,
@@ -146,8 +146,10 @@ pub(super) struct Shard {
     pub(super) tun: Option<TunWriter>,
     tun_reader: Option<TunReader>,
     pub(super) tun_mtu: u16,
-    /// Packets of some flows go on as they are, and others come back.
+    /// The kernel gets packets of some flows as they are, and others come back from it.
     forwards: bool,
+    pub(super) identity: Option<Arc<WireguardIdentity>>,
+    pub(super) hops: Hops,
     mailbox: mpsc::Receiver<Vec<Mail>>,
     neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
     /// Where the flows of the TUN device live.
@@ -211,12 +213,12 @@ impl Shard {
             },
             now,
         );
-        let wireguard = match (identity, socket, &config.wireguard) {
+        let wireguard = match (&identity, socket, &config.wireguard) {
             (Some(identity), Some(socket), Some(settings)) => Some(Wireguard {
                 socket: WireguardSocket::new(socket)?,
                 memory: ReceiveBuffers::default(),
                 outbox: Outbox::default(),
-                peers: Peers::new(identity, index, config.shards),
+                peers: Peers::new(Arc::clone(identity), index, config.shards),
                 coalescer: Coalescer::default(),
                 mtu: settings.mtu,
                 opening: VecDeque::new(),
@@ -245,6 +247,8 @@ impl Shard {
             wireguard,
             tun_mtu: config.tun.as_ref().map_or(1500, |tun| tun.mtu),
             forwards: config.offramps.iter().any(|offramp| offramp.kind == OfframpKind::Kernel),
+            identity,
+            hops: Hops::default(),
             tun: tun.map(TunWriter::new),
             tun_reader,
             mailbox,
@@ -328,6 +332,10 @@ impl Shard {
                 Command::Peers(answer) => {
                     let _ = answer.send(self.peers());
                 }
+                Command::Sites(answer) => {
+                    let _ = answer.send(self.sites(now));
+                }
+                Command::Reach(key, to) => self.reach(now, key, to),
                 Command::Moved(answer) => self.tell_moved(answer),
                 Command::Open(peers) => self.look_for(peers),
                 Command::Ping(answer) => {
@@ -362,19 +370,35 @@ impl Shard {
 
     fn peers(&self) -> Vec<PeerStatus> {
         let Some(wireguard) = &self.wireguard else { return Vec::new() };
-        let status = |(_, peer): (usize, &crate::onramp::wireguard::peers::Peer)| {
+        let status = |(_, peer): (usize, &Peer)| {
             let (bytes_received, bytes_sent) = peer.bytes();
-            let device = Arc::clone(&peer.device().identity.device);
-            PeerStatus {
+            let device = Arc::clone(&peer.party().device.as_ref()?.identity.device);
+            Some(PeerStatus {
                 flows: self.loads.flows(&device),
                 device,
                 endpoint: peer.endpoint().map(|endpoint| endpoint.canonical()),
                 last_handshake: peer.last_handshake(),
                 bytes_received,
                 bytes_sent,
-            }
+            })
         };
-        wireguard.peers.iter().map(status).collect()
+        wireguard.peers.iter().filter_map(status).collect()
+    }
+
+    /// What the tunnels to sites that live here say.
+    fn sites(&self, now: Instant) -> Vec<SiteStatus> {
+        let Some(wireguard) = &self.wireguard else { return Vec::new() };
+        let status = |(_, peer): (usize, &Peer)| {
+            let party = peer.party();
+            party.site.as_ref().map(|_| SiteStatus {
+                key: party.key,
+                shard: self.index,
+                asked: peer.is_asked(),
+                silence: peer.heard_at().map(|at| now.saturating_duration_since(at)),
+                last_handshake: peer.last_handshake(),
+            })
+        };
+        wireguard.peers.iter().filter_map(status).collect()
     }
 
     /// Takes over a new snapshot, if there is one: peers at once, flows in slices.
@@ -483,12 +507,16 @@ impl Shard {
 
     /// Lets the tunnels look at their timers, and forgets those of expired devices.
     fn tick(&mut self, now: Instant) {
-        let Self { wireguard, loads, .. } = self;
+        let Self { wireguard, loads, hops, identity, .. } = self;
+        if let Some(identity) = identity {
+            hops.find_again(|key| identity.owner(key));
+        }
         let Some(wireguard) = wireguard else { return };
         wireguard.peers.tick(&mut wireguard.outbox, |device| loads.flows(&device.identity.device) > 0);
         let wall = Timestamp::now();
+        let is_expired = |peer: &Peer| peer.party().device.as_ref().is_some_and(|device| !device.usable_at(wall));
         let expired: Vec<usize> =
-            wireguard.peers.iter().filter(|(_, peer)| !peer.device().usable_at(wall)).map(|(slot, _)| slot).collect();
+            wireguard.peers.iter().filter(|(_, peer)| is_expired(peer)).map(|(slot, _)| slot).collect();
         self.dismiss(now, expired, FlowEnd::Expired);
     }
 

@@ -19,6 +19,8 @@ const LARGEST_SHIFT: u8 = 14;
 pub(crate) struct ForwardFlow {
     /// Where they go on, and come back from.
     pub(crate) out: Ingress,
+    /// What they carry there.
+    pub(crate) sent: FiveTuple,
     pub(crate) watch: Watch,
 }
 
@@ -60,8 +62,8 @@ pub enum ForwardEnd {
 
 impl ForwardFlow {
     /// The key of packets that come back.
-    pub(crate) fn back(&self, tuple: &FiveTuple) -> FlowKey {
-        FlowKey { ingress: self.out.id, tuple: tuple.turned() }
+    pub(crate) fn back(&self) -> FlowKey {
+        FlowKey { ingress: self.out.id, tuple: self.sent.turned() }
     }
 
     /// When it is to be looked at next.

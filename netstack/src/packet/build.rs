@@ -245,35 +245,11 @@ pub(crate) fn set_hop_limit(packet: &mut [u8], hops: u8) {
 }
 
 /// Of an IPv4 header.
-fn set_header_checksum(packet: &mut [u8]) {
+pub(crate) fn set_header_checksum(packet: &mut [u8]) {
     put16(packet, 10, 0);
     let header = packet.first().map_or(0, |first| usize::from(first & 15) * 4);
     let sum = !checksum::sum(packet.get(..header).unwrap_or_default());
     put16(packet, 10, sum);
-}
-
-/// Makes an ICMP or ICMPv6 message say that it comes from `source`, of its own family.
-pub(crate) fn set_icmp_source(packet: &mut [u8], source: IpAddr) {
-    match source {
-        IpAddr::V4(source) => {
-            put(packet, 12, &source.octets());
-            set_header_checksum(packet);
-        }
-        IpAddr::V6(source) => {
-            if packet.get(6) != Some(&u8::from(IpProtocol::Icmpv6)) {
-                // Something stands between the headers: it is left alone.
-                return;
-            }
-            let Some(&old) = packet.get(8..24).and_then(|old| <&[u8; 16]>::try_from(old).ok()) else { return };
-            let sums = [old, source.octets()].map(|address| checksum::sum(&address));
-            put(packet, 8, &source.octets());
-            let at = IPV6_HEADER + 2;
-            let word = packet.get(at..at + 2).and_then(|word| <[u8; 2]>::try_from(word).ok()).unwrap_or_default();
-            // RFC 1624: what the old address added goes, what the new one adds comes.
-            let sum = !checksum::combine(&[!u16::from_be_bytes(word), !sums[0], sums[1]]);
-            put16(packet, at, sum);
-        }
-    }
 }
 
 /// Makes the IP header say that a TCP header follows it, and how long the packet is.
@@ -415,7 +391,7 @@ fn copy_range(to: &mut [u8], header: &[u8], body: &[u8], offset: usize) {
     }
 }
 
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+pub(crate) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     if let Some(to) = bytes.get_mut(at..at + value.len()) {
         to.copy_from_slice(value);
     }

@@ -6,6 +6,7 @@ mod extension;
 pub(crate) mod fragment;
 mod icmp;
 mod parse;
+pub(crate) mod translate;
 mod transport;
 
 pub use fragment::{Arrival, IpFragment};

@@ -30,8 +30,11 @@ pub struct IpPacket<'p> {
     bytes: &'p [u8],
     tuple: FiveTuple,
     transport: Transport<'p>,
+    /// Where the header of the transport begins.
+    header: usize,
     segments: u32,
     lacking: Option<Offload>,
+    reassembled: bool,
 }
 
 impl<'p> IpPacket<'p> {
@@ -137,7 +140,31 @@ impl<'p> IpPacket<'p> {
         check_source(source)?;
         check_destination(destination)?;
         let tuple = FiveTuple { protocol, source, source_port, destination, destination_port };
-        Ok(Self { bytes, tuple, transport, segments: 1, lacking: None })
+        let header = bytes.len().saturating_sub(body.len());
+        Ok(Self { bytes, tuple, transport, header, segments: 1, lacking: None, reassembled: false })
+    }
+
+    /// Says that it was put together of fragments, so that it may be cut again.
+    #[must_use]
+    pub fn of_fragments(self) -> Self {
+        Self { reassembled: true, ..self }
+    }
+
+    /// Whether it was put together of fragments.
+    pub fn is_of_fragments(&self) -> bool {
+        self.reassembled
+    }
+
+    /// Whether a router may cut it where it does not fit: it came cut, or IPv4 does not forbid it (RFC 791).
+    pub(crate) fn may_be_cut(&self) -> bool {
+        const DONT_FRAGMENT: u8 = 0x40;
+        let forbidden = || self.bytes.get(6).is_none_or(|flags| flags & DONT_FRAGMENT != 0);
+        self.reassembled || (self.tuple.source.is_ipv4() && !forbidden())
+    }
+
+    /// Where the header of its transport begins, in bytes.
+    pub(crate) fn header(&self) -> usize {
+        self.header
     }
 
     /// Says that a packet lacks its checksum, and with a segment size that it stands for many TCP segments or UDP datagrams,

@@ -106,9 +106,9 @@ impl Stack {
         flow.traffic.packets_down += build::unreachable(&mut self.batch, reply, error, datagram.quote()) as u64;
     }
 
-    /// Tells a client that a packet may take no hop more, which is dropped: RFC 1812 section 5.3.1, RFC 8200 section 3. `from`
-    /// is the gateway's own address towards the client.
-    pub fn answer_hop_limit(&mut self, now: Instant, to: Ingress, packet: &IpPacket<'_>, from: IpAddr) {
+    /// Tells whoever sent a packet from `to` why it goes no farther: RFC 1812 sections 4.3.3 and 5.3.1, RFC 8200 section 3.
+    /// `from` is the gateway's own address towards there.
+    pub fn answer_error(&mut self, now: Instant, to: Ingress, packet: &IpPacket<'_>, error: Unreachable, from: IpAddr) {
         self.now = now;
         let key = FlowKey { ingress: to.id, tuple: packet.tuple() };
         if !self.may_answer(&key) {
@@ -118,7 +118,7 @@ impl Stack {
         reply.tuple.destination = from;
         let bytes = packet.bytes();
         let quote = bytes.get(..bytes.len().min(build::QUOTE)).unwrap_or_default();
-        build::unreachable(&mut self.batch, reply, Unreachable::HopLimit, quote);
+        build::unreachable(&mut self.batch, reply, error, quote);
     }
 
     /// How many answers were not made since the last call, because their clients caused too many.

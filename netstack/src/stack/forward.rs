@@ -1,26 +1,41 @@
 //! Flows whose packets go on as they are, to another way out and back.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use super::{Handled, Ingress, Stack};
 use crate::DropReason;
+use crate::batch::PacketBatch;
 use crate::flow::forward::{Connection, Direction, ForwardEnd, ForwardFlow, Watch};
 use crate::flow::tcp::TcpFlow;
 use crate::flow::{Flow, FlowKind};
-use crate::packet::build::{self, Reply};
-use crate::packet::{ChecksumPolicy, IcmpKind, IcmpMessage, IpPacket, Transport};
+use crate::packet::build::{self, Reply, UDP_HEADER};
+use crate::packet::{ChecksumPolicy, IcmpKind, IcmpMessage, IpPacket, Transport, translate};
 use crate::segment::Offload;
 use crate::tuple::{FiveTuple, FlowId, FlowKey, IngressId};
 
+/// How a packet of a forwarded flow goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passage {
+    /// Where to.
+    pub to: Ingress,
+    /// The addresses and ports that it carries there, of the family it came with.
+    pub tuple: FiveTuple,
+    /// We are one of the hops on its way, so that it may take one less.
+    pub hop: bool,
+}
+
 impl Stack {
-    /// Has the packets of a new flow go on as they are towards `out`. Packets from there with its addresses turned come back
-    /// to its client. A held SYN goes on at once; a datagram that opened the flow is still to be
-    /// [sent on](Self::send_on), and its payload to be [counted](Self::delivered). `false`: there is no SYN, or another flow waits for the same packets to come back.
-    pub fn forward(&mut self, now: Instant, id: FlowId, out: Ingress) -> bool {
+    /// Has the packets of a new flow go on as they are, but for what `passage` says. Packets that come from there, and carry
+    /// the opposite, come back to its client. A held SYN goes on at once; a datagram that opened the flow is still to be
+    /// [sent on](Self::send_on), and its payload to be [counted](Self::delivered). `false`: there is no SYN, or another flow
+    /// waits for the same packets to come back.
+    pub fn forward(&mut self, now: Instant, id: FlowId, passage: Passage) -> bool {
+        let Passage { to: out, tuple: sent, .. } = passage;
         let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
             return false;
         };
-        let back = FlowKey { ingress: out.id, tuple: flow.key.tuple.turned() };
+        let back = FlowKey { ingress: out.id, tuple: sent.turned() };
         if self.table.contains_key(&back) {
             return false;
         }
@@ -28,14 +43,15 @@ impl Stack {
             FlowKind::Tcp(TcpFlow::Held(held)) => {
                 let Ok(syn) = IpPacket::parse(&held.packet, ChecksumPolicy::Trusted) else { return false };
                 let Transport::Tcp(segment) = syn.transport() else { return false };
+                let watch = Watch::Tcp(Box::new(Connection::new(now, segment)));
                 // Who sent it may have left the checksum to us.
-                self.batch.push_copy(out.id, syn.bytes(), Some(Offload { segment_size: None }));
-                Watch::Tcp(Box::new(Connection::new(now, segment)))
+                passage.push(&mut self.batch, &syn, syn.bytes(), Some(Offload { segment_size: None }));
+                watch
             }
             FlowKind::Datagram(datagram) => Watch::Datagram(datagram.clone()),
             FlowKind::Tcp(TcpFlow::Open(_)) | FlowKind::Forward(_) => return false,
         };
-        flow.kind = FlowKind::Forward(ForwardFlow { out, watch });
+        flow.kind = FlowKind::Forward(ForwardFlow { out, sent, watch });
         self.table.insert(back, id);
         self.rearm(now, id);
         true
@@ -53,9 +69,9 @@ impl Stack {
         let direction = if flow.key == key { Direction::Up } else { Direction::Down };
         let client = Ingress { id: flow.key.ingress, mtu: flow.mtu };
         let FlowKind::Forward(forward) = &mut flow.kind else { return Err(DropReason::NoFlow) };
-        let to = match direction {
-            Direction::Up => forward.out,
-            Direction::Down => client,
+        let (to, tuple) = match direction {
+            Direction::Up => (forward.out, forward.sent),
+            Direction::Down => (client, flow.key.tuple.turned()),
         };
         match (&mut forward.watch, packet.transport()) {
             (Watch::Tcp(connection), Transport::Tcp(segment)) => {
@@ -97,35 +113,63 @@ impl Stack {
             (Watch::Tcp(_), Transport::Udp(_) | Transport::Echo(_))
             | (Watch::Datagram(_), Transport::Tcp(_) | Transport::Echo(_)) => return Err(DropReason::Malformed),
         }
-        Ok(Handled::Passes(id, to))
+        Ok(Handled::Passes(id, Passage { to, tuple, hop: false }))
     }
 
-    /// Sends on a packet that passes, as it came. One that was put together of fragments is cut anew.
+    /// Sends on a packet that passes. What does not fit is cut, where it may be: a TCP segment into segments, a datagram into
+    /// fragments.
     ///
     /// # Errors
-    /// Why it cannot go on.
-    pub fn send_on(&mut self, to: Ingress, packet: &IpPacket<'_>) -> Result<(), DropReason> {
+    /// Why it cannot go on. `too_big` and `hop_limit` are for its sender to hear: see [`answer_error`](Self::answer_error).
+    pub fn send_on(&mut self, passage: Passage, packet: &IpPacket<'_>) -> Result<(), DropReason> {
+        if passage.hop && packet.hop_limit() <= 1 {
+            return Err(DropReason::HopLimit);
+        }
         self.identification = self.identification.wrapping_add(1);
         let batch = &mut self.batch;
-        let cut = Reply { identification: self.identification, ..reply(to, packet.tuple().turned()) };
+        let room = usize::from(passage.to.mtu);
+        let cut = Reply { identification: self.identification, ..reply(passage.to, passage.tuple.turned()) };
+        let hops = packet.hop_limit() - u8::from(passage.hop);
         match (packet.offload(), packet.transport()) {
-            (None, Transport::Udp(udp)) if packet.bytes().len() > usize::from(to.mtu) => {
-                let made = build::udp(batch, cut, udp.payload);
-                batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, packet.hop_limit()));
+            (offload, Transport::Tcp(segment)) => {
+                // Whoever completes it knows no headers between.
+                let plain = if offload.is_some() || packet.bytes().len() > room {
+                    packet.plain()
+                } else {
+                    Cow::Borrowed(packet.bytes())
+                };
+                let headers = plain.len().saturating_sub(segment.payload.len());
+                let longest = match offload.and_then(|offload| offload.segment_size) {
+                    Some(size) => usize::from(size).min(segment.payload.len()),
+                    None => segment.payload.len(),
+                };
+                let offload = if headers + longest <= room {
+                    offload
+                } else {
+                    let size = room.checked_sub(headers).filter(|size| *size > 0 && !segment.syn);
+                    let size = size.and_then(|size| u16::try_from(size).ok()).ok_or(DropReason::TooBig)?;
+                    Some(Offload { segment_size: Some(size) })
+                };
+                passage.push(batch, packet, &plain, offload);
             }
-            (None, Transport::Echo(echo)) if packet.bytes().len() > usize::from(to.mtu) => {
+            (offload, Transport::Udp(udp)) if packet.header() + UDP_HEADER + udp.size() <= room => {
+                if offload.is_some() && !packet.is_plain() {
+                    return Err(DropReason::ExtensionHeader);
+                }
+                passage.push(batch, packet, packet.bytes(), offload);
+            }
+            (offload, Transport::Echo(_)) if packet.bytes().len() <= room => {
+                passage.push(batch, packet, packet.bytes(), offload);
+            }
+            (_, Transport::Udp(_) | Transport::Echo(_)) if !packet.may_be_cut() => return Err(DropReason::TooBig),
+            (_, Transport::Udp(udp)) => {
+                let made: usize = udp.datagrams().map(|payload| build::udp(batch, cut, payload)).sum();
+                batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, hops));
+            }
+            (_, Transport::Echo(echo)) => {
                 let made = build::echo_request(batch, cut, echo.sequence, echo.data);
-                batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, packet.hop_limit()));
+                batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, hops));
             }
-            // A segment in fragments, which no TCP sends since RFC 1191.
-            (None, Transport::Tcp(_)) if packet.bytes().len() > usize::from(to.mtu) => {
-                return Err(DropReason::Fragment);
-            }
-            (None, _) => batch.push_copy(to.id, packet.bytes(), None),
-            (offload, _) if packet.is_plain() => batch.push_copy(to.id, packet.bytes(), offload),
-            // Whoever completes it knows no headers between.
-            (offload, Transport::Tcp(_)) => batch.push_copy(to.id, &packet.plain(), offload),
-            (_, Transport::Udp(_) | Transport::Echo(_)) => return Err(DropReason::ExtensionHeader),
         }
         Ok(())
     }
@@ -138,6 +182,11 @@ impl Stack {
     /// The forwarded flow that a packet from `from` belongs to, and which way the packet goes.
     pub fn forwarded_of(&self, from: IngressId, tuple: FiveTuple) -> Option<(FlowId, Direction)> {
         self.forwarded(FlowKey { ingress: from, tuple })
+    }
+
+    /// Whether a packet from `from` belongs to a flow there is.
+    pub fn knows(&self, from: IngressId, tuple: FiveTuple) -> bool {
+        self.table.contains_key(&FlowKey { ingress: from, tuple })
     }
 
     fn forwarded(&self, key: FlowKey) -> Option<(FlowId, Direction)> {
@@ -170,10 +219,19 @@ impl Stack {
         let client = Ingress { id: key.ingress, mtu: flow.mtu };
         let FlowKind::Forward(forward) = &mut flow.kind else { return Err(DropReason::NoFlow) };
         // What it is about went the other way.
-        let (to, about) = match direction {
-            Direction::Up => (forward.out, Direction::Down),
-            Direction::Down => (client, Direction::Up),
+        let (to, about, subject) = match direction {
+            Direction::Up => (forward.out, Direction::Down, forward.sent.turned()),
+            Direction::Down => (client, Direction::Up, key.tuple),
         };
+        let source = match direction {
+            Direction::Up if subject != message.about() => Some(subject.destination),
+            Direction::Down if ours || message.source() == forward.sent.destination => Some(subject.destination),
+            Direction::Up | Direction::Down => None,
+        };
+        let changes = subject != message.about() || source.is_some_and(|source| source != message.source());
+        if changes && !translate::is_plain(message.bytes()) {
+            return Err(DropReason::ExtensionHeader);
+        }
         if !is_reply && message.bytes().len() > usize::from(to.mtu) {
             return Err(DropReason::Malformed);
         }
@@ -197,13 +255,13 @@ impl Stack {
         match message.kind() {
             IcmpKind::EchoReply { sequence, data } if message.bytes().len() > usize::from(to.mtu) => {
                 let (_, data) = message.bytes().split_at(message.bytes().len().saturating_sub(data));
-                let reply = Reply { identification: self.identification, ..reply(to, message.about()) };
+                let reply = Reply { identification: self.identification, ..reply(to, subject) };
                 build::echo_reply(&mut self.batch, reply, sequence, data);
             }
             IcmpKind::EchoReply { .. } | IcmpKind::Unreachable { .. } | IcmpKind::Trouble { .. } => {
                 self.batch.push_copy_with(to.id, message.bytes(), None, |copy| {
-                    if ours {
-                        build::set_icmp_source(copy, message.about().destination);
+                    if changes {
+                        translate::set_subject(copy, &subject, source);
                     }
                 });
             }
@@ -229,7 +287,7 @@ impl Stack {
         let Watch::Tcp(connection) = &mut forward.watch else { return false };
         let Some([client, target]) = connection.abort(now) else { return false };
         build::tcp_reset(&mut self.batch, reply(Ingress { id: key.ingress, mtu: flow.mtu }, key.tuple), &client);
-        build::tcp_reset(&mut self.batch, reply(forward.out, key.tuple.turned()), &target);
+        build::tcp_reset(&mut self.batch, reply(forward.out, forward.sent.turned()), &target);
         flow.traffic.packets_down += 1;
         flow.released = true;
         self.rearm(now, id);
@@ -251,6 +309,23 @@ impl Stack {
                 self.total.bytes_down += bytes;
             }
         }
+    }
+}
+
+impl Passage {
+    /// Hands over a packet in the form in which it goes on. `plain`: its bytes, maybe without what stood between its headers.
+    fn push(&self, batch: &mut PacketBatch, packet: &IpPacket<'_>, plain: &[u8], offload: Option<Offload>) {
+        let old = packet.tuple();
+        // The transport is at the end, whatever was taken out before it.
+        let header = packet.header().saturating_sub(packet.bytes().len() - plain.len());
+        batch.push_copy_with(self.to.id, plain, offload, |copy| {
+            if self.hop {
+                build::set_hop_limit(copy, packet.hop_limit().saturating_sub(1));
+            }
+            if old != self.tuple {
+                translate::set_tuple(copy, header, &old, &self.tuple, offload.is_none());
+            }
+        });
     }
 }
 

@@ -184,7 +184,8 @@ fn a_packet_at_the_end_of_its_hops_is_answered_within_a_bound_and_is_no_flow() {
     let packet = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap();
     assert_eq!(packet.hop_limit(), 64);
     for _ in 0..5_000 {
-        lab.stack.answer_hop_limit(lab.instant(), lab.ingress, &packet, "100.96.0.1".parse().unwrap());
+        let own = "100.96.0.1".parse().unwrap();
+        lab.stack.answer_error(lab.instant(), lab.ingress, &packet, Unreachable::HopLimit, own);
     }
     lab.settle();
     let out = lab.take_out();

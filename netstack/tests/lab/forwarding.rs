@@ -8,7 +8,8 @@ use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
 use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpFragment, IpPacket};
 use portcullis_netstack::segment::Offload;
 use portcullis_netstack::{
-    DropReason, FlowId, ForwardEnd, Handled, Ingress, IngressId, Reassembler, Stack, StackLimits, Traffic,
+    DropReason, FiveTuple, FlowId, ForwardEnd, Handled, Ingress, IngressId, Passage, Reassembler, Stack, StackLimits,
+    Traffic,
 };
 
 use crate::lab::limits;
@@ -16,17 +17,21 @@ use crate::raw::{
     ACK, CLIENT, CLIENT6, FIN, PORT, RST, SERVICE, SYN, Segment, TARGET, TARGET6, echo_request, segment, udp,
 };
 
-const PEER: IngressId = IngressId(1);
-const OUT: IngressId = IngressId(0);
-const AWAY: Ingress = Ingress { id: OUT, mtu: 1500 };
-const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const PEER: IngressId = IngressId(1);
+pub(crate) const OUT: IngressId = IngressId(0);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 /// Initial sequence numbers.
-const UP: u32 = 5_000;
-const DOWN: u32 = u32::MAX - 100;
+pub(crate) const UP: u32 = 5_000;
+pub(crate) const DOWN: u32 = u32::MAX - 100;
 
-struct Between {
-    stack: Stack,
-    now: Instant,
+/// The way out of packets that carry `tuple` there.
+fn away(tuple: FiveTuple) -> Passage {
+    Passage { to: Ingress { id: OUT, mtu: 1500 }, tuple, hop: false }
+}
+
+pub(crate) struct Between {
+    pub(crate) stack: Stack,
+    pub(crate) now: Instant,
 }
 
 /// A segment of the target.
@@ -50,25 +55,25 @@ fn back(flags: u8, sequence: u32, acknowledgment: u32, payload: &[u8]) -> Vec<u8
 }
 
 /// Flags, sequence and acknowledgment number of a TCP packet.
-fn told(packet: &[u8]) -> (u8, u32, u32) {
+pub(crate) fn told(packet: &[u8]) -> (u8, u32, u32) {
     let word = |at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().unwrap());
     (packet[33], word(24), word(28))
 }
 
 impl Between {
-    fn new(limits: StackLimits) -> Self {
+    pub(crate) fn new(limits: StackLimits) -> Self {
         #[expect(clippy::disallowed_methods, reason = "instants have no other beginning; it is never compared")]
         let now = Instant::now();
         Self { stack: Stack::new(limits, now), now }
     }
 
-    fn take(&mut self, from: IngressId, packet: &[u8]) -> Result<Handled, DropReason> {
+    pub(crate) fn take(&mut self, from: IngressId, packet: &[u8]) -> Result<Handled, DropReason> {
         let packet = IpPacket::parse(packet, ChecksumPolicy::Verify).unwrap();
         self.stack.handle_packet(self.now, Ingress { id: from, mtu: 1280 }, &packet)
     }
 
     /// Hands in a packet that passes, and sends it on.
-    fn take_on(&mut self, from: IngressId, packet: &IpPacket<'_>) {
+    pub(crate) fn take_on(&mut self, from: IngressId, packet: &IpPacket<'_>) {
         match self.stack.handle_packet(self.now, Ingress { id: from, mtu: 1280 }, packet) {
             Ok(Handled::Passes(_, to)) => self.stack.send_on(to, packet).unwrap(),
             other => panic!("{other:?}"),
@@ -80,11 +85,12 @@ impl Between {
         let id = self.open(ask);
         assert!(self.made().is_empty(), "its datagram is still to be sent on");
         self.stack.delivered(id, payload);
-        self.stack.send_on(AWAY, &IpPacket::parse(ask, ChecksumPolicy::Verify).unwrap()).unwrap();
+        let packet = IpPacket::parse(ask, ChecksumPolicy::Verify).unwrap().of_fragments();
+        self.stack.send_on(away(packet.tuple()), &packet).unwrap();
         id
     }
 
-    fn made(&mut self) -> Vec<(IngressId, Vec<u8>)> {
+    pub(crate) fn made(&mut self) -> Vec<(IngressId, Vec<u8>)> {
         let mut made = Vec::new();
         self.stack.batch().drain_complete(|to, packet| made.push((to, packet.to_vec())));
         made
@@ -99,7 +105,8 @@ impl Between {
 
     fn open(&mut self, packet: &[u8]) -> FlowId {
         let Ok(Handled::Opened(id)) = self.take(PEER, packet) else { panic!("a new flow") };
-        assert!(self.stack.forward(self.now, id, AWAY));
+        let tuple = self.stack.key(id).unwrap().tuple;
+        assert!(self.stack.forward(self.now, id, away(tuple)));
         id
     }
 
@@ -200,7 +207,8 @@ fn resets_end_it_where_their_receiver_believes_them() {
     assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::ClientReset));
     // The tuple is free again before anybody looked.
     let Ok(Handled::Opened(next)) = between.take(PEER, &segment(SYN, UP + 900, 0, 20_000)) else { panic!("new") };
-    assert!(between.stack.forward(between.now, next, AWAY));
+    let tuple = between.stack.key(next).unwrap().tuple;
+    assert!(between.stack.forward(between.now, next, away(tuple)));
     between.stack.remove(id);
     between.made();
     between.passes(OUT, &back(SYN | ACK, DOWN, UP + 901, &[]));
@@ -369,7 +377,7 @@ fn what_was_put_together_of_fragments_is_cut_anew() {
             _ => panic!("one family"),
         };
         let datagram = answer(&|bytes| ip().udp(7, PORT).write(bytes, &large).unwrap());
-        between.take_on(OUT, &IpPacket::parse(&datagram, ChecksumPolicy::Verify).unwrap());
+        between.take_on(OUT, &IpPacket::parse(&datagram, ChecksumPolicy::Verify).unwrap().of_fragments());
         assert_eq!(whole(&between.made(), PEER, 1280), whole(&[(PEER, datagram)], PEER, u16::MAX));
         let header = etherparse::IcmpEchoHeader { id: 9, seq: 3 };
         let reply = answer(&|bytes| match v6 {

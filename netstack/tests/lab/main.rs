@@ -22,4 +22,5 @@ mod memory;
 mod pressure;
 mod properties;
 mod raw;
+mod translation;
 mod world;

@@ -228,7 +228,7 @@ impl Lab {
     }
 }
 
-fn veth(a: &Netns, a_name: &str, b: &Netns, b_name: &str) {
+pub(crate) fn veth(a: &Netns, a_name: &str, b: &Netns, b_name: &str) {
     tools::output(std::process::Command::new("ip").args([
         "link",
         "add",
@@ -247,7 +247,7 @@ fn veth(a: &Netns, a_name: &str, b: &Netns, b_name: &str) {
     b.ip(&format!("link set dev {b_name} up"));
 }
 
-fn nodad(family: Family) -> &'static str {
+pub(crate) fn nodad(family: Family) -> &'static str {
     match family {
         Family::V4 => "",
         Family::V6 => " nodad",

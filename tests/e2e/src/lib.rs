@@ -26,6 +26,7 @@ pub mod nft;
 pub mod proxy;
 pub mod raw;
 pub mod setup;
+pub mod site;
 pub mod stream;
 pub mod target;
 pub mod tools;

@@ -84,3 +84,4 @@ fn rewritten(world: &mut World<'_>) {
     assert!(quiet.quiet(), "nothing came to the address that was asked for");
 }
 on_both_ramps!(a_rule_sends_flows_to_another_target, rewritten);
+on_both_ramps!(a_rule_sends_packets_on_to_another_target, setup = |setup| setup.keep(), rewritten);

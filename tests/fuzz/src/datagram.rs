@@ -47,7 +47,7 @@ static DIRECTORIES: LazyLock<[Directory; 2]> = LazyLock::new(|| {
 });
 
 /// What nothing unauthentic may change, of every peer.
-type State = Vec<(usize, Arc<str>, Option<Endpoint>, Option<Timestamp>, (u64, u64))>;
+type State = Vec<(usize, Option<Arc<str>>, Option<Endpoint>, Option<Timestamp>, (u64, u64))>;
 
 /// What came of a datagram.
 struct Outcome {
@@ -78,7 +78,7 @@ pub fn datagram(data: &[u8]) {
     let mut bench = Bench {
         input: Input(data),
         // Two shards, so that some indices are another's.
-        peers: Peers::new(Arc::new(WireguardIdentity::new(GATEWAY)), 0, 2),
+        peers: Peers::new(Arc::new(WireguardIdentity::new(GATEWAY, [])), 0, 2),
         counters: ShardCounters::default(),
         outbox: Outbox::default(),
         clock: Instant::now(),
@@ -134,7 +134,7 @@ fn endpoint(number: u8) -> Endpoint {
 impl Bench<'_> {
     fn state(&self) -> State {
         let of = |(slot, peer): (usize, &portcullis::onramp::wireguard::peers::Peer)| {
-            let device = Arc::clone(&peer.device().identity.device);
+            let device = peer.party().device.as_ref().map(|device| Arc::clone(&device.identity.device));
             (slot, device, peer.endpoint(), peer.last_handshake(), peer.bytes())
         };
         self.peers.iter().map(of).collect()
@@ -146,8 +146,8 @@ impl Bench<'_> {
         let now = Timestamp::from_second(*wall).unwrap();
         let mut around = Surroundings { directory, now, clock: *clock, counters, outbox };
         let mut delivered = None;
-        let route = peers.handle_datagram(&mut around, endpoint(from), datagram, verified, |_, device, packet| {
-            assert_eq!(&*device.identity.device, "ann");
+        let route = peers.handle_datagram(&mut around, endpoint(from), datagram, verified, |_, party, packet| {
+            assert_eq!(party.device.as_ref().map(|device| &*device.identity.device), Some("ann"));
             delivered = Some(packet.to_vec());
         });
         let answers: Vec<Vec<u8>> = self.outbox.datagrams().map(|(_, answer)| answer.to_vec()).collect();

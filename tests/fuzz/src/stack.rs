@@ -8,7 +8,8 @@ use portcullis_netstack::packet::build::{Reported, Unreachable};
 use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpPacket, Transport};
 use portcullis_netstack::segment::Offload;
 use portcullis_netstack::{
-    CloseCause, DropReason, FlowId, FlowKey, ForwardEnd, Handled, Ingress, IngressId, Refusal, Stack, StackLimits,
+    CloseCause, DropReason, FiveTuple, FlowId, FlowKey, ForwardEnd, Handled, Ingress, IngressId, Passage, Refusal,
+    Stack, StackLimits,
 };
 
 use crate::input::Input;
@@ -131,8 +132,8 @@ impl Bench<'_> {
                 let seed = u64::from(self.input.byte());
                 let (to_send, appetite) = (usize::from(self.input.word()) % 10_000, usize::from(self.input.word()));
                 let how = self.input.byte();
-                if how == b'F' {
-                    return self.forward(id);
+                if matches!(how, b'F' | b'N') {
+                    return self.forward(id, how == b'N');
                 }
                 let side = Side { to_send, appetite, closes: how & 1 == 1, ..Side::default() };
                 // Once a flow, and only TCP.
@@ -179,8 +180,12 @@ impl Bench<'_> {
         }
     }
 
-    fn forward(&mut self, id: FlowId) {
-        if self.accepted.insert(id) && self.stack.forward(self.now, id, Ingress { id: OUT, mtu: 1500 }) {
+    /// Has its packets go on, as they are or `translated` to another port.
+    fn forward(&mut self, id: FlowId, translated: bool) {
+        let Some(key) = self.stack.key(id) else { return };
+        let tuple = FiveTuple { source_port: key.tuple.source_port ^ u16::from(translated), ..key.tuple };
+        let passage = Passage { to: Ingress { id: OUT, mtu: 1000 }, tuple, hop: translated };
+        if self.accepted.insert(id) && self.stack.forward(self.now, id, passage) {
             self.forwarded.insert(id);
         }
     }
@@ -265,12 +270,13 @@ impl Bench<'_> {
         let packet = if size % 2 == 0 { packet.with_offload(offload).unwrap_or(packet) } else { packet };
         let from = Ingress { id: from, mtu: MTU };
         if packet.hop_limit() <= 1 {
-            return self.stack.answer_hop_limit(self.now, from, &packet, packet.tuple().destination);
+            let own = packet.tuple().destination;
+            return self.stack.answer_error(self.now, from, &packet, Unreachable::HopLimit, own);
         }
         let handled = self.stack.handle_packet(self.now, from, &packet);
-        if let Ok(Handled::Passes(id, to)) = handled {
+        if let Ok(Handled::Passes(id, passage)) = handled {
             assert!(self.forwarded.contains(&id));
-            let _ = self.stack.send_on(to, &packet);
+            let _ = self.stack.send_on(Passage { hop: size % 3 == 0, ..passage }, &packet);
         }
         if let Ok(Handled::Opened(id)) = handled {
             assert!(self.alive.insert(id), "a name is used once");

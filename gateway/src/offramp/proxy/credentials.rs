@@ -6,7 +6,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::ProxyFileError;
+use crate::offramp::OfframpFileError;
 use crate::secret;
 
 /// A user and its password. Never printed by accident.
@@ -24,10 +24,10 @@ impl fmt::Debug for Credentials {
 
 impl Credentials {
     /// Reads a file with one line `user:password`, which nobody else may read.
-    pub(super) fn load(path: &Path) -> Result<Self, ProxyFileError> {
+    pub(super) fn load(path: &Path) -> Result<Self, OfframpFileError> {
         let text = secret::read(path)?;
         Self::parse(text.strip_suffix('\n').unwrap_or(&text))
-            .ok_or_else(|| ProxyFileError::Credentials { path: path.to_owned() })
+            .ok_or_else(|| OfframpFileError::Credentials { path: path.to_owned() })
     }
 
     /// SOCKS5 has room for 1 to 255 bytes of each (RFC 1929); a user has no colon (RFC 7617).

@@ -9,114 +9,17 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::DialError;
 use super::stream::{ProxyStream, TargetStream};
+use super::{DialError, OfframpFileError};
 use crate::config::resolved::{ProxyConfig, ProxyScheme};
-use crate::files::ReadError;
-use crate::secret::SecretFileError;
 use credentials::Credentials;
 use tls::Tls;
-
-/// Why a file that a proxy needs is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ProxyFileError {
-    /// One with a secret cannot be had, or is open to others.
-    #[error(transparent)]
-    Secret(#[from] SecretFileError),
-    /// One cannot be read.
-    #[error("{path} {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: ReadError,
-    },
-    /// No credentials.
-    #[error("{path} must hold one line, user:password, each of 1 to 255 bytes", path = .path.display())]
-    Credentials {
-        /// The file.
-        path: PathBuf,
-    },
-    /// No PEM.
-    #[error("{path} is not PEM: {source}", path = .path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls::pki_types::pem::Error,
-    },
-    /// A PEM file without a certificate.
-    #[error("{path} holds no certificate", path = .path.display())]
-    NoCertificate {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A PEM file without a private key.
-    #[error("{path} holds no private key: {source}", path = .path.display())]
-    NoKey {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls::pki_types::pem::Error,
-    },
-    /// A certificate that cannot vouch for another.
-    #[error("{path} holds a certificate that is no authority's: {source}", path = .path.display())]
-    Authority {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls::Error,
-    },
-    /// Certificate and private key that do not belong together, or cannot be used.
-    #[error(
-        "{certificate} and {key} cannot be used: {source}",
-        certificate = .certificate.display(),
-        key = .key.display()
-    )]
-    Identity {
-        /// The file with the certificate.
-        certificate: PathBuf,
-        /// The file with the key.
-        key: PathBuf,
-        /// Why.
-        source: rustls::Error,
-    },
-    /// The system knows no certificate authority.
-    #[error("this system has no certificate authorities: install ca-certificates, or give the off-ramp a `ca_file`")]
-    NoAuthorities,
-    /// No name that a certificate may have.
-    #[error("`{0}` is neither a DNS name nor an IP address")]
-    ServerName(String),
-    /// TLS cannot be set up at all.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(rustls::Error),
-}
-
-impl ProxyFileError {
-    /// The caller may not read the file, which says nothing about what is in it.
-    pub fn is_denied(&self) -> bool {
-        match self {
-            Self::Secret(error) => error.is_denied(),
-            Self::Read { source, .. } => source.is_denied(),
-            Self::Credentials { .. }
-            | Self::Pem { .. }
-            | Self::NoCertificate { .. }
-            | Self::NoKey { .. }
-            | Self::Authority { .. }
-            | Self::Identity { .. }
-            | Self::NoAuthorities
-            | Self::ServerName(_)
-            | Self::Tls(_) => false,
-        }
-    }
-}
 
 /// What is wrong with a proxy, which says nothing of the target.
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +62,7 @@ pub(super) struct Proxy {
 
 impl Proxy {
     /// Reads the files that `config` names.
-    pub(super) fn load(config: &ProxyConfig) -> Result<Self, ProxyFileError> {
+    pub(super) fn load(config: &ProxyConfig) -> Result<Self, OfframpFileError> {
         Ok(Self {
             scheme: config.scheme,
             address: config.address,

@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::ProxyFileError;
 use crate::config::resolved::{ProxyConfig, TlsConfig};
+use crate::offramp::OfframpFileError;
 use crate::{files, secret};
 
 /// Most bytes of a flow that may be encrypted and wait for room in the socket: one record.
@@ -34,15 +34,15 @@ impl fmt::Debug for Tls {
 
 impl Tls {
     /// Reads the files that `tls` names.
-    pub(super) fn load(proxy: &ProxyConfig, tls: &TlsConfig) -> Result<Self, ProxyFileError> {
+    pub(super) fn load(proxy: &ProxyConfig, tls: &TlsConfig) -> Result<Self, OfframpFileError> {
         let server_name = match &tls.server_name {
-            Some(name) => ServerName::try_from(name.clone()).map_err(|_| ProxyFileError::ServerName(name.clone()))?,
+            Some(name) => ServerName::try_from(name.clone()).map_err(|_| OfframpFileError::ServerName(name.clone()))?,
             None => ServerName::from(proxy.address.ip()),
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(ProxyFileError::Tls)?
+            .map_err(OfframpFileError::Tls)?
             .with_root_certificates(authorities(tls)?);
         let config = match &tls.identity {
             None => builder.with_no_client_auth(),
@@ -50,8 +50,8 @@ impl Tls {
                 let chain = certificates(certificate_file)?;
                 let pem = secret::read(key_file)?;
                 let key = PrivateKeyDer::from_pem_slice(pem.as_bytes())
-                    .map_err(|source| ProxyFileError::NoKey { path: key_file.clone(), source })?;
-                builder.with_client_auth_cert(chain, key).map_err(|source| ProxyFileError::Identity {
+                    .map_err(|source| OfframpFileError::NoKey { path: key_file.clone(), source })?;
+                builder.with_client_auth_cert(chain, key).map_err(|source| OfframpFileError::Identity {
                     certificate: certificate_file.clone(),
                     key: key_file.clone(),
                     source,
@@ -70,19 +70,19 @@ impl Tls {
 }
 
 /// Who may vouch for the proxy.
-fn authorities(tls: &TlsConfig) -> Result<RootCertStore, ProxyFileError> {
+fn authorities(tls: &TlsConfig) -> Result<RootCertStore, OfframpFileError> {
     let mut store = RootCertStore::empty();
     match &tls.ca_file {
         Some(path) => {
             for certificate in certificates(path)? {
-                store.add(certificate).map_err(|source| ProxyFileError::Authority { path: path.clone(), source })?;
+                store.add(certificate).map_err(|source| OfframpFileError::Authority { path: path.clone(), source })?;
             }
         }
         None => {
             let system = rustls_native_certs::load_native_certs();
             store.add_parsable_certificates(system.certs);
             if store.is_empty() {
-                return Err(ProxyFileError::NoAuthorities);
+                return Err(OfframpFileError::NoAuthorities);
             }
         }
     }
@@ -90,11 +90,11 @@ fn authorities(tls: &TlsConfig) -> Result<RootCertStore, ProxyFileError> {
 }
 
 /// The certificates of a PEM file, of which there is at least one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ProxyFileError> {
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, OfframpFileError> {
     let path = || PathBuf::from(path);
-    let text = files::read_text(&path()).map_err(|source| ProxyFileError::Read { path: path(), source })?;
+    let text = files::read_text(&path()).map_err(|source| OfframpFileError::Read { path: path(), source })?;
     let certificates = CertificateDer::pem_slice_iter(text.as_bytes())
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|source| ProxyFileError::Pem { path: path(), source })?;
-    if certificates.is_empty() { Err(ProxyFileError::NoCertificate { path: path() }) } else { Ok(certificates) }
+        .map_err(|source| OfframpFileError::Pem { path: path(), source })?;
+    if certificates.is_empty() { Err(OfframpFileError::NoCertificate { path: path() }) } else { Ok(certificates) }
 }

@@ -98,14 +98,13 @@ fn a_header_says_what_a_packet_is() {
         FrameInfo::of(&[flags, gso, 28, 0, low, high, 20, 0, 6, 0, 0x45])
     };
     let verify = ChecksumPolicy::Verify;
-    let trusted = ChecksumPolicy::Trusted;
     let lacking = |segment_size| Some(Offload { segment_size });
-    assert_eq!(of(0, 0, 0), FrameInfo { checksums: verify, offload: None });
-    assert_eq!(of(NEEDS_CHECKSUM, 0, 0), FrameInfo { checksums: trusted, offload: lacking(None) });
-    assert_eq!(of(NEEDS_CHECKSUM, GSO_TCP4, 1400), FrameInfo { checksums: trusted, offload: lacking(Some(1400)) });
-    assert_eq!(of(DATA_VALID, GSO_UDP, 1200), FrameInfo { checksums: trusted, offload: lacking(Some(1200)) });
-    assert_eq!(of(NEEDS_CHECKSUM, GSO_UDP | GSO_ECN, 0), FrameInfo { checksums: trusted, offload: lacking(Some(0)) });
-    assert_eq!(FrameInfo::of(&[1, 5]), FrameInfo { checksums: verify, offload: None });
+    assert_eq!(of(0, 0, 0), FrameInfo { checksums: verify, ..FrameInfo::TRUSTED });
+    assert_eq!(of(NEEDS_CHECKSUM, 0, 0), FrameInfo { offload: lacking(None), ..FrameInfo::TRUSTED });
+    assert_eq!(of(NEEDS_CHECKSUM, GSO_TCP4, 1400), FrameInfo { offload: lacking(Some(1400)), ..FrameInfo::TRUSTED });
+    assert_eq!(of(DATA_VALID, GSO_UDP, 1200), FrameInfo { offload: lacking(Some(1200)), ..FrameInfo::TRUSTED });
+    assert_eq!(of(NEEDS_CHECKSUM, GSO_UDP | GSO_ECN, 0), FrameInfo { offload: lacking(Some(0)), ..FrameInfo::TRUSTED });
+    assert_eq!(FrameInfo::of(&[1, 5]), FrameInfo { checksums: verify, ..FrameInfo::TRUSTED });
     let empty = [0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 100, 96, 0, 2, 10, 20, 0, 80, 0, 9, 0, 9, 0, 8, 0, 0];
     let mut packet = empty;
     let sum: u32 = packet[..20].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();

@@ -19,6 +19,11 @@ impl PeerOwners {
         *owners.entry(*key).or_insert(here)
     }
 
+    /// The owner of the peer with this public key.
+    pub fn find(&self, key: &[u8; 32]) -> Option<ShardIndex> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+
     /// Gives a peer up, when `here` owns it.
     pub fn release(&self, key: &[u8; 32], here: ShardIndex) {
         let mut owners = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);

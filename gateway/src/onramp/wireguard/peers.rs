@@ -19,8 +19,9 @@ use self::opening::Waiting;
 use super::handshake_limits::{self, Bucket, HandshakeLimit, HandshakeLimits, Source};
 use super::owners::{PeerIndex, PeerOwners, ShardIndex};
 use super::socket::{Endpoint, Outbox};
-use crate::directory::{Device, Directory};
+use crate::directory::{Device, Directory, PresharedKey};
 use crate::metrics::counters::ShardCounters;
+use crate::offramp::site::Site;
 
 /// How often tunnels look at their timers.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -57,6 +58,8 @@ pub struct WireguardIdentity {
     /// What the tunnels are given: they only check the MAC again, the limits were applied before.
     unlimited: Arc<RateLimiter>,
     owners: PeerOwners,
+    /// Peers that flows go on to, by public key.
+    sites: HashMap<[u8; 32], Arc<Site>>,
 }
 
 impl std::fmt::Debug for WireguardIdentity {
@@ -66,8 +69,8 @@ impl std::fmt::Debug for WireguardIdentity {
 }
 
 impl WireguardIdentity {
-    /// Takes the private key.
-    pub fn new(private: [u8; 32]) -> Self {
+    /// Takes the private key, and the peers that are sites.
+    pub fn new(private: [u8; 32], sites: impl IntoIterator<Item = Arc<Site>>) -> Self {
         let private = StaticSecret::from(private);
         let public = PublicKey::from(&private);
         Self {
@@ -75,17 +78,62 @@ impl WireguardIdentity {
             limits: HandshakeLimits::default(),
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             owners: PeerOwners::default(),
+            sites: sites.into_iter().map(|site| (site.public_key, site)).collect(),
             private,
             public,
         }
+    }
+
+    /// Which shard has the peer with this public key.
+    pub fn owner(&self, key: &[u8; 32]) -> Option<ShardIndex> {
+        self.owners.find(key)
+    }
+
+    /// Who the peer with this public key is.
+    ///
+    /// # Errors
+    /// It is nobody, or a device that may do nothing.
+    fn party(&self, directory: &Directory, key: &[u8; 32], now: Timestamp) -> Result<Party, DropReason> {
+        let (device, site) = (directory.device_by_key(key), self.sites.get(key).cloned());
+        match (device, site) {
+            (None, None) => Err(DropReason::UnknownPeer),
+            (Some(device), None) if !device.usable_at(now) => Err(DropReason::DeviceDisabled),
+            (device, site) => {
+                let device = device.filter(|device| device.usable_at(now)).cloned();
+                Ok(Party { key: *key, device, site })
+            }
+        }
+    }
+}
+
+/// Who a peer is: a device, a site that flows go on to, or both.
+#[derive(Debug, Clone)]
+pub struct Party {
+    /// Its public key.
+    pub key: [u8; 32],
+    /// The device that sends from there.
+    pub device: Option<Arc<Device>>,
+    /// The site behind it.
+    pub site: Option<Arc<Site>>,
+}
+
+impl Party {
+    fn preshared_key(&self) -> Option<&PresharedKey> {
+        let of_site = self.site.as_ref().and_then(|site| site.preshared_key.as_ref());
+        of_site.or_else(|| self.device.as_ref()?.preshared_key.as_ref())
+    }
+
+    /// Whether a tunnel with who it was goes on as one with `next`. A site may become a device, too.
+    fn becomes(&self, next: &Self) -> bool {
+        let name = |party: &Self| party.device.as_ref().map(|device| Arc::clone(&device.identity.device));
+        (self.device.is_none() || name(self) == name(next)) && self.preshared_key() == next.preshared_key()
     }
 }
 
 /// One peer with its tunnel.
 pub struct Peer {
     tunnel: Tunn,
-    key: [u8; 32],
-    device: Arc<Device>,
+    party: Arc<Party>,
     endpoint: Option<Endpoint>,
     last_handshake: Option<Timestamp>,
     bytes_received: u64,
@@ -105,9 +153,19 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The device the key belongs to.
-    pub fn device(&self) -> &Arc<Device> {
-        &self.device
+    /// Whose key it is.
+    pub fn party(&self) -> &Arc<Party> {
+        &self.party
+    }
+
+    /// Whether it was asked for a handshake and has not answered.
+    pub fn is_asked(&self) -> bool {
+        self.asked > 0
+    }
+
+    /// When its last authentic datagram came.
+    pub fn heard_at(&self) -> Option<Instant> {
+        self.heard_at
     }
 
     /// Where its last authentic datagram came from.
@@ -178,7 +236,7 @@ impl Peers {
         self.slots.iter()
     }
 
-    /// Takes one datagram. A packet that comes out is handed to `deliver` with the slot and device of its peer.
+    /// Takes one datagram. A packet that comes out is handed to `deliver` with the slot of its peer, and who that is.
     ///
     /// `verified`: another shard has already applied the handshake limits.
     ///
@@ -190,7 +248,7 @@ impl Peers {
         from: Endpoint,
         datagram: &[u8],
         verified: bool,
-        deliver: impl FnOnce(usize, &Arc<Device>, &[u8]),
+        deliver: impl FnOnce(usize, &Arc<Party>, &[u8]),
     ) -> Result<Route, DropReason> {
         match word(datagram, 0) {
             Some(MESSAGE_DATA) => {
@@ -261,12 +319,10 @@ impl Peers {
             return refuse(DropReason::Unauthentic);
         };
         let key = half.peer_static_public;
-        let Some(device) = around.directory.device_by_key(&key) else {
-            return refuse(DropReason::UnknownPeer);
+        let party = match self.identity.party(around.directory, &key, around.now) {
+            Ok(party) => party,
+            Err(reason) => return refuse(reason),
         };
-        if !device.usable_at(around.now) {
-            return refuse(DropReason::DeviceDisabled);
-        }
         if verified {
             self.identity.limits.spend(around.clock, handshake_limits::OPEN);
         }
@@ -274,7 +330,7 @@ impl Peers {
         if owner != self.shard {
             return Ok(Route::Elsewhere(owner));
         }
-        let Some(slot) = self.slot_for(&key, device) else {
+        let Some(slot) = self.slot_for(party) else {
             return refuse(DropReason::HandshakeLimit);
         };
         let Some(peer) = self.slots.get_mut(slot) else { return refuse(DropReason::UnknownPeer) };
@@ -299,29 +355,29 @@ impl Peers {
         Ok(Route::Here)
     }
 
-    /// The slot of the peer with this key, a new one where there is none.
-    fn slot_for(&mut self, key: &[u8; 32], device: &Arc<Device>) -> Option<usize> {
-        if let Some(&slot) = self.by_key.get(key) {
+    /// The slot of the peer that is `party`, a new one where there is none.
+    fn slot_for(&mut self, party: Party) -> Option<usize> {
+        if let Some(&slot) = self.by_key.get(&party.key) {
             return Some(slot);
         }
         let slot = self.slots.vacant_key();
         if slot >= PeerIndex::max_slots(self.shards) {
-            self.identity.owners.release(key, self.shard);
+            self.identity.owners.release(&party.key, self.shard);
             return None;
         }
         let index = PeerIndex { slot, shard: self.shard }.encode(self.shards);
         let tunnel = Tunn::new(
             self.identity.private.clone(),
-            PublicKey::from(*key),
-            device.preshared_key.as_ref().map(|key| key.0),
-            None,
+            PublicKey::from(party.key),
+            party.preshared_key().map(|key| key.0),
+            party.site.as_ref().and_then(|site| site.keepalive),
             index,
             Some(Arc::clone(&self.identity.unlimited)),
         );
+        self.by_key.insert(party.key, slot);
         self.slots.insert(Peer {
             tunnel,
-            key: *key,
-            device: Arc::clone(device),
+            party: Arc::new(party),
             endpoint: None,
             last_handshake: None,
             bytes_received: 0,
@@ -333,7 +389,6 @@ impl Peers {
             unused_sessions: 0,
             heard_at: None,
         });
-        self.by_key.insert(*key, slot);
         Some(slot)
     }
 
@@ -343,7 +398,7 @@ impl Peers {
         from: Endpoint,
         datagram: &[u8],
         receiver_index: Option<u32>,
-        deliver: impl FnOnce(usize, &Arc<Device>, &[u8]),
+        deliver: impl FnOnce(usize, &Arc<Party>, &[u8]),
     ) -> Result<Route, DropReason> {
         let index = PeerIndex::decode(receiver_index.ok_or(DropReason::Malformed)?, self.shards);
         if index.shard != self.shard {
@@ -366,7 +421,7 @@ impl Peers {
             }
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 peer.heard(around, from, datagram);
-                deliver(index.slot, &peer.device, packet);
+                deliver(index.slot, &peer.party, packet);
                 Ok(Route::Here)
             }
             TunnResult::WriteToNetwork(answer) => {
@@ -413,17 +468,22 @@ impl Peers {
         true
     }
 
+    /// The slot of the peer with this public key.
+    pub fn slot(&self, key: &[u8; 32]) -> Option<usize> {
+        self.by_key.get(key).copied()
+    }
+
     /// Lets every tunnel look at its timers; wants to be called about four times a second. Peers whose session is
-    /// long over and who have no flow (`in_use`) are forgotten.
+    /// long over and who have no flow (`in_use`) are forgotten, sites excepted.
     pub fn tick(&mut self, outbox: &mut Outbox, in_use: impl Fn(&Device) -> bool) {
         let Self { slots, by_key, again, scratch, identity, shard, .. } = self;
         slots.retain(|_, peer| {
             match peer.wait_for_answer() {
                 Waiting::On => {}
-                Waiting::Again => again.push_back(peer.key),
+                Waiting::Again => again.push_back(peer.party.key),
                 Waiting::Over => {
-                    by_key.remove(&peer.key);
-                    identity.owners.release(&peer.key, *shard);
+                    by_key.remove(&peer.party.key);
+                    identity.owners.release(&peer.party.key, *shard);
                     return false;
                 }
             }
@@ -435,10 +495,12 @@ impl Peers {
                 }
                 return true;
             }
-            let over = matches!(result, TunnResult::Err(WireGuardError::ConnectionExpired)) && !in_use(&peer.device);
+            let over = matches!(result, TunnResult::Err(WireGuardError::ConnectionExpired))
+                && peer.party.site.is_none()
+                && !peer.party.device.as_ref().is_some_and(|device| in_use(device));
             if over {
-                by_key.remove(&peer.key);
-                identity.owners.release(&peer.key, *shard);
+                by_key.remove(&peer.party.key);
+                identity.owners.release(&peer.party.key, *shard);
             }
             !over
         });
@@ -448,15 +510,9 @@ impl Peers {
     pub fn apply(&mut self, directory: &Directory, now: Timestamp) -> Vec<usize> {
         let mut gone = Vec::new();
         for (slot, peer) in &mut self.slots {
-            match directory.device_by_key(&peer.key) {
-                Some(device)
-                    if device.usable_at(now)
-                        && device.identity.device == peer.device.identity.device
-                        && device.preshared_key == peer.device.preshared_key =>
-                {
-                    peer.device = Arc::clone(device);
-                }
-                _ => gone.push(slot),
+            match self.identity.party(directory, &peer.party.key, now) {
+                Ok(next) if peer.party.becomes(&next) => peer.party = Arc::new(next),
+                Ok(_) | Err(_) => gone.push(slot),
             }
         }
         gone
@@ -465,8 +521,8 @@ impl Peers {
     /// Forgets a peer and its session.
     pub fn remove(&mut self, slot: usize) {
         if let Some(peer) = self.slots.try_remove(slot) {
-            self.by_key.remove(&peer.key);
-            self.identity.owners.release(&peer.key, self.shard);
+            self.by_key.remove(&peer.party.key);
+            self.identity.owners.release(&peer.party.key, self.shard);
         }
     }
 }

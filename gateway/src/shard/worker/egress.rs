@@ -2,24 +2,35 @@
 
 use std::task::Context;
 
+use portcullis_netstack::DropReason;
 use portcullis_netstack::segment::{self, Offload};
-use portcullis_netstack::{DropReason, IngressId};
 use tokio::sync::mpsc;
 
 use super::{Shard, TUN, Wireguard, peer_slot};
+use crate::onramp::wireguard::peers::Peers;
+use crate::onramp::wireguard::socket::Outbox;
 use crate::shard::mail::Mail;
 
 impl Wireguard {
-    /// Encrypts a packet, segment by segment where it is a super-packet. `scratch` is memory for one. Returns how many
-    /// packets were lost.
-    fn send(&mut self, to: IngressId, packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> usize {
-        let mut lost = 0;
-        each_packet(packet, offload, scratch, |packet| {
-            let sent = peer_slot(to).is_some_and(|slot| self.peers.send(slot, packet, &mut self.outbox));
-            lost += usize::from(!sent);
-        });
-        lost
+    fn send(&mut self, slot: usize, packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> usize {
+        send(&mut self.peers, &mut self.outbox, slot, (packet, offload), scratch)
     }
+}
+
+/// Encrypts a packet for the peer in `slot`, segment by segment where it is a super-packet. `scratch` is memory for one.
+/// Returns how many packets were lost.
+pub(super) fn send(
+    peers: &mut Peers,
+    outbox: &mut Outbox,
+    slot: usize,
+    (packet, offload): (&[u8], Option<Offload>),
+    scratch: &mut Vec<u8>,
+) -> usize {
+    let mut lost = 0;
+    each_packet(packet, offload, scratch, |packet| {
+        lost += usize::from(!peers.send(slot, packet, outbox));
+    });
+    lost
 }
 
 /// Hands the packets of a super-packet to `each`, or the one there is.
@@ -31,25 +42,42 @@ fn each_packet(packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>, m
 }
 
 /// How many packets a super-packet is.
-fn packets(packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> usize {
+pub(super) fn packets(packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> usize {
     let mut count = 0;
     each_packet(packet, offload, scratch, |_| count += 1);
     count
 }
 
 impl Shard {
-    /// Hands every packet made to its on-ramp: written to the TUN device, or encrypted and queued.
+    /// Hands every packet made to where it goes: written to the TUN device, encrypted and queued, or mailed to the shard
+    /// that has the peer.
     pub(super) fn hand_over(&mut self) {
-        let Self { stack, wireguard, tun, counters, segment, .. } = self;
+        let Self { index, stack, wireguard, tun, counters, segment, hops, outgoing_mail, .. } = self;
         let mut lost = 0;
         stack.batch().drain(|to, packet, offload| {
-            lost += match (to, &mut *wireguard, &mut *tun) {
-                (TUN, _, Some(writer)) => match writer.write(packet, offload) {
+            let hop = hops.get(to);
+            let slot = match (hop, &*wireguard) {
+                (Some(hop), Some(wireguard)) => wireguard.peers.slot(&hop.key),
+                (Some(_), None) => None,
+                (None, _) => peer_slot(to),
+            };
+            lost += match (hop, slot, &mut *wireguard, &mut *tun) {
+                (None, _, _, Some(writer)) if to == TUN => match writer.write(packet, offload) {
                     Ok(()) => 0,
                     Err(_) => packets(packet, offload, segment),
                 },
-                (to, Some(wireguard), _) => wireguard.send(to, packet, offload, segment),
-                (_, None, _) => packets(packet, offload, segment),
+                (_, Some(slot), Some(wireguard), _) => wireguard.send(slot, packet, offload, segment),
+                (Some(hop), None, _, _) => {
+                    let elsewhere = hop.shard.filter(|shard| shard != index);
+                    match elsewhere.and_then(|shard| outgoing_mail.get_mut(shard)) {
+                        Some(mails) => {
+                            mails.push(Mail::Onward(hop.key, (&*packet).into(), offload));
+                            0
+                        }
+                        None => packets(packet, offload, segment),
+                    }
+                }
+                (_, _, _, _) => packets(packet, offload, segment),
             };
         });
         for _ in 0..lost {

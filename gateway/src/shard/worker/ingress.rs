@@ -4,20 +4,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use ipnet::IpNet;
 use jiff::Timestamp;
+use portcullis_netstack::packet::build::Unreachable;
 use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpFragment, IpPacket, Transport};
+use portcullis_netstack::segment::Offload;
 use portcullis_netstack::{Coalescer, DropReason, FlowId, Handled, Ingress, IngressId};
 
-use super::{Shard, TUN, Wireguard, peer_ingress};
+use super::{Shard, TUN, Wireguard, egress, peer_ingress};
 use crate::directory::Device;
 use crate::flow_record::OnrampKind;
 use crate::metrics::counters::ShardCounters;
 use crate::onramp::tun::FrameInfo;
-use crate::onramp::wireguard::peers::{Peers, Route, Surroundings};
+use crate::onramp::wireguard::peers::{Party, Peers, Route, Surroundings};
 use crate::onramp::wireguard::socket::{Endpoint, ReceiveBuffers, Received, WireguardSocket};
 use crate::shard::link::Snapshot;
 use crate::shard::mail::Mail;
+use crate::shard::returns::Via;
 
 /// Packets read from the TUN device before anything else has its turn.
 const TUN_PACKETS_A_TURN: usize = 128;
@@ -30,7 +32,7 @@ const MAIL_A_TURN: usize = 16;
 struct Intake<'w> {
     around: Surroundings<'w>,
     peers: &'w mut Peers,
-    coalescer: &'w mut Coalescer<Arc<Device>>,
+    coalescer: &'w mut Coalescer<Arc<Party>>,
     mtu: u16,
 }
 
@@ -44,6 +46,16 @@ impl Wireguard {
         let Self { socket, memory, outbox, peers, coalescer, mtu, .. } = self;
         let around = Surroundings { directory: &snapshot.directory, now: Timestamp::now(), clock, counters, outbox };
         (socket, memory, Intake { around, peers, coalescer, mtu: *mtu })
+    }
+}
+
+impl Intake<'_> {
+    /// Sends a packet on to the peer with this public key. Returns how many packets were lost.
+    fn send(&mut self, key: &[u8; 32], packet: (&[u8], Option<Offload>), scratch: &mut Vec<u8>) -> usize {
+        match self.peers.slot(key) {
+            Some(slot) => egress::send(self.peers, self.around.outbox, slot, packet, scratch),
+            None => egress::packets(packet.0, packet.1, scratch),
+        }
     }
 }
 
@@ -98,6 +110,15 @@ impl Shard {
                 }
                 (Mail::Datagram(..), None) => self.drop_packet(DropReason::UnknownPeer),
                 (Mail::Packet(packet, info), _) => self.handle_tun_packet(now, &snapshot, &packet, info),
+                (Mail::Onward(key, packet, offload), intake) => {
+                    let lost =
+                        intake.as_mut().map_or(1, |intake| intake.send(&key, (&packet, offload), &mut self.segment));
+                    self.drop_packets(DropReason::SendFailed, lost);
+                }
+                (Mail::Back(key, packet, info), _) => match info.parse(&packet) {
+                    Ok(arrival) => self.take_back(now, key, &arrival),
+                    Err(reason) => self.drop_packet(reason),
+                },
             }
         }
         if let Some(intake) = intake {
@@ -116,7 +137,7 @@ impl Shard {
     ) {
         let Intake { around, peers, coalescer, mtu } = intake;
         let route =
-            peers.handle_datagram(around, from, datagram, verified, |slot, device, packet| {
+            peers.handle_datagram(around, from, datagram, verified, |slot, party, packet| {
                 // The tunnel has authenticated every byte from the client on.
                 let arrival = match Arrival::parse(packet, ChecksumPolicy::Trusted) {
                     Ok(arrival) => arrival,
@@ -127,30 +148,36 @@ impl Shard {
                     Arrival::Fragment(fragment) => fragment.source(),
                     Arrival::Icmp(message) => message.source(),
                 };
-                if !device.addresses.contains(&source) {
+                let device = party.device.as_deref().filter(|device| device.may_send_from(source));
+                // Behind a site is whoever flows were sent on to.
+                if device.is_none() && party.site.is_none() {
                     return self.drop_packet(DropReason::SpoofedSource);
                 }
-                // Only what a device sent: a stranger must not bring the shard to rest.
+                // Only what a peer sent: a stranger must not bring the shard to rest.
                 self.moderation.count();
-                let from = peer_ingress(slot);
+                let (from, via) = (peer_ingress(slot), Via::Peer(party.key));
                 let mut push = |shard: &mut Self, packet: &IpPacket<'_>| {
-                    coalescer.push(from, device, packet, |id, device, packet| {
-                        shard.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu: *mtu }, device, packet);
+                    coalescer.push(from, party, packet, |id, party, packet| {
+                        shard.handle_peer_packet(now, Ingress { id, mtu: *mtu }, party, packet);
                     });
                 };
                 match arrival {
                     Arrival::Packet(packet) => push(self, &packet),
                     Arrival::Fragment(fragment) => {
-                        let name = &device.identity.device;
+                        let name = match (&party.device, &party.site) {
+                            (Some(device), _) => &device.identity.device,
+                            (None, Some(site)) => &site.name,
+                            (None, None) => return,
+                        };
                         self.handle_fragment(now, from, name, &fragment, ChecksumPolicy::Trusted, |shard, whole| {
                             match whole {
                                 Arrival::Packet(packet) => push(shard, &packet),
-                                Arrival::Icmp(message) => shard.take_message(now, from, Some(device), &message),
+                                Arrival::Icmp(message) => shard.take_message(now, from, via, device, &message),
                                 Arrival::Fragment(_) => shard.drop_packet(DropReason::Fragment),
                             }
                         });
                     }
-                    Arrival::Icmp(message) => self.take_message(now, from, Some(device), &message),
+                    Arrival::Icmp(message) => self.take_message(now, from, via, device, &message),
                 }
             });
         match route {
@@ -162,9 +189,7 @@ impl Shard {
 
     fn finish_intake(&mut self, now: Instant, intake: Intake<'_>) {
         let Intake { coalescer, mtu, .. } = intake;
-        coalescer.flush(|id, device, packet| {
-            self.handle_packet(now, OnrampKind::Wireguard, Ingress { id, mtu }, device, packet);
-        });
+        coalescer.flush(|id, party, packet| self.handle_peer_packet(now, Ingress { id, mtu }, party, packet));
     }
 
     pub(super) fn poll_tun(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
@@ -224,7 +249,7 @@ impl Shard {
     fn handle_tun_arrival(&mut self, now: Instant, device: Option<&Arc<Device>>, arrival: &Arrival<'_>, cut: bool) {
         match (arrival, device) {
             // By flow, whoever sends it: a target may be a device, too.
-            (Arrival::Packet(packet), _) if self.forwards && self.take_return(now, packet) => {}
+            (Arrival::Packet(packet), _) if self.forwards && self.take_return(now, Via::Tun, packet) => {}
             (Arrival::Packet(packet), Some(device)) => {
                 // The kernel did not see whose it is, so it may have come to any shard.
                 let elsewhere = if cut { self.places.find(&packet.tuple()) } else { None };
@@ -237,7 +262,7 @@ impl Shard {
                 }
             }
             (Arrival::Packet(_), None) => self.drop_packet(DropReason::UnknownDevice),
-            (Arrival::Icmp(message), _) => self.take_message(now, TUN, device.map(AsRef::as_ref), message),
+            (Arrival::Icmp(message), _) => self.take_message(now, TUN, Via::Tun, device.map(AsRef::as_ref), message),
             (Arrival::Fragment(_), _) => self.drop_packet(DropReason::Fragment),
         }
     }
@@ -255,6 +280,7 @@ impl Shard {
         let mut fragments = std::mem::take(&mut self.fragments);
         let whole = fragments.handle_fragment(now, from, owner, fragment);
         match whole.and_then(|whole| whole.map(|bytes| Arrival::parse(bytes, checksums)).transpose()) {
+            Ok(Some(Arrival::Packet(packet))) => take(self, Arrival::Packet(packet.of_fragments())),
             Ok(Some(arrival)) => take(self, arrival),
             Ok(None) => {}
             Err(reason) => self.drop_packet(reason),
@@ -279,6 +305,26 @@ impl Shard {
         }
     }
 
+    /// A packet out of the tunnel of a peer: of a flow that its device opens, or back to one that goes on to it.
+    fn handle_peer_packet(&mut self, now: Instant, from: Ingress, party: &Party, packet: &IpPacket<'_>) {
+        if self.returns.any_by_peers()
+            && !self.stack.knows(from.id, packet.tuple())
+            && self.take_return(now, Via::Peer(party.key), packet)
+        {
+            return;
+        }
+        match &party.device {
+            Some(device) if device.may_send_from(packet.tuple().source) => {
+                if packet.hop_limit() <= 1 {
+                    return self.give_up(now, from, packet, DropReason::HopLimit, Unreachable::HopLimit);
+                }
+                self.handle_packet(now, OnrampKind::Wireguard, from, device, packet);
+            }
+            Some(_) => self.drop_packets(DropReason::SpoofedSource, packet.count()),
+            None => self.drop_packets(DropReason::NoFlow, packet.count()),
+        }
+    }
+
     /// A packet whose device and source are known goes into the stack, and its flow to the policy where it is new.
     fn handle_packet(
         &mut self,
@@ -288,9 +334,6 @@ impl Shard {
         device: &Arc<Device>,
         packet: &IpPacket<'_>,
     ) {
-        if onramp == OnrampKind::Wireguard && packet.hop_limit() <= 1 {
-            return self.end_of_hops(now, from, packet);
-        }
         match self.stack.handle_packet(now, from, packet) {
             Ok(Handled::Opened(id)) => {
                 if onramp == OnrampKind::Tun
@@ -300,30 +343,19 @@ impl Shard {
                     return self.mail_packet(shard, packet);
                 }
                 self.open(now, id, onramp, device, packet.tuple());
-                if !(self.forwards && self.send_first(id, onramp, packet)) {
+                if !self.send_first(now, id, (from, onramp), packet) {
                     self.deliver(id, onramp, packet);
                 }
             }
             Ok(Handled::Known(id)) => self.deliver(id, onramp, packet),
-            Ok(Handled::Passes(_, to)) => self.send_on(to, onramp, packet),
+            Ok(Handled::Passes(_, passage)) => self.send_on(now, passage, (from, onramp), packet),
             Err(reason) => self.drop_packets(reason, packet.count()),
         }
     }
 
     /// Hands a packet of the TUN device to the shard that has its flow.
     pub(in crate::shard) fn mail_packet(&mut self, shard: usize, packet: &IpPacket<'_>) {
-        let info = FrameInfo { offload: packet.offload(), ..FrameInfo::TRUSTED };
-        self.mail(shard, Mail::Packet(packet.bytes().into(), info));
-    }
-
-    /// A packet of a tunnel may go no farther than here: we are a hop, as any router is.
-    fn end_of_hops(&mut self, now: Instant, from: Ingress, packet: &IpPacket<'_>) {
-        self.drop_packets(DropReason::HopLimit, packet.count());
-        let ipv4 = packet.tuple().source.is_ipv4();
-        let addresses = self.config.wireguard.iter().flat_map(|wireguard| &wireguard.addresses);
-        if let Some(own) = addresses.map(IpNet::addr).find(|own| own.is_ipv4() == ipv4) {
-            self.stack.answer_hop_limit(now, from, packet, own);
-        }
+        self.mail(shard, Mail::Packet(packet.bytes().into(), FrameInfo::known(packet)));
     }
 
     fn deliver(&mut self, id: FlowId, onramp: OnrampKind, packet: &IpPacket<'_>) {

@@ -50,6 +50,24 @@ impl Shard {
         left(wireguard)
     }
 
+    /// Opens a handshake with a site where it is, or at `to`, where it is now looked for.
+    pub(super) fn reach(&mut self, now: Instant, key: [u8; 32], to: Option<SocketAddr>) {
+        let Self { wireguard: Some(wireguard), snapshot, counters, .. } = self else { return };
+        let to = match to.map(|to| (to, address(to, wireguard.ipv6))) {
+            Some((to, None)) => return tracing::warn!(%to, "the WireGuard socket is of IPv4 and cannot send there"),
+            Some((_, Some(address))) => Some(Endpoint { address, local: None }),
+            None => None,
+        };
+        let mut around = Surroundings {
+            directory: &snapshot.directory,
+            now: Timestamp::now(),
+            clock: now,
+            counters,
+            outbox: &mut wireguard.outbox,
+        };
+        wireguard.peers.reach(&mut around, &key, to);
+    }
+
     /// Tells which peers moved. Nobody there to hear it: then the next time.
     pub(super) fn tell_moved(&mut self, answer: oneshot::Sender<Vec<Remembered>>) {
         let (shard, shards, heard) = (self.index, self.config.shards, Timestamp::now());
@@ -71,13 +89,18 @@ impl Shard {
     }
 }
 
+/// An address as the socket wants it; `None` when the socket cannot send there.
+fn address(to: SocketAddr, ipv6: bool) -> Option<SocketAddr> {
+    match (to.ip(), ipv6) {
+        (IpAddr::V4(v4), true) => Some(SocketAddr::new(v4.to_ipv6_mapped().into(), to.port())),
+        (IpAddr::V4(_), false) | (IpAddr::V6(_), true) => Some(to),
+        (IpAddr::V6(_), false) => None,
+    }
+}
+
 /// Where to send to, as the socket wants it; `None` when the socket cannot.
 fn endpoint(peer: &Remembered, ipv6: bool, own_addresses: &[IpAddr]) -> Option<Endpoint> {
-    let address = match (peer.endpoint.ip(), ipv6) {
-        (IpAddr::V4(v4), true) => SocketAddr::new(v4.to_ipv6_mapped().into(), peer.endpoint.port()),
-        (IpAddr::V4(_), false) | (IpAddr::V6(_), true) => peer.endpoint,
-        (IpAddr::V6(_), false) => return None,
-    };
+    let address = address(peer.endpoint, ipv6)?;
     // An address that is no longer ours cannot be sent from.
     let local = peer.local.filter(|local| own_addresses.binary_search(&local.to_canonical()).is_ok());
     Some(Endpoint { address, local })

@@ -34,16 +34,28 @@ impl Peers {
     /// Opens a handshake with the peer that was last heard of at `to`, unless it is known here or elsewhere already, or
     /// may not be connected.
     pub fn open(&mut self, around: &mut Surroundings<'_>, key: &[u8; 32], to: Endpoint) {
-        let Some(device) = around.directory.device_by_key(key).filter(|device| device.usable_at(around.now)) else {
-            return;
-        };
+        let Ok(party) = self.identity.party(around.directory, key, around.now) else { return };
         if self.by_key.contains_key(key) || self.identity.owners.claim(key, self.shard) != self.shard {
             return;
         }
-        let Some(peer) = self.slot_for(key, device).and_then(|slot| self.slots.get_mut(slot)) else { return };
+        let Some(peer) = self.slot_for(party).and_then(|slot| self.slots.get_mut(slot)) else { return };
         peer.endpoint = Some(to);
         peer.opening = Some(0);
         peer.initiate(&mut self.scratch, around.outbox);
+    }
+
+    /// Opens a handshake with the peer of a site where it is, or at `to`, where it is now looked for. Not where another shard
+    /// has it.
+    pub fn reach(&mut self, around: &mut Surroundings<'_>, key: &[u8; 32], to: Option<Endpoint>) {
+        match (self.slot(key).and_then(|slot| self.slots.get_mut(slot)), to) {
+            (Some(peer), to) => {
+                peer.endpoint = to.or(peer.endpoint);
+                peer.opening = Some(0);
+                peer.initiate(&mut self.scratch, around.outbox);
+            }
+            (None, Some(to)) => self.open(around, key, to),
+            (None, None) => {}
+        }
     }
 
     /// Sends one more initiation to a peer that is due for it. Returns whether there was one.
@@ -78,7 +90,7 @@ impl Peers {
     /// Key and endpoint of each peer that moved since the last call.
     pub fn take_moved(&mut self) -> Vec<([u8; 32], Endpoint)> {
         let moved = self.slots.iter_mut().filter_map(|(_, peer)| std::mem::take(&mut peer.moved).then_some(peer));
-        moved.filter_map(|peer| Some((peer.key, peer.endpoint?))).collect()
+        moved.filter_map(|peer| Some((peer.party.key, peer.endpoint?))).collect()
     }
 
     /// The next call of [`take_moved`](Self::take_moved) has this peer again.
@@ -129,8 +141,9 @@ impl Peer {
         if *ticks < GIVE_UP {
             return Waiting::On;
         }
-        // It may have begun a handshake itself, whose first datagram is not here yet.
-        if self.last_handshake.is_none() && self.unused_sessions == 0 {
+        // It may have begun a handshake itself, whose first datagram is not here yet. A site is looked for until it is
+        // found.
+        if self.last_handshake.is_none() && self.unused_sessions == 0 && self.party.site.is_none() {
             return Waiting::Over;
         }
         self.opening = None;

@@ -38,7 +38,7 @@ impl Front {
         let text = json!({ "users": { "ann": {} }, "devices": devices }).to_string();
         let context = DirectoryContext { tunnel: vec!["100.96.0.1/16".parse().unwrap()], own_public_key: None };
         Self {
-            peers: Peers::new(Arc::new(WireguardIdentity::new(GATEWAY)), 0, 1),
+            peers: Peers::new(Arc::new(WireguardIdentity::new(GATEWAY, [])), 0, 1),
             directory: Directory::parse(&text, &context).unwrap(),
             counters: ShardCounters::default(),
             outbox: Outbox::default(),
@@ -112,8 +112,8 @@ fn crowd_answers(ask: impl FnOnce(&mut Front)) {
     let mut clients: Vec<_> = keys.iter().map(|key| client(*key)).collect();
     for (key, number) in keys.iter().zip(1..) {
         let public = PublicKey::from(&StaticSecret::from(*key)).to_bytes();
-        let device = Arc::clone(front.directory.device_by_key(&public).unwrap());
-        let slot = front.peers.slot_for(&public, &device).unwrap();
+        let party = front.peers.identity.party(&front.directory, &public, Timestamp::now()).unwrap();
+        let slot = front.peers.slot_for(party).unwrap();
         // A session it had is over.
         front.peers.slots[slot].endpoint = Some(endpoint(9, number));
     }
