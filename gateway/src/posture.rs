@@ -168,7 +168,11 @@ mod tests {
             )
         };
         let devices: serde_json::Map<String, Value> = devices.iter().map(device).collect();
-        let context = DirectoryContext { tunnel: vec!["100.96.0.250/16".parse().unwrap()], own_public_key: None };
+        let context = DirectoryContext {
+            tunnel: vec!["100.96.0.250/16".parse().unwrap()],
+            own_public_key: None,
+            networks: Vec::new(),
+        };
         let text = json!({ "users": { "ann": {} }, "devices": devices }).to_string();
         Directory::parse(&text, &context).unwrap()
     }

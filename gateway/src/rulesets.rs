@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
-use portcullis_policy::{Context, KnownDevice, KnownUser, Revision, Ruleset, json};
+use portcullis_policy::{Context, DEFAULT_NETWORK, KnownDevice, KnownUser, Revision, Ruleset, json};
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -431,7 +431,7 @@ pub fn load(
 /// The names that a policy may use.
 pub fn policy_context<'a>(config: &'a Config, directory: &'a Directory) -> Context<'a> {
     let user = |(name, user): (&'a Arc<str>, &'a crate::directory::User)| {
-        (&**name, KnownUser { groups: &user.groups, disabled: user.disabled })
+        (&**name, KnownUser { groups: &user.groups, network: &user.network, disabled: user.disabled })
     };
     let device = |device: &'a Arc<Device>| {
         let known =
@@ -442,6 +442,7 @@ pub fn policy_context<'a>(config: &'a Config, directory: &'a Directory) -> Conte
         users: directory.users().map(user).collect(),
         devices: directory.devices().map(device).collect(),
         groups: directory.groups().map(|group| &**group).collect(),
+        networks: std::iter::once(DEFAULT_NETWORK).chain(config.networks.iter().map(|name| &**name)).collect(),
         offramps: config.offramps.iter().map(|offramp| &*offramp.name).collect(),
     }
 }

@@ -66,7 +66,7 @@ mod verdict;
 pub use compile::{Context, KnownDevice, KnownUser};
 pub use explain::{Explanation, Outcome, Step};
 pub use facts::{Facts, Report};
-pub use identity::Identity;
+pub use identity::{DEFAULT_NETWORK, Identity};
 pub use request::{DestinationError, Request, Service, parse_destination};
 pub use rule::{Action, Selector};
 pub use ruleset::{RuleSummary, Ruleset};

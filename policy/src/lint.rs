@@ -48,8 +48,8 @@ pub(crate) enum Finding {
 pub(crate) trait Known {
     /// Groups the directory gives a user.
     fn own_groups(&self, user: &str) -> Arc<[Arc<str>]>;
-    /// The user of a device.
-    fn user_of(&self, device: &str) -> Option<Arc<str>>;
+    /// The user of a device, and the virtual network it is in.
+    fn user_of(&self, device: &str) -> Option<(Arc<str>, Arc<str>)>;
 }
 
 /// Everything that may be said about compiled rules, rules first.
@@ -192,6 +192,8 @@ impl<'r, K: Known> Lint<'r, K> {
             device,
             user: Arc::clone(name),
             groups: self.groups.of(name, &self.known.own_groups(name)),
+            // A device of the user may be in another than the user is.
+            network: nobody(),
             posture: Facts::default(),
         };
         let (identity, source) = match selector {
@@ -201,7 +203,11 @@ impl<'r, K: Known> Lint<'r, K> {
                 (Identity { groups: self.groups.around(name), ..user(&nobody(), nobody()) }, None)
             }
             SourceSelector::Device(name) => {
-                (user(&self.known.user_of(name).unwrap_or_else(nobody), Arc::clone(name)), None)
+                let (owner, network) = self.known.user_of(name).unwrap_or_else(|| (nobody(), nobody()));
+                (Identity { network, ..user(&owner, Arc::clone(name)) }, None)
+            }
+            SourceSelector::Network(name) => {
+                (Identity { network: Arc::clone(name), ..user(&nobody(), nobody()) }, None)
             }
             SourceSelector::Net(net) => (user(&nobody(), nobody()), Some(net.network())),
         };
@@ -272,6 +278,7 @@ impl Entry<'_> {
             (SourceSelector::User(user), _) => *user == self.identity.user,
             (SourceSelector::Group(group), _) => self.identity.groups.contains(group),
             (SourceSelector::Device(device), _) => *device == self.identity.device,
+            (SourceSelector::Network(network), _) => *network == self.identity.network,
         }
     }
 }

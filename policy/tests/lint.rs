@@ -27,13 +27,18 @@ fn compile(text: &str) -> Ruleset {
         device: device.into(),
         user: user.into(),
         groups: own(user),
+        network: "default".into(),
         posture: Facts::default(),
     });
     let known = |identity| KnownDevice { identity, disabled: false, source: None };
     let context = Context {
-        users: groups.iter().map(|(name, groups)| (*name, KnownUser { groups, disabled: false })).collect(),
+        users: groups
+            .iter()
+            .map(|(name, groups)| (*name, KnownUser { groups, network: "default", disabled: false }))
+            .collect(),
         devices: identities.iter().map(|identity| (&*identity.device, known(identity))).collect(),
         groups: BTreeSet::from(["dba", "eng"]),
+        networks: BTreeSet::from(["default", "lab"]),
         offramps: BTreeSet::from(["direct"]),
     };
     Ruleset::compile(text.as_bytes(), &context, Revision(1), NOW.parse().unwrap())
@@ -284,7 +289,8 @@ fn all_requests(ruleset: &Ruleset, mut ask: impl FnMut(&Request<'_>, Timestamp))
         for disk in [true, false] {
             let posture = [("disk".to_owned(), json!(disk))].into_iter().collect();
             let groups = ruleset.groups_of(user, &own(user));
-            let identity = Identity { device: device.into(), user: user.into(), groups, posture };
+            let identity =
+                Identity { device: device.into(), user: user.into(), groups, network: "default".into(), posture };
             for source in [addresses[1], addresses[3], addresses[6]] {
                 for destination in &addresses {
                     for service in ASKED {

@@ -241,7 +241,7 @@ mod tests {
                 .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
                 .collect();
             let config = Config::resolve(&all.join("\n"), path, 1).unwrap();
-            assert!(config.tun.is_some() && config.routes.len() == 1 && config.offramps.len() == 5);
+            assert!(config.tun.is_some() && config.routes.len() == 2 && config.offramps.len() == 5);
         }
         let config = Config::resolve(&configuration(false, None), Path::new(DEFAULT_CONFIG), 1).unwrap();
         assert_eq!(config.control, Path::new("/run/portcullis/control.sock"));

@@ -13,7 +13,7 @@ use toml::de::DeTable;
 
 use super::is_endpoint;
 use super::limits::{LimitValue, Limits};
-use super::offramp::{OFFRAMP, OfframpFile};
+use super::offramp::{OFFRAMP, OfframpFile, name};
 use super::problem::{ConfigError, Findings};
 use super::reader::{Located, Reader, Table};
 use super::resolved::{MAX_SHARDS, OnStop};
@@ -29,6 +29,7 @@ const ROOT: &[&str] = &[
     "wireguard",
     "tun",
     "offramp",
+    "network",
     "route",
     "runtime",
     "limits",
@@ -38,7 +39,8 @@ const ROOT: &[&str] = &[
 const POLICY: &[&str] = &["file", "watch"];
 const WIREGUARD: &[&str] = &["listen", "key_file", "addresses", "mtu", "endpoint", "client_routes"];
 const TUN: &[&str] = &["name", "addresses", "mtu", "routes", "exclude", "table", "fwmark", "on_stop"];
-const ROUTE: &[&str] = &["to", "offramp"];
+const NETWORK: &[&str] = &["name"];
+const ROUTE: &[&str] = &["network", "to", "offramp"];
 
 /// IPv6 needs 1280 (RFC 8200, section 5); an IP packet has no more than 65535.
 const MTU: RangeInclusive<u64> = 1280..=65_535;
@@ -59,6 +61,7 @@ pub(super) struct File {
     /// An on-ramp table is there, whether or not it could be read.
     pub(super) has_onramp: bool,
     pub(super) offramps: Vec<OfframpFile>,
+    pub(super) networks: Vec<Located<String>>,
     pub(super) routes: Vec<RouteFile>,
     pub(super) shards: Option<usize>,
     pub(super) limits: Limits,
@@ -93,6 +96,7 @@ pub(super) struct TunFile {
 /// One `[[route]]`.
 #[derive(Debug)]
 pub(super) struct RouteFile {
+    pub(super) network: Option<Located<String>>,
     pub(super) to: Option<Located<IpNet>>,
     pub(super) offramp: Vec<Located<String>>,
 }
@@ -139,6 +143,7 @@ impl<'t> Reader<'t> {
         file.wireguard = self.section(&root, "wireguard", WIREGUARD).map(|table| self.wireguard(&table));
         file.tun = self.section(&root, "tun", TUN).map(|table| self.tun(&table));
         file.offramps = self.tables(&root, "offramp", OFFRAMP).iter().filter_map(|table| self.offramp(table)).collect();
+        file.networks = self.tables(&root, "network", NETWORK).iter().filter_map(|table| self.network(table)).collect();
         file.routes = self.tables(&root, "route", ROUTE).iter().map(|table| self.route(table)).collect();
         if let Some(runtime) = self.section(&root, "runtime", &["shards"]) {
             file.shards = self.number(&runtime, "shards", 1..=MAX_SHARDS as u64);
@@ -185,13 +190,18 @@ impl<'t> Reader<'t> {
         }
     }
 
+    fn network(&mut self, table: &Table<'t>) -> Option<Located<String>> {
+        self.required(table, "name").and_then(|value| self.located(&value, name))
+    }
+
     fn route(&mut self, table: &Table<'t>) -> RouteFile {
+        let network = self.value(table, "network").and_then(|value| self.located(&value, name));
         let to = self.required(table, "to").and_then(|value| self.located(&value, parse_net));
         let offramp = self.required(table, "offramp");
         if let Some(value) = offramp.as_ref().filter(|value| value.is_empty_list()) {
             self.problem::<()>(value, ConfigError::EmptyList);
         }
-        RouteFile { to, offramp: self.located_list(offramp, |name| Ok::<_, ConfigError>(name.to_owned())) }
+        RouteFile { network, to, offramp: self.located_list(offramp, |name| Ok::<_, ConfigError>(name.to_owned())) }
     }
 
     fn limits(&mut self, table: &Table<'t>, limits: &mut Limits) {

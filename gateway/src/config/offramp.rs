@@ -103,7 +103,7 @@ impl Kind {
 
 impl<'t> Reader<'t> {
     pub(super) fn offramp(&mut self, table: &Table<'t>) -> Option<OfframpFile> {
-        let name = self.required(table, "name").and_then(|value| self.located(&value, offramp_name));
+        let name = self.required(table, "name").and_then(|value| self.located(&value, name));
         let kind = self.required(table, "kind").and_then(|value| self.parsed(&value, Kind::parse));
         // To a site it is a word.
         let source = self.value(table, "source").filter(|_| kind != Some(Kind::Wireguard));
@@ -197,7 +197,8 @@ impl<'t> Reader<'t> {
     }
 }
 
-fn offramp_name(text: &str) -> Result<String, ConfigError> {
+/// A name of an off-ramp or a virtual network.
+pub(super) fn name(text: &str) -> Result<String, ConfigError> {
     let sound = (1..=63).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
     if sound { Ok(text.to_owned()) } else { Err(ConfigError::NotAName(text.to_owned())) }

@@ -158,7 +158,7 @@ pub enum ConfigError {
     /// No name the kernel takes for an interface.
     #[error("`{0}` is not an interface name: 1 to 15 bytes without space, `/` or `:`")]
     NotAnInterfaceName(String),
-    /// No name for an off-ramp.
+    /// No name for an off-ramp or a virtual network.
     #[error("`{0}` is not a name: 1 to 63 of the characters a-z A-Z 0-9 . _ -")]
     NotAName(String),
     /// A word from a closed list.
@@ -212,6 +212,17 @@ pub enum ConfigError {
         /// The names that are there.
         known: String,
     },
+    /// A virtual network that is not there.
+    #[error("there is no [[network]] `{name}`; there are: {known}")]
+    UnknownNetwork {
+        /// The name.
+        name: String,
+        /// The names that are there.
+        known: String,
+    },
+    /// A virtual network without a way out.
+    #[error("no [[route]] is of this network, so nothing could be reached from it")]
+    NetworkWithoutRoute,
     /// The same value twice.
     #[error("`{value}` is given twice, first at {first}")]
     Repeated {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use portcullis_policy::DEFAULT_NETWORK;
 
 use super::file::{File, RouteFile, TunFile, WireguardFile};
 use super::offramp::OfframpFile;
@@ -35,6 +36,7 @@ pub(super) fn resolve(text: &str, file: File, source: &Path, cores: usize, findi
     }
     let onramps = (file.wireguard.is_some(), file.tun.is_some());
     let offramps = offramps(file.offramps, onramps, base, findings);
+    let networks = networks(file.networks, &file.routes, findings);
     let wireguard = file.wireguard.map(|wireguard| self::wireguard(wireguard, &state_dir, findings));
     let forwards = offramps.iter().any(|offramp| offramp.kind == OfframpKind::Kernel);
     let returns = wireguard.as_ref().filter(|_| forwards).map(|wireguard| Returns {
@@ -51,7 +53,8 @@ pub(super) fn resolve(text: &str, file: File, source: &Path, cores: usize, findi
         local_services: local_services(file.local_services, findings),
         tun: file.tun.map(|tun| TunConfig { returns, ..self::tun(tun, findings) }),
         wireguard,
-        routes: routes(file.routes, &offramps, findings),
+        routes: routes(file.routes, &offramps, &networks, findings),
+        networks,
         offramps,
         limits: file.limits,
         flow_log: base.join(file.flow_log.unwrap_or_else(|| PathBuf::from("/var/log/portcullis/flows.jsonl"))),
@@ -193,7 +196,24 @@ fn relative_to(base: &Path, kind: OfframpKind) -> OfframpKind {
     OfframpKind::Proxy(proxy)
 }
 
-fn routes(files: Vec<RouteFile>, offramps: &[OfframpConfig], findings: &mut Findings) -> Vec<RouteConfig> {
+/// Virtual networks beside `default`, which is always there.
+fn networks(files: Vec<Located<String>>, routes: &[RouteFile], findings: &mut Findings) -> Vec<Arc<str>> {
+    for file in &files {
+        let of_it = |route: &RouteFile| route.network.as_ref().is_some_and(|network| network.value == file.value);
+        if !routes.iter().any(of_it) && file.value != DEFAULT_NETWORK {
+            findings.add(file.place, &*file.key, ConfigError::NetworkWithoutRoute);
+        }
+    }
+    let named = distinct(files, findings).into_iter().filter(|name| name != DEFAULT_NETWORK);
+    named.map(Arc::from).collect()
+}
+
+fn routes(
+    files: Vec<RouteFile>,
+    offramps: &[OfframpConfig],
+    networks: &[Arc<str>],
+    findings: &mut Findings,
+) -> Vec<RouteConfig> {
     let mut routes = Vec::new();
     let mut seen = HashMap::new();
     for file in files {
@@ -205,11 +225,23 @@ fn routes(files: Vec<RouteFile>, offramps: &[OfframpConfig], findings: &mut Find
             }
         }
         let offramp = distinct(file.offramp, findings).into_iter().map(Arc::from).collect();
+        let network = match file.network {
+            None => DEFAULT_NETWORK.into(),
+            Some(network) => {
+                let mut known = std::iter::once(DEFAULT_NETWORK).chain(networks.iter().map(|name| &**name));
+                if !known.any(|known| known == network.value) {
+                    let known = [&[Arc::from(DEFAULT_NETWORK)], networks].concat().join(", ");
+                    let error = ConfigError::UnknownNetwork { name: network.value.clone(), known };
+                    findings.add(network.place, &*network.key, error);
+                }
+                Arc::<str>::from(network.value)
+            }
+        };
         let Some(to) = file.to else { continue };
-        if let Some(first) = seen.insert(to.value, to.place) {
+        if let Some(first) = seen.insert((Arc::clone(&network), to.value), to.place) {
             findings.add(to.place, &*to.key, ConfigError::Repeated { value: to.value.to_string(), first });
         }
-        routes.push(RouteConfig { to: to.value, offramp });
+        routes.push(RouteConfig { network, to: to.value, offramp });
     }
     routes
 }

@@ -40,7 +40,9 @@ pub struct Config {
     pub tun: Option<TunConfig>,
     /// Off-ramps by name; `direct` is always the first.
     pub offramps: Vec<OfframpConfig>,
-    /// Routes towards off-ramps. Empty: everything by `direct`.
+    /// Virtual networks beside `default`.
+    pub networks: Vec<Arc<str>>,
+    /// Routes towards off-ramps. None of `default`: everything of it by `direct`.
     pub routes: Vec<RouteConfig>,
     /// Limits, each with a default.
     pub limits: Limits,
@@ -213,6 +215,8 @@ impl OfframpConfig {
 /// One `[[route]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteConfig {
+    /// The virtual network whose devices it is for.
+    pub network: Arc<str>,
     /// Destination prefix.
     pub to: IpNet,
     /// Names of off-ramps, in order of preference.

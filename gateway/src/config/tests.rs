@@ -177,7 +177,7 @@ fn unknown_keys_name_the_nearest() {
     refused_at_top("[metrics]\nlisen = 3", "gateway.toml:2:1: metrics.lisen: unknown key; did you mean `listen`?");
     refused_at_top(
         "[[route]]\nto = \"10.0.0.0/8\"\nofframp = [\"direct\"]\nmetric = 1",
-        "gateway.toml:4:1: route[0].metric: unknown key; known here: to, offramp",
+        "gateway.toml:4:1: route[0].metric: unknown key; known here: network, to, offramp",
     );
 }
 
@@ -546,7 +546,7 @@ fn every_problem_comes_at_once_in_the_order_of_the_file() {
             "gateway.toml:4:14: wireguard.addresses[0]: `1.2.3.4` is not an address with its prefix length, like 100.96.0.1/16 or fd00:96::1/64",
             "gateway.toml:7:12: route[0].offramp[0]: there is no off-ramp `ä`; there are: direct",
             "gateway.toml:7:17: route[0].offramp[1]: there is no off-ramp `b`; there are: direct",
-            "gateway.toml:8:1: route[0].x: unknown key; known here: to, offramp",
+            "gateway.toml:8:1: route[0].x: unknown key; known here: network, to, offramp",
         ],
     );
 }

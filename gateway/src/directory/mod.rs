@@ -39,6 +39,8 @@ impl fmt::Debug for PresharedKey {
 pub struct User {
     /// The groups the directory gives it, sorted, without repetition; a policy may add to them.
     pub groups: Arc<[Arc<str>]>,
+    /// The virtual network that its devices are in, where they say nothing else.
+    pub network: Arc<str>,
     /// None of its devices may do anything.
     pub disabled: bool,
 }
@@ -90,13 +92,15 @@ pub struct DirectoryContext {
     pub tunnel: Vec<IpNet>,
     /// The gateway's own public key, which is no device's.
     pub own_public_key: Option<[u8; 32]>,
+    /// Virtual networks beside `default`.
+    pub networks: Vec<Arc<str>>,
 }
 
 impl DirectoryContext {
     /// The context that `config` gives. `own_public_key` is that of the key file, when it could be read.
     pub fn new(config: &Config, own_public_key: Option<[u8; 32]>) -> Self {
         let tunnel = config.wireguard.as_ref().map(|wireguard| wireguard.addresses.clone()).unwrap_or_default();
-        Self { tunnel, own_public_key }
+        Self { tunnel, own_public_key, networks: config.networks.clone() }
     }
 }
 
@@ -135,8 +139,8 @@ pub struct Directory {
     by_key: HashMap<[u8; 32], Arc<Device>>,
     /// Devices behind the TUN.
     by_network: Networks,
-    /// Devices with a tunnel, by what is at its other end.
-    by_tunnel: Networks,
+    /// Devices with a tunnel, by virtual network and what is at its other end.
+    by_tunnel: HashMap<Arc<str>, Networks>,
 }
 
 impl Directory {
@@ -223,12 +227,17 @@ impl Directory {
         };
         let (with_tunnel, behind_tun): (Vec<_>, Vec<_>) =
             devices.iter().partition(|device| device.public_key.is_some());
+        let mut of_network: HashMap<Arc<str>, Vec<_>> = HashMap::new();
+        for device in with_tunnel {
+            of_network.entry(Arc::clone(&device.identity.network)).or_default().extend(ends(device));
+        }
+        let by_tunnel = of_network.into_iter().map(|(name, ends)| (name, ends.into_iter().collect())).collect();
         Self {
             users,
             groups,
             by_key,
             by_network: behind_tun.into_iter().flat_map(ends).collect(),
-            by_tunnel: with_tunnel.into_iter().flat_map(ends).collect(),
+            by_tunnel,
             devices: devices.into_iter().map(|device| (Arc::clone(&device.identity.device), device)).collect(),
         }
     }
@@ -248,9 +257,9 @@ impl Directory {
         self.by_network.find(source)
     }
 
-    /// The device at the other end of whose tunnel `destination` is, by longest prefix.
-    pub fn device_by_tunnel(&self, destination: IpAddr) -> Option<&Arc<Device>> {
-        self.by_tunnel.find(destination)
+    /// The device in `network` at the other end of whose tunnel `destination` is, by longest prefix.
+    pub fn device_by_tunnel(&self, network: &str, destination: IpAddr) -> Option<&Arc<Device>> {
+        self.by_tunnel.get(network)?.find(destination)
     }
 
     /// Every device, in no order.

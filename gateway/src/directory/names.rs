@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use portcullis_policy::{Context, Facts, Identity, KnownDevice, KnownUser};
+use portcullis_policy::{Context, DEFAULT_NETWORK, Facts, Identity, KnownDevice, KnownUser};
 use serde_json::Value;
 
 use crate::config::Config;
@@ -28,6 +28,7 @@ impl Names {
             device: Arc::from(name.as_str()),
             user: Arc::from(device.get("user").and_then(Value::as_str).unwrap_or_default()),
             groups: Arc::default(),
+            network: "default".into(),
             posture: Facts::default(),
         };
         Some(Self {
@@ -39,12 +40,13 @@ impl Names {
     /// The names, with those of `config`'s off-ramps.
     pub fn context<'a>(&'a self, config: &'a Config) -> Context<'a> {
         let groups: BTreeSet<&str> = self.users.values().flatten().map(|group| &**group).collect();
-        let known_user = |groups: &'a Vec<Arc<str>>| KnownUser { groups, disabled: false };
+        let known_user = |groups: &'a Vec<Arc<str>>| KnownUser { groups, network: "default", disabled: false };
         let known_device = |identity: &'a Identity| KnownDevice { identity, disabled: false, source: None };
         Context {
             users: self.users.iter().map(|(name, groups)| (name.as_str(), known_user(groups))).collect(),
             devices: self.devices.iter().map(|identity| (&*identity.device, known_device(identity))).collect(),
             groups,
+            networks: std::iter::once(DEFAULT_NETWORK).chain(config.networks.iter().map(|name| &**name)).collect(),
             offramps: config.offramps.iter().map(|offramp| &*offramp.name).collect(),
         }
     }

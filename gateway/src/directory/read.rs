@@ -8,14 +8,24 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use portcullis_policy::address::{parse_address, parse_net};
 use portcullis_policy::json::{Document, Entry, Node, Object, Problem, hint, quoted};
-use portcullis_policy::{Facts, Identity};
+use portcullis_policy::{DEFAULT_NETWORK, Facts, Identity};
 
 use super::{Device, DirectoryContext, PresharedKey, User};
 use crate::keys::{parse_preshared_key, parse_public_key};
 use crate::prefix::{is_network_itself, overlap};
 
-const DEVICE: &[&str] =
-    &["user", "public_key", "preshared_key", "addresses", "networks", "expires", "posture", "disabled", "revoked"];
+const DEVICE: &[&str] = &[
+    "user",
+    "network",
+    "public_key",
+    "preshared_key",
+    "addresses",
+    "networks",
+    "expires",
+    "posture",
+    "disabled",
+    "revoked",
+];
 /// Longest name of a user, group or device, in bytes.
 const LONGEST_NAME: usize = 253;
 
@@ -27,7 +37,7 @@ pub(super) fn read(text: &str, context: &DirectoryContext) -> Result<(Users, Vec
     let read = || {
         let root = document.root().object(&["$schema", "users", "devices"])?;
         root.read_or("$schema", None, |node| node.string().map(Some));
-        let users = root.required("users").and_then(|node| users(&node));
+        let users = root.required("users").and_then(|node| users(&node, context));
         let mut reader = DeviceReader { users: users.as_ref(), context, seen: Seen::default() };
         let devices = root.required("devices").and_then(|node| reader.devices(&node));
         reader.seen.refuse_overlaps();
@@ -36,24 +46,30 @@ pub(super) fn read(text: &str, context: &DirectoryContext) -> Result<(Users, Vec
     document.finish(read())
 }
 
-fn users(node: &Node<'_>) -> Option<Users> {
+fn users(node: &Node<'_>, context: &DirectoryContext) -> Option<Users> {
     let mut users = BTreeMap::new();
     for entry in node.entries()? {
         // A user with a bad entry still exists: its devices need no second complaint.
-        let user = user(&entry).unwrap_or_else(|| User { groups: Arc::default(), disabled: true });
+        let user = user(&entry, context).unwrap_or_else(|| User {
+            groups: Arc::default(),
+            network: DEFAULT_NETWORK.into(),
+            disabled: true,
+        });
         name(&entry.key, &entry.name, "user");
         users.insert(Arc::from(&*entry.name), user);
     }
     Some(users)
 }
 
-fn user(entry: &Entry<'_>) -> Option<User> {
-    let object = entry.value.object(&["groups", "disabled"])?;
+fn user(entry: &Entry<'_>, context: &DirectoryContext) -> Option<User> {
+    let object = entry.value.object(&["groups", "network", "disabled"])?;
+    let network = optional(&object, "network", |node| virtual_network(node, context));
     let groups = match object.optional("groups") {
         None => Vec::new(),
         Some(node) => groups(&node)?,
     };
-    Some(User { groups: groups.into(), disabled: flag(&object, "disabled")? })
+    let network = network?.unwrap_or_else(|| DEFAULT_NETWORK.into());
+    Some(User { groups: groups.into(), network, disabled: flag(&object, "disabled")? })
 }
 
 fn groups(node: &Node<'_>) -> Option<Vec<Arc<str>>> {
@@ -73,7 +89,8 @@ fn groups(node: &Node<'_>) -> Option<Vec<Arc<str>>> {
 struct Seen<'d> {
     keys: HashMap<[u8; 32], Node<'d>>,
     addresses: HashMap<IpAddr, Node<'d>>,
-    networks: Vec<(IpNet, Node<'d>)>,
+    /// Each with the virtual network that its device has a tunnel in; `None`: it is behind the TUN.
+    networks: Vec<(IpNet, Option<Arc<str>>, Node<'d>)>,
 }
 
 struct DeviceReader<'a, 'd> {
@@ -96,7 +113,11 @@ impl<'d> DeviceReader<'_, 'd> {
         let preshared_key =
             optional(&object, "preshared_key", |node| node.parsed(parse_preshared_key).map(PresharedKey));
         let addresses = optional(&object, "addresses", |node| node.list(|item| self.address(item)));
-        let networks = optional(&object, "networks", |node| node.list(|item| self.network(item)));
+        let virtual_network = optional(&object, "network", |node| virtual_network(node, self.context));
+        let in_network = virtual_network.clone().flatten().or_else(|| Some(Arc::clone(&user.as_ref()?.1.network)));
+        let in_network = in_network.unwrap_or_else(|| DEFAULT_NETWORK.into());
+        let apart = object.optional("public_key").map(|_| Arc::clone(&in_network));
+        let networks = optional(&object, "networks", |node| node.list(|item| self.network(item, apart.as_ref())));
         let expires = optional(&object, "expires", Node::timestamp);
         let posture = optional(&object, "posture", posture);
         let disabled = flag(&object, "disabled");
@@ -104,11 +125,13 @@ impl<'d> DeviceReader<'_, 'd> {
         known_by_something(&object);
         named?;
         let (user, disabled, revoked) = (user?, disabled?, revoked?);
+        virtual_network?;
         Some(Device {
             identity: Identity {
                 device: Arc::from(&*entry.name),
                 user: user.0,
                 groups: user.1.groups,
+                network: in_network,
                 posture: posture?.unwrap_or_default(),
             },
             public_key: public_key?,
@@ -177,7 +200,8 @@ impl<'d> DeviceReader<'_, 'd> {
         format!("{address} is outside the tunnel networks {}", nets.join(" and "))
     }
 
-    fn network(&mut self, node: &Node<'d>) -> Option<IpNet> {
+    /// `apart`: the virtual network that its addresses mean something in.
+    fn network(&mut self, node: &Node<'d>, apart: Option<&Arc<str>>) -> Option<IpNet> {
         let net = node.parsed(parse_net)?;
         if net.addr().is_multicast() || (net.addr().is_loopback() && net.prefix_len() > 0) {
             node.problem(format!("{net} is nowhere a host could be"));
@@ -187,7 +211,7 @@ impl<'d> DeviceReader<'_, 'd> {
             node.problem(format!("{net} overlaps the tunnel network {}", tunnel.trunc()));
             return None;
         }
-        self.seen.networks.push((net, node.clone()));
+        self.seen.networks.push((net, apart.cloned(), node.clone()));
         Some(net)
     }
 }
@@ -195,15 +219,17 @@ impl<'d> DeviceReader<'_, 'd> {
 impl Seen<'_> {
     /// Networks are nested or apart, so in this order an overlap is with the one before that is not itself inside another.
     fn refuse_overlaps(&mut self) {
-        self.networks.sort_by_key(|(net, _)| (net.addr(), net.prefix_len()));
-        let mut widest: Option<&(IpNet, Node<'_>)> = None;
+        self.networks.sort_by(|(a, in_a, _), (b, in_b, _)| {
+            (in_a, a.addr(), a.prefix_len()).cmp(&(in_b, b.addr(), b.prefix_len()))
+        });
+        let mut widest: Option<&(IpNet, Option<Arc<str>>, Node<'_>)> = None;
         for entry in &self.networks {
             match widest {
-                Some(outer) if outer.0.contains(&entry.0) => {
+                Some(outer) if outer.1 == entry.1 && outer.0.contains(&entry.0) => {
                     let (first, second) =
-                        if outer.1.place() < entry.1.place() { (outer, entry) } else { (entry, outer) };
-                    let place = first.1.place();
-                    second.1.problem(format!("{} overlaps {} at {place}", second.0, first.0));
+                        if outer.2.place() < entry.2.place() { (outer, entry) } else { (entry, outer) };
+                    let place = first.2.place();
+                    second.2.problem(format!("{} overlaps {} at {place}", second.0, first.0));
                 }
                 _ => widest = Some(entry),
             }
@@ -236,6 +262,17 @@ fn known_by_something(object: &Object<'_>) {
         }
         Some(_) | None => {}
     }
+}
+
+/// The name of a virtual network that `gateway.toml` has.
+fn virtual_network(node: &Node<'_>, context: &DirectoryContext) -> Option<Arc<str>> {
+    let name = node.string()?;
+    let known = || std::iter::once(DEFAULT_NETWORK).chain(context.networks.iter().map(|name| &**name));
+    if known().any(|known| known == name) {
+        return Some(name.into());
+    }
+    node.problem(format!("there is no network {} in gateway.toml{}", quoted(&name), hint(&name, known())));
+    None
 }
 
 fn posture(node: &Node<'_>) -> Option<Facts> {

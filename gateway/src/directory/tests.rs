@@ -11,6 +11,7 @@ fn context() -> DirectoryContext {
     DirectoryContext {
         tunnel: vec!["100.96.0.1/16".parse().unwrap(), "fd00:96::1/64".parse().unwrap()],
         own_public_key: Some([9; 32]),
+        networks: vec!["lab".into()],
     }
 }
 
@@ -462,7 +463,7 @@ fn ten_thousand_devices_are_found() {
     // What is behind a tunnel is not behind the TUN.
     assert!(directory.device_by_network("10.39.15.77".parse().unwrap()).is_none());
     for inside in ["10.39.15.77", "100.96.39.17"] {
-        let device = directory.device_by_tunnel(inside.parse().unwrap()).unwrap();
+        let device = directory.device_by_tunnel("default", inside.parse().unwrap()).unwrap();
         assert_eq!(&*device.identity.device, "d9999");
     }
     let allocated = allocate::allocate(&directory, &context()).unwrap();
@@ -477,8 +478,9 @@ fn a_policy_adds_to_the_groups_of_devices() {
     .unwrap();
     let own = Arc::clone(&directory.user("ann").unwrap().groups);
     let policy = |groups: &str| {
-        let users = ["ann", "bob"]
-            .map(|name| (name, KnownUser { groups: &directory.user(name).unwrap().groups, disabled: false }));
+        let users = ["ann", "bob"].map(|name| {
+            (name, KnownUser { groups: &directory.user(name).unwrap().groups, network: "default", disabled: false })
+        });
         let context = Context { users: users.into(), ..Context::default() };
         let text = format!("{{ \"version\": 1, \"rules\": [], \"groups\": {{ {groups} }} }}");
         Ruleset::compile(text.as_bytes(), &context, Revision(1), Timestamp::UNIX_EPOCH).unwrap()
@@ -494,4 +496,36 @@ fn a_policy_adds_to_the_groups_of_devices() {
     // The next policy begins from what the file says.
     assert_eq!(directory.user("ann").unwrap().groups, own);
     assert_eq!(directory.in_groups_of(&none).device("d").unwrap().identity.groups, own);
+}
+
+#[test]
+fn addresses_mean_something_in_a_network() {
+    let site = |name: &str, number: u8, rest: &str| {
+        let key = key(number);
+        format!("\"{name}\": {{ \"user\": \"ann\", \"public_key\": \"{key}\", \"networks\": [\"10.7.0.0/16\"]{rest} }}")
+    };
+    let apart = [site("d", 1, ""), site("e", 2, r#", "network": "lab""#)].join(",\n");
+    let directory = parse(&with_devices(&apart)).unwrap();
+    let at = |network: &str| {
+        let device = directory.device_by_tunnel(network, "10.7.1.1".parse().unwrap());
+        device.map(|device| device.identity.device.to_string())
+    };
+    assert_eq!((at("default"), at("lab"), at("other")), (Some("d".to_owned()), Some("e".to_owned()), None));
+    assert_eq!(&*directory.device("d").unwrap().identity.network, "default");
+    let beside = [site("d", 1, r#", "network": "lab""#), site("e", 2, r#", "network": "lab""#)].join(",\n");
+    let problems = parse(&with_devices(&beside)).unwrap_err();
+    assert!(problems[0].contains("10.7.0.0/16 overlaps 10.7.0.0/16 at 3:"), "{problems:?}");
+    let problems = parse(&with_devices(&site("d", 1, r#", "network": "lap""#))).unwrap_err();
+    assert!(
+        problems[0].ends_with("there is no network \"lap\" in gateway.toml; did you mean \"lab\"?"),
+        "{problems:?}"
+    );
+
+    // That of the user, where the device says nothing.
+    let text = r#"{ "users": { "ann": { "network": "lab" } }, "devices": {
+        "a": { "user": "ann", "networks": ["10.0.0.0/24"] },
+        "b": { "user": "ann", "networks": ["10.0.1.0/24"], "network": "default" } } }"#;
+    let directory = parse(text).unwrap();
+    let network = |name: &str| directory.device(name).unwrap().identity.network.to_string();
+    assert_eq!((network("a"), network("b")), ("lab".to_owned(), "default".to_owned()));
 }

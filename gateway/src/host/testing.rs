@@ -92,6 +92,7 @@ pub(crate) fn config(tun: Option<TunConfig>) -> Config {
         wireguard: None,
         tun,
         offramps: Vec::new(),
+        networks: Vec::new(),
         routes: Vec::new(),
         limits: Limits::default(),
         flow_log: file("flows.jsonl"),

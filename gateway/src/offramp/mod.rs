@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use portcullis_policy::Permit;
+use portcullis_policy::{DEFAULT_NETWORK, Permit};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 
@@ -62,11 +62,13 @@ pub fn set_mark(socket: &impl AsFd, mark: u32) -> io::Result<()> {
 #[derive(Debug, Default)]
 pub struct Offramps {
     by_name: HashMap<Arc<str>, Arc<Offramp>>,
-    /// Longest prefix first, each with its off-ramps in order of preference.
-    routes: Vec<(IpNet, Box<[Arc<Offramp>]>)>,
-    /// Where everything goes when there are no routes at all.
+    /// Of each virtual network, longest prefix first, each with its off-ramps in order of preference.
+    routes: HashMap<Arc<str>, Vec<Route>>,
+    /// Where everything of the default network goes when there are no routes of it at all.
     otherwise: Option<Arc<Offramp>>,
 }
+
+type Route = (IpNet, Box<[Arc<Offramp>]>);
 
 impl Offramps {
     /// The off-ramps and routes of `config`, as this host can serve them now.
@@ -85,10 +87,14 @@ impl Offramps {
             })
             .collect::<Result<HashMap<Arc<str>, Arc<Offramp>>, OfframpFileError>>()?;
         let known = |names: &[Arc<str>]| names.iter().filter_map(|name| by_name.get(name).cloned()).collect();
-        let mut routes: Vec<(IpNet, Box<[Arc<Offramp>]>)> =
-            config.routes.iter().map(|route| (route.to, known(&route.offramp))).collect();
-        routes.sort_by_key(|(to, _)| std::cmp::Reverse(to.prefix_len()));
-        let otherwise = config.routes.is_empty().then(|| by_name.get(DIRECT).cloned()).flatten();
+        let mut routes: HashMap<Arc<str>, Vec<Route>> = HashMap::new();
+        for route in &config.routes {
+            routes.entry(Arc::clone(&route.network)).or_default().push((route.to, known(&route.offramp)));
+        }
+        for routes in routes.values_mut() {
+            routes.sort_by_key(|(to, _)| std::cmp::Reverse(to.prefix_len()));
+        }
+        let otherwise = if routes.contains_key(DEFAULT_NETWORK) { None } else { by_name.get(DIRECT).cloned() };
         Ok(Self { by_name, routes, otherwise })
     }
 
@@ -101,34 +107,48 @@ impl Offramps {
         }
     }
 
-    /// The off-ramp of a flow that `tried` those already. In question are the one that the permit names, else those of the
-    /// longest route, else (no routes at all) `direct`; of these it is the first that is up, or where none is, the first:
+    /// The off-ramp of a flow from the virtual network `from` that `tried` those already. In question are the one that the
+    /// permit names, else those of the network's longest route, else (no routes at all of the default one) `direct`; of these it is the first that is up, or where none is, the first:
     /// then the target's silence tells more than a refusal of ours.
     ///
     /// `None` when nothing is in question that was not tried.
-    pub fn select(&self, permit: &Permit, destination: IpAddr, tried: &[Arc<str>]) -> Option<&Arc<Offramp>> {
-        self.choose(permit.offramp().map(AsRef::as_ref), destination, tried)
+    pub fn select(
+        &self,
+        permit: &Permit,
+        from: &str,
+        destination: IpAddr,
+        tried: &[Arc<str>],
+    ) -> Option<&Arc<Offramp>> {
+        self.choose(permit.offramp().map(AsRef::as_ref), from, destination, tried)
     }
 
-    fn choose(&self, named: Option<&str>, destination: IpAddr, tried: &[Arc<str>]) -> Option<&Arc<Offramp>> {
-        let left = || self.in_question(named, destination).iter().filter(|offramp| !tried.contains(&offramp.name));
+    fn choose(
+        &self,
+        named: Option<&str>,
+        from: &str,
+        destination: IpAddr,
+        tried: &[Arc<str>],
+    ) -> Option<&Arc<Offramp>> {
+        let left =
+            || self.in_question(named, from, destination).iter().filter(|offramp| !tried.contains(&offramp.name));
         left().find(|offramp| offramp.is_up()).or_else(|| left().next())
     }
 
-    fn in_question(&self, named: Option<&str>, destination: IpAddr) -> &[Arc<Offramp>] {
+    fn in_question(&self, named: Option<&str>, from: &str, destination: IpAddr) -> &[Arc<Offramp>] {
+        let mut routes = self.routes.get(from).into_iter().flatten();
         let one = if let Some(name) = named {
             self.by_name.get(name)
-        } else if let Some((_, offramps)) = self.routes.iter().find(|(to, _)| to.contains(&destination)) {
+        } else if let Some((_, offramps)) = routes.find(|(to, _)| to.contains(&destination)) {
             return offramps;
         } else {
-            self.otherwise.as_ref()
+            self.otherwise.as_ref().filter(|_| from == DEFAULT_NETWORK)
         };
         one.map(std::slice::from_ref).unwrap_or_default()
     }
 
     /// Whether a flow over `offramp` that is not up has a way that is.
-    pub fn has_better(&self, offramp: &str, permit: &Permit, destination: IpAddr) -> bool {
-        self.select(permit, destination, &[]).is_some_and(|now| *now.name != *offramp && now.is_up())
+    pub fn has_better(&self, offramp: &str, permit: &Permit, from: &str, destination: IpAddr) -> bool {
+        self.select(permit, from, destination, &[]).is_some_and(|now| *now.name != *offramp && now.is_up())
     }
 
     /// The sites behind WireGuard peers, by name.

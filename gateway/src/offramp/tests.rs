@@ -5,7 +5,7 @@ use std::net::{TcpListener, UdpSocket as StdUdpSocket};
 use std::ops::RangeInclusive;
 
 use nix::errno::Errno;
-use portcullis_policy::{Context, Identity, Request, Revision, Ruleset, Service, Verdict};
+use portcullis_policy::{Context, DEFAULT_NETWORK, Identity, Request, Revision, Ruleset, Service, Verdict};
 
 use proptest::prelude::*;
 use tokio::net::TcpStream;
@@ -21,7 +21,11 @@ fn offramp_config(name: &str) -> OfframpConfig {
 }
 
 fn route(to: &str, names: &[&str]) -> RouteConfig {
-    RouteConfig { to: to.parse().unwrap(), offramp: names.iter().map(|name| (*name).into()).collect() }
+    RouteConfig {
+        network: DEFAULT_NETWORK.into(),
+        to: to.parse().unwrap(),
+        offramp: names.iter().map(|name| (*name).into()).collect(),
+    }
 }
 
 /// The off-ramp of a namespace: marked when `mark`.
@@ -67,7 +71,7 @@ fn the_longest_route_decides_and_a_permit_overrides() {
     ];
     let offramps = Offramps::new(&config).unwrap();
     let chosen = |named: Option<&str>, to: &str| {
-        offramps.choose(named, to.parse().unwrap(), &[]).map(|offramp| offramp.name().to_string())
+        offramps.choose(named, DEFAULT_NETWORK, to.parse().unwrap(), &[]).map(|offramp| offramp.name().to_string())
     };
     for (to, name) in [
         ("10.1.2.3", Some("direct")),
@@ -99,7 +103,7 @@ fn the_first_that_is_up_and_was_not_tried_is_next() {
     let offramps = Offramps::new(&config).unwrap();
     let chosen = |to: &str, tried: &[&str]| {
         let tried: Vec<Arc<str>> = tried.iter().map(|name| Arc::from(*name)).collect();
-        offramps.choose(None, to.parse().unwrap(), &tried).map(|offramp| offramp.name().to_string())
+        offramps.choose(None, DEFAULT_NETWORK, to.parse().unwrap(), &tried).map(|offramp| offramp.name().to_string())
     };
     let set = |name: &str, up| offramps.by_name[name].health.as_ref().unwrap().state.set(up, None);
     for (a, b, tried, three, two) in [
@@ -142,7 +146,7 @@ proptest! {
         for (a, [b, c, d]) in asked {
             for to in [[first(a), b, c, d], [first(a), 0, 128, d]].map(IpAddr::from) {
                 let longest = nets.iter().filter(|net| net.contains(&to)).max_by_key(|net| net.prefix_len());
-                let chosen = offramps.choose(None, to, &[]).map(|offramp| offramp.name().to_string());
+                let chosen = offramps.choose(None, DEFAULT_NETWORK, to, &[]).map(|offramp| offramp.name().to_string());
                 prop_assert_eq!(chosen, longest.map(name), "{}", to);
             }
         }
@@ -153,7 +157,7 @@ proptest! {
 fn without_routes_everything_goes_direct() {
     let offramps = Offramps::new(&config(None)).unwrap();
     for to in ["192.0.2.1", "2001:db8::1"] {
-        let offramp = offramps.choose(None, to.parse().unwrap(), &[]).unwrap();
+        let offramp = offramps.choose(None, DEFAULT_NETWORK, to.parse().unwrap(), &[]).unwrap();
         assert_eq!((&**offramp.name(), offramp.sockets.mark), ("direct", None));
     }
 }
@@ -395,6 +399,7 @@ fn permits(named: &str, service: Service) -> impl Fn(IpAddr) -> Permit {
         device: "laptop".into(),
         user: "ann".into(),
         groups: Vec::new().into(),
+        network: "default".into(),
         posture: Default::default(),
     };
     move |destination| {
@@ -424,7 +429,7 @@ fn a_permit_selects_and_opens() {
             [("198.51.100.1", "office", "192.0.2.10"), ("198.51.100.2", "direct", "198.51.100.1")]
         {
             let permit = permits(named, Service::Tcp(to.port()))(to.ip());
-            let offramp = offramps.select(&permit, to.ip(), &[]).unwrap();
+            let offramp = offramps.select(&permit, DEFAULT_NETWORK, to.ip(), &[]).unwrap();
             assert_eq!(&**offramp.name(), name);
             // The future stands alone: permit and off-ramp may be gone when it is polled.
             let dial = tokio::spawn(offramp.dial_tcp(&permit, to, &origin(to)));

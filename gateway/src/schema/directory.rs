@@ -32,23 +32,27 @@ pub struct Directory {
 pub struct User {
     /// Groups the user is in; a policy may add to them.
     pub groups: Option<Vec<Name>>,
+    /// The virtual network its devices are in; `default` when left out.
+    pub network: Option<String>,
     /// None of the user's devices may do anything.
     pub disabled: Option<bool>,
 }
 
-/// A device, known by its WireGuard key or by the networks behind the TUN.
+/// A device, known by its WireGuard key or by networks behind the TUN.
 #[derive(Debug, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Device {
     /// The user it belongs to.
     pub user: String,
+    /// The virtual network it is in; that of its user when left out.
+    pub network: Option<String>,
     /// Its WireGuard public key.
     pub public_key: Option<Key>,
     /// A preshared key, for this device only.
     pub preshared_key: Option<Key>,
     /// The addresses it has in the tunnel, which are all it may send from.
     pub addresses: Option<Vec<Address>>,
-    /// Networks behind the TUN that are this device.
+    /// Networks that are this device: behind the TUN, or with a key, at the other end of its tunnel.
     pub networks: Option<Vec<Net>>,
     /// When its access ends.
     pub expires: Option<Instant>,

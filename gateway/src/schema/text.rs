@@ -82,10 +82,10 @@ texts! {
     Name = NAME;
     /// `user:NAME` or `group:NAME`.
     Member = "^(user|group):";
-    /// `*`, `user:NAME`, `group:NAME`, `device:NAME` or `net:PREFIX`.
-    Source = concat!(r"^(\*$|(user|group|device):|net:", net!(), "$)");
-    /// `user:NAME`, `group:NAME`, `device:NAME` or `net:PREFIX`.
-    NotSource = concat!("^((user|group|device):|net:", net!(), "$)");
+    /// `*`, `user:NAME`, `group:NAME`, `device:NAME`, `network:NAME` or `net:PREFIX`.
+    Source = concat!(r"^(\*$|(user|group|device|network):|net:", net!(), "$)");
+    /// `user:NAME`, `group:NAME`, `device:NAME`, `network:NAME` or `net:PREFIX`.
+    NotSource = concat!("^((user|group|device|network):|net:", net!(), "$)");
     /// `*`, the name of a resource, an address or a prefix.
     Target = concat!(r"^(\*|", net!(), "|", address!(), r"|(?![0-9.]*$)[^:/]+)$");
     /// The name of a resource, an address or a prefix.

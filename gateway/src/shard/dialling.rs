@@ -34,7 +34,7 @@ impl Shard {
         }
         let directory = Arc::clone(&self.snapshot.directory);
         if permit.offramp().is_none()
-            && let Some(device) = directory.device_by_tunnel(target.ip())
+            && let Some(device) = directory.device_by_tunnel(&flow.device.identity.network, target.ip())
             && let Some(key) = device.public_key
         {
             // Its own tunnel leads there, whatever the routes say of the tunnel network.
@@ -45,7 +45,9 @@ impl Shard {
             }
             return self.forward(now, flow, NextHop::Device(key));
         }
-        let Some(offramp) = self.offramps.select(permit, target.ip(), &flow.tried).map(Arc::clone) else {
+        let Some(offramp) =
+            self.offramps.select(permit, &flow.device.identity.network, target.ip(), &flow.tried).map(Arc::clone)
+        else {
             return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
         };
         flow.offramp = Some(Arc::clone(offramp.name()));
@@ -129,7 +131,11 @@ impl Shard {
             && let Decision::Permitted(permit) = &flow.decision
         {
             flow.tried.push(offramp);
-            if self.offramps.select(permit, flow.target_address().ip(), &flow.tried).is_some() {
+            if self
+                .offramps
+                .select(permit, &flow.device.identity.network, flow.target_address().ip(), &flow.tried)
+                .is_some()
+            {
                 return self.dial(now, flow);
             }
         }
@@ -183,7 +189,12 @@ impl Shard {
         let leaves = |flow: &&Flow| match &flow.decision {
             Decision::Permitted(permit) => {
                 flow.offramp.as_deref() == Some(offramp)
-                    && self.offramps.has_better(offramp, permit, flow.target_address().ip())
+                    && self.offramps.has_better(
+                        offramp,
+                        permit,
+                        &flow.device.identity.network,
+                        flow.target_address().ip(),
+                    )
             }
             Decision::Denied { .. } => false,
         };

@@ -312,8 +312,14 @@ impl Shard {
                 return false;
             }
         };
+        if device.identity.network != flow.device.identity.network {
+            // The same address is another target there.
+            self.end(now, id, loser);
+            return false;
+        }
         let reached = if let Target::Forward(Onward { hop: NextHop::Device(key), .. }) = &flow.target {
-            match judge::device_reached(&self.snapshot, key, flow.target_address().ip(), wall) {
+            match judge::device_reached(&self.snapshot, key, &device.identity.network, flow.target_address().ip(), wall)
+            {
                 Ok(reached) => Some(reached),
                 Err(end) => {
                     self.end(now, id, end);

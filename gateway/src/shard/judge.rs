@@ -113,14 +113,15 @@ pub(crate) fn current_device(
     usable(current, now)
 }
 
-/// The device that a live flow towards `target` reaches by the tunnel of the peer `key`, or why it reaches none.
+/// The device that a live flow from the virtual `network` towards `target` reaches by the tunnel of the peer `key`, or why it reaches none.
 pub(crate) fn device_reached(
     snapshot: &Snapshot,
     key: &[u8; 32],
+    network: &str,
     target: IpAddr,
     now: Timestamp,
 ) -> Result<Arc<Device>, FlowEnd> {
-    usable(snapshot.directory.device_by_tunnel(target).filter(|device| device.public_key == Some(*key)), now)
+    usable(snapshot.directory.device_by_tunnel(network, target).filter(|device| device.public_key == Some(*key)), now)
 }
 
 fn usable(device: Option<&Arc<Device>>, now: Timestamp) -> Result<Arc<Device>, FlowEnd> {

@@ -179,7 +179,11 @@ mod tests {
             }
             all[format!("device-{number}")] = device;
         }
-        let context = DirectoryContext { tunnel: vec!["100.96.0.250/16".parse().unwrap()], own_public_key: None };
+        let context = DirectoryContext {
+            tunnel: vec!["100.96.0.250/16".parse().unwrap()],
+            own_public_key: None,
+            networks: Vec::new(),
+        };
         let text = json!({ "users": { "ann": {} }, "devices": all }).to_string();
         Arc::new(Directory::parse(&text, &context).unwrap())
     }

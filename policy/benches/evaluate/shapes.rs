@@ -161,6 +161,7 @@ fn identity(user: usize) -> Arc<Identity> {
         device: format!("laptop-of-user-{user}").into(),
         user: user_name(user).into(),
         groups: groups.into_iter().collect(),
+        network: "default".into(),
         posture: Facts::default(),
     })
 }
@@ -201,7 +202,10 @@ pub(crate) fn compile(policy: &[u8]) -> Ruleset {
     let users: Vec<String> = (0..USERS).map(user_name).collect();
     let groups: Vec<String> = (0..GROUPS).map(group_name).collect();
     let context = Context {
-        users: users.iter().map(|name| (name.as_str(), KnownUser { groups: &[], disabled: false })).collect(),
+        users: users
+            .iter()
+            .map(|name| (name.as_str(), KnownUser { groups: &[], network: "default", disabled: false }))
+            .collect(),
         groups: groups.iter().map(String::as_str).collect(),
         ..Context::default()
     };

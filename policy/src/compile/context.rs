@@ -15,6 +15,8 @@ pub struct Context<'a> {
     pub devices: BTreeMap<&'a str, KnownDevice<'a>>,
     /// Groups that users are in, without those that a policy defines.
     pub groups: BTreeSet<&'a str>,
+    /// Virtual networks, `default` included.
+    pub networks: BTreeSet<&'a str>,
     /// Off-ramps, `direct` included.
     pub offramps: BTreeSet<&'a str>,
 }
@@ -24,6 +26,8 @@ pub struct Context<'a> {
 pub struct KnownUser<'a> {
     /// Groups that the directory gives the user.
     pub groups: &'a [Arc<str>],
+    /// The virtual network the user is in.
+    pub network: &'a str,
     /// Whether the user may do nothing at all.
     pub disabled: bool,
 }

@@ -164,9 +164,13 @@ mod tests {
     fn compile(text: &str) -> Result<Ruleset, Vec<String>> {
         let groups = USERS.map(|(user, groups)| (user, own(groups)));
         let context = Context {
-            users: groups.iter().map(|(user, groups)| (*user, KnownUser { groups, disabled: false })).collect(),
+            users: groups
+                .iter()
+                .map(|(user, groups)| (*user, KnownUser { groups, network: "default", disabled: false }))
+                .collect(),
             devices: BTreeMap::new(),
             groups: BTreeSet::from(["dba", "eng"]),
+            networks: BTreeSet::from(["default", "lab"]),
             offramps: BTreeSet::from(["direct"]),
         };
         Ruleset::compile(text.as_bytes(), &context, Revision(1), "2027-01-01T12:00:00Z".parse().unwrap())
@@ -239,7 +243,10 @@ mod tests {
         let links: Vec<String> = (1..100_000).map(|n| format!("\"{n:x}\":[\"group:{:x}\"]", n - 1)).collect();
         let users: BTreeMap<String, ()> = (0..10).map(|n| (format!("u{n}"), ())).collect();
         let context = Context {
-            users: users.keys().map(|user| (&**user, KnownUser { groups: &[], disabled: false })).collect(),
+            users: users
+                .keys()
+                .map(|user| (&**user, KnownUser { groups: &[], network: "default", disabled: false }))
+                .collect(),
             ..Context::default()
         };
         let compile = |members: usize| {

@@ -154,13 +154,13 @@ const REFUSED: &[(&str, &[&str])] = &[
 ]}"#, &[r#"2:41: rules[0].from[0]: there is no device "phone""#]),
     (r#"{"version": 1, "rules": [
 {"id": "r", "action": "allow", "from": ["ann@example.com"], "to": ["*"]}
-]}"#, &[r#"2:41: rules[0].from[0]: "ann@example.com" selects nobody; expected *, user:NAME, group:NAME, device:NAME or net:PREFIX; did you mean "user:ann@example.com"?"#]),
+]}"#, &[r#"2:41: rules[0].from[0]: "ann@example.com" selects nobody; expected *, user:NAME, group:NAME, device:NAME, network:NAME or net:PREFIX; did you mean "user:ann@example.com"?"#]),
     (r#"{"version": 1, "rules": [
 {"id": "r", "action": "allow", "from": ["net:10.0.0.1/8"], "to": ["*"]}
 ]}"#, &[r#"2:41: rules[0].from[0]: "10.0.0.1/8" has host bits; write 10.0.0.0/8 for the network or 10.0.0.1/32 for the host"#]),
     (r#"{"version": 1, "rules": [
 {"id": "r", "action": "allow", "from": ["network:lan"], "to": ["*"]}
-]}"#, &[r#"2:41: rules[0].from[0]: "network:lan" selects nobody; expected *, user:NAME, group:NAME, device:NAME or net:PREFIX"#]),
+]}"#, &[r#"2:41: rules[0].from[0]: there is no network "lan"; did you mean "lab"?"#]),
     (r#"{"version": 1, "rules": [
 {"id": "r", "action": "allow", "from": ["\u002a\u0000"], "to": ["*"]}
 ]}"#, &[r#"2:41: rules[0].from[0]: holds a NUL character"#]),
@@ -290,11 +290,12 @@ const REFUSED: &[(&str, &[&str])] = &[
 #[test]
 fn every_mistake_is_refused_at_its_place() {
     let groups: [Arc<str>; 1] = ["ops".into()];
-    let user = |disabled| KnownUser { groups: &groups, disabled };
+    let user = |disabled| KnownUser { groups: &groups, network: "default", disabled };
     let context = Context {
         users: BTreeMap::from([("ann@example.com", user(false)), ("bob@example.com", user(true))]),
         devices: BTreeMap::new(),
         groups: BTreeSet::from(["ops"]),
+        networks: BTreeSet::from(["default", "lab"]),
         offramps: BTreeSet::from(["direct", "office"]),
     };
     let now = "2027-01-01T12:00:00Z".parse().unwrap();

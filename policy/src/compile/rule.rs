@@ -140,6 +140,10 @@ fn source(node: &Node<'_>, names: &Names<'_>) -> Option<SourceSelector> {
             require(context.devices.contains_key(name), node, "device", name, context.devices.keys().copied())?;
             Some(SourceSelector::Device(name.into()))
         }
+        Some(("network", name)) => {
+            require(context.networks.contains(name), node, "network", name, context.networks.iter().copied())?;
+            Some(SourceSelector::Network(name.into()))
+        }
         Some(("net", net)) => match parse_net(net) {
             Ok(net) => Some(SourceSelector::Net(net)),
             Err(error) => {
@@ -152,11 +156,12 @@ fn source(node: &Node<'_>, names: &Names<'_>) -> Option<SourceSelector> {
                 ("user", context.users.contains_key(text.as_str())),
                 ("group", names.has_group(&text)),
                 ("device", context.devices.contains_key(text.as_str())),
+                ("network", context.networks.contains(text.as_str())),
                 ("net", parse_net(&text).is_ok()),
             ];
             let kind = of_kind.iter().find(|(_, exists)| *exists);
             let hint = kind.map(|(kind, _)| format!("; did you mean {}?", quoted(&format!("{kind}:{text}"))));
-            let expected = "expected *, user:NAME, group:NAME, device:NAME or net:PREFIX";
+            let expected = "expected *, user:NAME, group:NAME, device:NAME, network:NAME or net:PREFIX";
             node.problem(format!("{} selects nobody; {expected}{}", quoted(&text), hint.unwrap_or_default()));
             None
         }

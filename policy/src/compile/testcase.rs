@@ -97,6 +97,7 @@ fn asker(node: &Node<'_>, names: &Names<'_>) -> Option<Asker> {
         device: Arc::from(""),
         user: name.into(),
         groups: groups(name, &user.groups.into()),
+        network: user.network.into(),
         posture: Facts::default(),
     };
     Some(Asker { identity, disabled: user.disabled, source: None })

@@ -19,6 +19,7 @@ fn identity(device: &str, user: &str, groups: &[&str], posture: Value) -> Identi
         device: device.into(),
         user: user.into(),
         groups: groups.iter().map(|group| Arc::from(*group)).collect(),
+        network: "default".into(),
         posture: posture.as_object().unwrap().clone().into_iter().collect(),
     }
 }
@@ -35,7 +36,7 @@ impl Directory {
     }
 
     fn context(&self) -> Context<'_> {
-        let user = |(name, groups)| (name, KnownUser { groups, disabled: false });
+        let user = |(name, groups)| (name, KnownUser { groups, network: "default", disabled: false });
         let device = |identity, source: &str| KnownDevice { identity, disabled: false, source: source.parse().ok() };
         Context {
             users: self.groups.iter().map(|(name, groups)| user((*name, groups.as_slice()))).collect(),
@@ -44,6 +45,7 @@ impl Directory {
                 ("bob-phone", device(&self.phone, "100.96.0.3")),
             ]),
             groups: BTreeSet::from(["dba", "eng"]),
+            networks: BTreeSet::from(["default", "lab"]),
             offramps: BTreeSet::from(["direct", "office"]),
         }
     }

@@ -1,6 +1,7 @@
 //! Warnings, with the places of what they are about.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::Context;
 use crate::json::{Node, Object, Place, Problem};
@@ -10,12 +11,13 @@ use crate::lint::{Finding, Known};
 const MAX_WARNINGS: usize = 100;
 
 impl Known for Context<'_> {
-    fn own_groups(&self, user: &str) -> std::sync::Arc<[std::sync::Arc<str>]> {
+    fn own_groups(&self, user: &str) -> Arc<[Arc<str>]> {
         self.users.get(user).map(|user| user.groups.into()).unwrap_or_default()
     }
 
-    fn user_of(&self, device: &str) -> Option<std::sync::Arc<str>> {
-        self.devices.get(device).map(|device| std::sync::Arc::clone(&device.identity.user))
+    fn user_of(&self, device: &str) -> Option<(Arc<str>, Arc<str>)> {
+        let identity = self.devices.get(device)?.identity;
+        Some((Arc::clone(&identity.user), Arc::clone(&identity.network)))
     }
 }
 

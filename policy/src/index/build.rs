@@ -17,7 +17,7 @@ impl Index {
     pub(crate) fn new(rules: &[Rule]) -> Self {
         let mut builder = Builder::default();
         let mut resources = HashMap::new();
-        let (mut users, mut groups, mut devices) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut users, mut groups, mut devices, mut networks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut sources, mut destinations, mut services) = (Nets::default(), Nets::default(), Vec::new());
         for (rule, number) in rules.iter().zip(0..) {
             let owner = Owner::Rule(number);
@@ -27,6 +27,7 @@ impl Index {
                     SourceSelector::User(name) => users.push((Arc::clone(name), owner)),
                     SourceSelector::Group(name) => groups.push((Arc::clone(name), owner)),
                     SourceSelector::Device(name) => devices.push((Arc::clone(name), owner)),
+                    SourceSelector::Network(name) => networks.push((Arc::clone(name), owner)),
                     SourceSelector::Net(net) => sources.add(*net, owner),
                 }
             }
@@ -59,6 +60,7 @@ impl Index {
             users: builder.names(users),
             groups: builder.names(groups),
             devices: builder.names(devices),
+            networks: builder.names(networks),
             sources: builder.addresses(sources),
             destinations: builder.addresses(destinations),
             services: builder.prefixes(services),

@@ -1,6 +1,6 @@
 //! Which rules may match a request, without asking them all.
 //!
-//! Every value that a selector can have (a user, a group, a device, a prefix, a range of services) has the set of the rules that
+//! Every value that a selector can have (a user, a group, a device, a network, a prefix, a range of services) has the set of the rules that
 //! select it. A request has a few values of each kind, so the rules that may match are those in the union of the sets of its
 //! sources, in the union of those of the prefixes that hold its destination, and in the union of those of the ranges that hold
 //! its service. Exceptions, postures and the time are not indexed: whoever asks for candidates asks each of them itself.
@@ -44,6 +44,7 @@ pub(crate) struct Index {
     users: HashMap<Arc<str>, Set>,
     groups: HashMap<Arc<str>, Set>,
     devices: HashMap<Arc<str>, Set>,
+    networks: HashMap<Arc<str>, Set>,
     sources: Addresses,
     destinations: Addresses,
     services: Prefixes<u32>,
@@ -80,6 +81,7 @@ impl Index {
         };
         add(&self.users, &identity.user);
         add(&self.devices, &identity.device);
+        add(&self.networks, &identity.network);
         identity.groups.iter().for_each(|group| add(&self.groups, group));
         self.sources.add_to(sources, source);
         common.find(self.rules, ask)

@@ -87,6 +87,7 @@ fn ask(ruleset: &Ruleset, groups: &[String], destination: &str, service: Service
         device: "laptop".into(),
         user: "ann".into(),
         groups: groups.iter().map(|name| name.as_str().into()).collect(),
+        network: "default".into(),
         posture: Facts::default(),
     };
     let source = "100.96.0.2".parse().unwrap();

@@ -76,7 +76,11 @@ pub(super) fn moved(now: &[Rule], then: &[Rule], regrouped: &HashSet<&str>) -> M
 fn names(rule: &Rule, groups: &HashSet<&str>) -> bool {
     rule.from.written().iter().chain(rule.not_from.written()).any(|selector| match selector {
         SourceSelector::Group(group) => groups.contains(&**group),
-        SourceSelector::Any | SourceSelector::User(_) | SourceSelector::Device(_) | SourceSelector::Net(_) => false,
+        SourceSelector::Any
+        | SourceSelector::User(_)
+        | SourceSelector::Device(_)
+        | SourceSelector::Network(_)
+        | SourceSelector::Net(_) => false,
     })
 }
 
@@ -185,7 +189,11 @@ pub(super) fn of<'a>(
 fn nets(set: &SourceSet) -> impl Iterator<Item = &IpNet> {
     set.written().iter().filter_map(|selector| match selector {
         SourceSelector::Net(net) => Some(net),
-        SourceSelector::Any | SourceSelector::User(_) | SourceSelector::Group(_) | SourceSelector::Device(_) => None,
+        SourceSelector::Any
+        | SourceSelector::User(_)
+        | SourceSelector::Group(_)
+        | SourceSelector::Device(_)
+        | SourceSelector::Network(_) => None,
     })
 }
 

@@ -207,6 +207,7 @@ mod tests {
                 device: format!("laptop-{number}").into(),
                 user: "ann".into(),
                 groups: ["eng".into()].into(),
+                network: "default".into(),
                 posture: Default::default(),
             })
             .collect();

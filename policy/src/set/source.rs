@@ -15,6 +15,7 @@ pub(crate) enum SourceSelector {
     User(Arc<str>),
     Group(Arc<str>),
     Device(Arc<str>),
+    Network(Arc<str>),
     Net(IpNet),
 }
 
@@ -25,6 +26,7 @@ impl fmt::Display for SourceSelector {
             Self::User(name) => write!(f, "user:{name}"),
             Self::Group(name) => write!(f, "group:{name}"),
             Self::Device(name) => write!(f, "device:{name}"),
+            Self::Network(name) => write!(f, "network:{name}"),
             Self::Net(net) => write!(f, "net:{net}"),
         }
     }
@@ -34,17 +36,19 @@ impl fmt::Display for SourceSelector {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct SourceSet {
     any: bool,
-    /// These three are sorted.
+    /// These four are sorted.
     users: Box<[Arc<str>]>,
     groups: Box<[Arc<str>]>,
     devices: Box<[Arc<str>]>,
+    networks: Box<[Arc<str>]>,
     nets: NetSet,
     written: Box<[SourceSelector]>,
 }
 
 impl SourceSet {
     pub(crate) fn new(written: Vec<SourceSelector>) -> Self {
-        let (mut users, mut groups, mut devices, mut nets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut users, mut groups, mut devices) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut networks, mut nets) = (Vec::new(), Vec::new());
         let mut any = false;
         for selector in &written {
             match selector {
@@ -52,6 +56,7 @@ impl SourceSet {
                 SourceSelector::User(name) => users.push(Arc::clone(name)),
                 SourceSelector::Group(name) => groups.push(Arc::clone(name)),
                 SourceSelector::Device(name) => devices.push(Arc::clone(name)),
+                SourceSelector::Network(name) => networks.push(Arc::clone(name)),
                 SourceSelector::Net(net) => nets.push(*net),
             }
         }
@@ -64,6 +69,7 @@ impl SourceSet {
             users: sorted(users),
             groups: sorted(groups),
             devices: sorted(devices),
+            networks: sorted(networks),
             nets: NetSet::new(nets),
             written: written.into(),
         }
@@ -74,6 +80,7 @@ impl SourceSet {
         self.any
             || has(&self.users, &identity.user)
             || has(&self.devices, &identity.device)
+            || has(&self.networks, &identity.network)
             || (!self.groups.is_empty() && identity.groups.iter().any(|group| has(&self.groups, group)))
             || self.nets.contains(request.source)
     }
@@ -91,6 +98,7 @@ impl SourceSet {
             SourceSelector::User(name) => *name == identity.user,
             SourceSelector::Group(name) => identity.groups.contains(name),
             SourceSelector::Device(name) => *name == identity.device,
+            SourceSelector::Network(name) => *name == identity.network,
             SourceSelector::Net(net) => net.contains(&request.source),
         })
     }

@@ -19,6 +19,7 @@ fn identities() -> Vec<(Identity, Vec<IpNet>)> {
             device: device.into(),
             user: user.into(),
             groups: groups.iter().map(|group| (*group).into()).collect(),
+            network: "default".into(),
             posture: facts.into_iter().collect(),
         };
         (identity, sources.iter().map(|net| net.parse().unwrap()).collect())

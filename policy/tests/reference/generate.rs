@@ -103,6 +103,7 @@ fn sources(nets: &[String]) -> impl Strategy<Value = String> + use<> {
         2 => select(USERS.to_vec()).prop_map(|name| format!("user:{name}")),
         3 => select([&GROUPS[..], &NESTED[..]].concat()).prop_map(|name| format!("group:{name}")),
         2 => select(DEVICES.to_vec()).prop_map(|name| format!("device:{name}")),
+        1 => select(vec!["network:default", "network:lab"]).prop_map(ToOwned::to_owned),
         2 => select(nets.to_vec()).prop_map(|net| format!("net:{net}")),
     ]
 }
@@ -275,24 +276,28 @@ pub(crate) fn questions(nets: &[String]) -> impl Strategy<Value = Question> + us
         fact(vec![json!("linux"), json!("windows"), json!(true)]),
         fact(vec![json!(7), json!(7.0), json!(6.5), json!("7"), json!("6.5.1")]),
     );
-    let identity = (select(DEVICES.to_vec()), select(USERS.to_vec()), subsequence(GROUPS.to_vec(), 0..=3), posture)
-        .prop_map(|(device, user, groups, (disk, version, os, build))| {
-            let mut posture = Facts::default();
-            for (name, (standing, reported)) in [("disk", disk), ("version", version), ("os", os), ("build", build)] {
-                if let Some(value) = standing {
-                    posture.insert(name.to_owned(), value);
+    let networks = select(vec!["default", "default", "lab"]);
+    let identity =
+        (select(DEVICES.to_vec()), select(USERS.to_vec()), subsequence(GROUPS.to_vec(), 0..=3), networks, posture)
+            .prop_map(|(device, user, groups, network, (disk, version, os, build))| {
+                let mut posture = Facts::default();
+                for (name, (standing, reported)) in [("disk", disk), ("version", version), ("os", os), ("build", build)]
+                {
+                    if let Some(value) = standing {
+                        posture.insert(name.to_owned(), value);
+                    }
+                    if let Some((value, until)) = reported {
+                        posture.report(name.to_owned(), Report { value, at: Timestamp::UNIX_EPOCH, until });
+                    }
                 }
-                if let Some((value, until)) = reported {
-                    posture.report(name.to_owned(), Report { value, at: Timestamp::UNIX_EPOCH, until });
+                Identity {
+                    device: device.into(),
+                    user: user.into(),
+                    groups: groups.into_iter().map(Arc::from).collect(),
+                    network: network.into(),
+                    posture,
                 }
-            }
-            Identity {
-                device: device.into(),
-                user: user.into(),
-                groups: groups.into_iter().map(Arc::from).collect(),
-                posture,
-            }
-        });
+            });
     let service = prop_oneof![
         4 => select(PORTS.to_vec()).prop_map(Service::Tcp),
         3 => select(PORTS.to_vec()).prop_map(Service::Udp),

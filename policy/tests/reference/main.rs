@@ -27,12 +27,19 @@ fn cases(usual: u32) -> u32 {
 }
 
 fn compile(policy: &Value) -> Ruleset {
-    let identity = Identity { device: "any".into(), user: "any".into(), groups: [].into(), posture: Facts::default() };
+    let identity = Identity {
+        device: "any".into(),
+        user: "any".into(),
+        groups: [].into(),
+        network: "default".into(),
+        posture: Facts::default(),
+    };
     let device = KnownDevice { identity: &identity, disabled: false, source: None };
     let context = Context {
-        users: USERS.map(|name| (name, KnownUser { groups: &[], disabled: false })).into(),
+        users: USERS.map(|name| (name, KnownUser { groups: &[], network: "default", disabled: false })).into(),
         devices: DEVICES.map(|name| (name, device)).into(),
         groups: BTreeSet::from(GROUPS),
+        networks: BTreeSet::from(["default", "lab"]),
         offramps: BTreeSet::from(["direct"]),
     };
     Ruleset::compile(policy.to_string().as_bytes(), &context, Revision(1), Timestamp::UNIX_EPOCH).unwrap()
@@ -112,7 +119,7 @@ proptest! {
             device: "laptop".into(),
             user: "ann".into(),
             groups: [].into(),
-            posture: [("disk".to_owned(), json!(true))].into_iter().collect(),
+            network: "default".into(), posture: [("disk".to_owned(), json!(true))].into_iter().collect(),
         };
         let address = "10.0.0.1".parse().unwrap();
         let request = Request { identity: &identity, source: address, destination: address, service: Service::Icmp };

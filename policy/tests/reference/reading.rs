@@ -84,6 +84,7 @@ fn is_source(policy: &Value, entry: &str, request: &Request<'_>) -> bool {
     entry == "*"
         || entry == format!("user:{}", identity.user)
         || entry == format!("device:{}", identity.device)
+        || entry == format!("network:{}", identity.network)
         || entry.strip_prefix("group:").is_some_and(is_in)
         || entry.strip_prefix("net:").is_some_and(|net| holds(net, request.source))
 }

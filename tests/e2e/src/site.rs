@@ -36,12 +36,17 @@ impl SiteKey {
         Self { public: public_key(&private), private }
     }
 
-    /// An off-ramp called `berlin` over IPv4, with more lines of its own, and the route to [`Host::OpenToo`] over `offramps`.
-    pub fn tables(&self, lines: &str, offramps: &str) -> String {
-        let mut text = format!(
+    /// An off-ramp called `berlin` over IPv4, with more lines of its own.
+    pub fn offramp(&self, lines: &str) -> String {
+        format!(
             "[[offramp]]\nname = \"berlin\"\nkind = \"wireguard\"\npublic_key = \"{}\"\n{lines}\n",
             self.public.trim()
-        );
+        )
+    }
+
+    /// Such an off-ramp, and the route to [`Host::OpenToo`] over `offramps`.
+    pub fn tables(&self, lines: &str, offramps: &str) -> String {
+        let mut text = self.offramp(lines);
         for family in FAMILIES {
             let to = Host::OpenToo.address(family);
             let len = if family == Family::V4 { 32 } else { 128 };

@@ -248,3 +248,64 @@ fn devices_reach_each_other_under_policy() {
         assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{error}");
     });
 }
+
+#[test]
+fn one_address_is_two_targets_in_two_networks() {
+    let key = SiteKey::generate();
+    let host = Host::OpenToo.address(Family::V4);
+    let network = format!(
+        "[[network]]\nname = \"lab\"\n[[route]]\nnetwork = \"lab\"\nto = \"{host}/32\"\nofframp = [\"berlin\"]\n"
+    );
+    let mut policy = usual_policy();
+    let rules = policy["rules"].as_array_mut().expect("rules are a list");
+    let lab_only = json!({ "id": "lab-only", "action": "deny", "from": ["*"], "not_from": ["network:lab"], "to": [host], "services": ["tcp/7"] });
+    rules.insert(0, lab_only);
+    let setup =
+        Setup::new(OnRamp::Wireguard).and(OnRamp::Tun).policy(policy).tables(&(key.offramp(&translated()) + &network));
+    scenario(setup, |world| {
+        let site = Site::join(world.lab, world.gateway.dir(), &key);
+        wait_for_state(world, "up");
+        let banner = |netns: &portcullis_e2e::netns::Netns, text: &'static str| {
+            let address = SocketAddr::new(host, 7);
+            let listener = netns.run(|| std::net::TcpListener::bind(address)).expect("the port is free");
+            std::thread::spawn(move || {
+                while let Ok((mut stream, _)) = listener.accept() {
+                    // Whoever does not want to hear it goes.
+                    let _ = stream.write_all(text.as_bytes());
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        };
+        banner(world.private(), "here");
+        banner(&site.netns, "there");
+        let hears = |index: usize| -> Result<String, ErrorKind> {
+            let client = world.clients.get(index).expect("a client");
+            let mut text = String::new();
+            let mut stream = client.connect(SocketAddr::new(host, 7)).map_err(|error| error.kind())?;
+            stream.read_to_string(&mut text).map_err(|error| error.kind())?;
+            Ok(text)
+        };
+        // The rule selects by network, and nobody is in it yet.
+        assert_eq!((hears(0), hears(1)), (Err(ErrorKind::ConnectionRefused), Err(ErrorKind::ConnectionRefused)));
+        world.gateway.set_policy(&usual_policy());
+        assert_eq!((hears(0).as_deref(), hears(1).as_deref()), (Ok("here"), Ok("here")));
+
+        // Switched while it runs: what is open ends, for it would be another target now.
+        let mut open = Endless::start(world.client(), world.private(), host);
+        wait::until("some of it", || (open.received() > MIB).then_some(()));
+        for (section, name) in [("users", "user-0@example.com"), ("devices", "laptop-1")] {
+            world.gateway.edit_directory(|directory| directory[section][name]["network"] = json!("lab"));
+        }
+        world.gateway.reload();
+        open.cut();
+        let line = world.gateway.wait_for_flow("its record", |line| line.destination == open.address());
+        assert_eq!(line.ended, "revoked", "{line:#?}");
+        assert_eq!((hears(0).as_deref(), hears(1).as_deref()), (Ok("there"), Ok("there")));
+        // Nothing else leads out of the network.
+        let error = world.client().connect(SocketAddr::new(Host::Open.address(Family::V4), 7)).expect_err("no route");
+        assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
+        let out =
+            world.gateway.try_verb(&["policy", "explain", "--device", "laptop-1", "--to", &format!("{host}:7/tcp")]);
+        assert!(said(&out).starts_with("allow: "), "{}", said(&out));
+    });
+}

@@ -39,7 +39,8 @@ const MADE_UP: usize = 200;
 static DIRECTORIES: LazyLock<[Directory; 2]> = LazyLock::new(|| {
     let key = encode_key(PublicKey::from(&StaticSecret::from(ANN)).as_bytes());
     let ann = format!(r#""ann": {{ "user": "ann", "public_key": "{key}", "addresses": ["100.96.0.2"] }}"#);
-    let context = DirectoryContext { tunnel: vec!["100.96.0.1/16".parse().unwrap()], own_public_key: None };
+    let context =
+        DirectoryContext { tunnel: vec!["100.96.0.1/16".parse().unwrap()], own_public_key: None, networks: Vec::new() };
     [&*ann, ""].map(|devices| {
         let text = format!(r#"{{ "users": {{ "ann": {{}} }}, "devices": {{ {devices} }} }}"#);
         Directory::parse(&text, &context).unwrap()

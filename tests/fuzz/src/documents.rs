@@ -26,15 +26,20 @@ fn try_policy(data: &[u8]) -> bool {
         device: "ann-laptop".into(),
         user: "ann@example.com".into(),
         groups: Arc::clone(&groups),
+        network: "default".into(),
         posture: Facts::default(),
     };
     let context = Context {
-        users: BTreeMap::from([("ann@example.com", KnownUser { groups: &groups, disabled: false })]),
+        users: BTreeMap::from([(
+            "ann@example.com",
+            KnownUser { groups: &groups, network: "default", disabled: false },
+        )]),
         devices: BTreeMap::from([(
             "ann-laptop",
             KnownDevice { identity: &identity, disabled: false, source: Some("100.96.0.2".parse().unwrap()) },
         )]),
         groups: BTreeSet::from(["dba", "eng"]),
+        networks: BTreeSet::from(["default", "lab"]),
         offramps: BTreeSet::from(["direct", "office"]),
     };
     let now = INSTANTS[1].parse().unwrap();
@@ -78,6 +83,7 @@ fn try_directory(data: &[u8]) -> bool {
     let context = DirectoryContext {
         tunnel: vec!["100.96.0.1/16".parse().unwrap(), "fd00:96::1/64".parse().unwrap()],
         own_public_key: Some([9; 32]),
+        networks: Vec::new(),
     };
     let directory = match Directory::parse(text, &context) {
         Ok(directory) => directory,

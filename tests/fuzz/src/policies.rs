@@ -12,7 +12,7 @@ use crate::input::Input;
 
 const USERS: [&str; 3] = ["ann", "bob", "eve"];
 const GROUPS: [&str; 3] = ["dba", "eng", "ops"];
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "*",
     "user:ann",
     "user:bob",
@@ -21,6 +21,7 @@ const SOURCES: [&str; 12] = [
     "group:ops",
     "group:all",
     "group:tech",
+    "network:lab",
     "net:10.0.0.0/8",
     "net:10.1.2.3/32",
     "net:fd00::/8",
@@ -62,9 +63,10 @@ pub(crate) const MOST: u8 = 24;
 pub(crate) fn compile(policy: &Value) -> Ruleset {
     let own: Arc<[Arc<str>]> = Arc::default();
     let context = Context {
-        users: USERS.map(|name| (name, KnownUser { groups: &own, disabled: false })).into(),
+        users: USERS.map(|name| (name, KnownUser { groups: &own, network: "default", disabled: false })).into(),
         devices: BTreeMap::default(),
         groups: BTreeSet::from(GROUPS),
+        networks: BTreeSet::from(["default", "lab"]),
         offramps: BTreeSet::from(["direct"]),
     };
     Ruleset::compile(policy.to_string().as_bytes(), &context, Revision(1), Timestamp::UNIX_EPOCH)
@@ -161,6 +163,7 @@ pub(crate) fn identity(input: &mut Input<'_>) -> Identity {
             .filter(|(bit, _)| groups & 1 << bit != 0)
             .map(|(_, name)| Arc::from(*name))
             .collect(),
+        network: if groups & 0x80 == 0 { "default" } else { "lab" }.into(),
         posture: facts
             .into_iter()
             .map(|(name, values)| (name.to_owned(), values[usize::from(input.byte()) % 3].clone()))

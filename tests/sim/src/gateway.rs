@@ -79,7 +79,7 @@ fn directory(devices: &[Device]) -> Directory {
         .collect();
     let text = format!(r#"{{ "users": {{ {} }}, "devices": {{ {} }} }}"#, users.join(", "), devices.join(", "));
     let tunnel = vec!["100.96.0.1/16".parse().unwrap(), "fd00:96::1/64".parse().unwrap()];
-    Directory::parse(&text, &DirectoryContext { tunnel, own_public_key: None })
+    Directory::parse(&text, &DirectoryContext { tunnel, own_public_key: None, networks: Vec::new() })
         .unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
 }
 
@@ -94,6 +94,7 @@ fn snapshot(policy: &str, revision: u64, devices: &[Device]) -> Arc<Snapshot> {
         users: BTreeMap::new(),
         devices: known.collect(),
         groups: BTreeSet::new(),
+        networks: BTreeSet::from(["default", "lab"]),
         offramps: BTreeSet::from(["direct"]),
     };
     let ruleset = Ruleset::compile(policy.as_bytes(), &context, Revision(revision), Timestamp::now())
@@ -124,6 +125,7 @@ fn config(shards: usize, limits: Limits) -> Config {
         wireguard: Some(wireguard),
         tun: None,
         offramps: Vec::new(),
+        networks: Vec::new(),
         routes: Vec::new(),
         limits,
         flow_log: file("flows.jsonl"),

@@ -232,6 +232,7 @@ fn to_json(device: &Device, admitted: Option<bool>, now: Timestamp) -> Value {
         "preshared_key": device.preshared_key.is_some(),
         "addresses": device.addresses,
         "networks": device.networks,
+        "network": &*device.identity.network,
         "expires": device.expires,
         "posture": device.identity.posture.iter_at(now).collect::<BTreeMap<_, _>>(),
     })

@@ -66,3 +66,30 @@ fn sites() {
         site.preshared_key_file.as_ref().is_some_and(|path| path.ends_with("berlin.psk") && path.parent().is_some())
     );
 }
+
+#[test]
+fn virtual_networks() {
+    let route = |network: &str, to: &str| {
+        format!("[[route]]\nnetwork = \"{network}\"\nto = \"{to}\"\nofframp = [\"direct\"]\n")
+    };
+    refused(
+        &format!("[tun]\n[[network]]\nname = \"lab\"\n{}", route("lan", "10.0.0.0/8")),
+        &[
+            "gateway.toml:3:8: network[0].name: no [[route]] is of this network, so nothing could be reached from it",
+            "gateway.toml:5:11: route[0].network: there is no [[network]] `lan`; there are: default, lab",
+        ],
+    );
+    let both = [route("lab", "10.0.0.0/8"), route("default", "10.0.0.0/8"), route("lab", "10.0.0.0/8")].concat();
+    refused(
+        &format!("[tun]\n[[network]]\nname = \"lab\"\n[[network]]\nname = \"lab\"\n{both}"),
+        &[
+            "gateway.toml:5:8: network[1].name: `lab` is given twice, first at 3:8",
+            "gateway.toml:16:6: route[2].to: `10.0.0.0/8` is given twice, first at 8:6",
+        ],
+    );
+    let twice =
+        [route("lab", "10.0.0.0/8"), "[[route]]\nto = \"10.0.0.0/8\"\nofframp = [\"direct\"]\n".to_owned()].concat();
+    let config = resolve(&format!("[tun]\n[[network]]\nname = \"lab\"\n{twice}")).unwrap();
+    let networks: Vec<&str> = config.routes.iter().map(|route| &*route.network).collect();
+    assert_eq!((networks, config.networks), (vec!["lab", "default"], vec!["lab".into()]));
+}

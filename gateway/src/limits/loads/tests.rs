@@ -8,7 +8,13 @@ use crate::config::resolved::ShareLimit;
 
 fn device(name: &str, user: &str) -> Device {
     Device {
-        identity: Identity { device: name.into(), user: user.into(), groups: [].into(), posture: Default::default() },
+        identity: Identity {
+            device: name.into(),
+            user: user.into(),
+            groups: [].into(),
+            network: "default".into(),
+            posture: Default::default(),
+        },
         public_key: None,
         preshared_key: None,
         addresses: Vec::new(),

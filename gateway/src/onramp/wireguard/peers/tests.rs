@@ -36,7 +36,11 @@ impl Front {
         };
         let devices: serde_json::Map<_, _> = keys.iter().zip(2..).map(device).collect();
         let text = json!({ "users": { "ann": {} }, "devices": devices }).to_string();
-        let context = DirectoryContext { tunnel: vec!["100.96.0.1/16".parse().unwrap()], own_public_key: None };
+        let context = DirectoryContext {
+            tunnel: vec!["100.96.0.1/16".parse().unwrap()],
+            own_public_key: None,
+            networks: Vec::new(),
+        };
         Self {
             peers: Peers::new(Arc::new(WireguardIdentity::new(GATEWAY, [])), 0, 1),
             directory: Directory::parse(&text, &context).unwrap(),
