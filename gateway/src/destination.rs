@@ -7,6 +7,7 @@ use std::{fmt, io};
 use portcullis_policy::address::hides_ipv4;
 
 use crate::config::Config;
+use crate::config::resolved::OfframpKind;
 use crate::host;
 
 /// Instance metadata of Amazon EC2 over IPv6. Its IPv4 twin, 169.254.169.254, is link-local.
@@ -87,11 +88,16 @@ pub fn check(destination: SocketAddr, own: &[IpAddr], local_services: &[SocketAd
     if is_own && (destination.port() == 0 || !is_service()) { Err(Forbidden::OwnAddress) } else { Ok(()) }
 }
 
-/// The addresses of this host and those the gateway has inside its on-ramps, sorted as [`check`] wants them.
+/// The addresses of this host and those the gateway has inside its on-ramps and at sites, sorted as [`check`] wants them.
 pub fn own_addresses(config: &Config) -> io::Result<Arc<[IpAddr]>> {
     let mut own = host::own_addresses()?;
     let inside = config.wireguard.iter().flat_map(|w| &w.addresses);
-    own.extend(inside.chain(config.tun.iter().flat_map(|t| &t.addresses)).map(ipnet::IpNet::addr));
+    let at_sites = config.offramps.iter().flat_map(|offramp| match &offramp.kind {
+        OfframpKind::Wireguard(site) => &*site.addresses,
+        OfframpKind::Direct { .. } | OfframpKind::Proxy(_) | OfframpKind::Kernel => &[],
+    });
+    let inside = inside.chain(config.tun.iter().flat_map(|t| &t.addresses)).chain(at_sites);
+    own.extend(inside.map(ipnet::IpNet::addr));
     own.sort_unstable();
     own.dedup();
     Ok(own.into())

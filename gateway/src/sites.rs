@@ -140,12 +140,24 @@ enum Next {
 
 impl Course {
     fn next(&mut self, status: Option<SiteStatus>) -> Next {
-        let Some(status) = status else { return Next::Look };
+        let Some(status) = status else {
+            // The first look had it opened; none after that means that it cannot be, such as over the other family.
+            self.unanswered += 1;
+            return match self.unanswered {
+                1 => Next::Look,
+                looks if looks.is_multiple_of(PATIENCE) => Next::Down,
+                _ => Next::Wait,
+            };
+        };
+        // A tunnel asks for a new session by itself, too, and one lost datagram of that is no trouble.
+        let is_heard = status.silence.is_some_and(|silence| silence < EVERY * PATIENCE);
         let before = std::mem::replace(&mut self.last_handshake, status.last_handshake);
-        if status.last_handshake > before || !status.asked {
+        if status.last_handshake > before || !status.asked || is_heard {
             self.unanswered = 0;
             let first = before.is_none();
             return match status {
+                // It is known only because somebody began a handshake in its name.
+                SiteStatus { last_handshake: None, asked: false, .. } => Next::Look,
                 SiteStatus { last_handshake: None, .. } => Next::Wait,
                 SiteStatus { silence: Some(silence), .. } if silence >= SILENCE => Next::Ask,
                 SiteStatus { .. } => Next::Up { first },
@@ -177,8 +189,13 @@ mod tests {
         assert_eq!(next(true, Some(9)), Next::Up { first: false }, "it answered, and was asked once more");
         assert!((0..4).all(|_| next(true, Some(9)) == Next::Wait));
         assert_eq!(next(true, Some(9)), Next::Down);
-        assert_eq!(course.next(None), Next::Look);
         let last_handshake = Some(Timestamp::from_second(9).unwrap());
+        let rekeys = SiteStatus { key: [1; 32], shard: 0, asked: true, silence: Some(Duration::ZERO), last_handshake };
+        assert!((0..9).all(|_| course.next(Some(rekeys)) == Next::Up { first: false }));
+        let never_asked = SiteStatus { asked: false, silence: None, last_handshake: None, ..rekeys };
+        assert_eq!(course.next(Some(never_asked)), Next::Look);
+        let without = [Next::Look, Next::Wait, Next::Wait, Next::Wait, Next::Down, Next::Wait];
+        assert!(without.into_iter().all(|next| course.next(None) == next));
         let silent = SiteStatus { key: [1; 32], shard: 0, asked: false, silence: Some(SILENCE), last_handshake };
         assert_eq!(course.next(Some(silent)), Next::Ask);
     }

@@ -18,6 +18,7 @@ use crate::files;
 use crate::keys::PrivateKey;
 use crate::offramp::Offramps;
 use crate::rulesets::policy_context;
+use crate::shard::OWN_KEY_AT_SITE;
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
@@ -128,6 +129,10 @@ fn check(path: &Path) -> Report {
             None
         }
     });
+    if let Some(name) = own_key.as_ref().and_then(|key| config.site_with_key(key)) {
+        let text = format!("{}: off-ramp {name}: {OWN_KEY_AT_SITE}", config.source.display());
+        report.problems.push(whole_file(&config.source, text, false));
+    }
     let directory = match Directory::load(&config.directory, &DirectoryContext::new(&config, own_key)) {
         Ok(directory) => directory,
         Err(DirectoryError::Read { path, source }) => {

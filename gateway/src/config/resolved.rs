@@ -56,6 +56,17 @@ pub struct Config {
     pub drain: Duration,
 }
 
+impl Config {
+    /// The off-ramp to a site whose peer has this public key.
+    pub fn site_with_key(&self, key: &[u8; 32]) -> Option<&Arc<str>> {
+        let has = |offramp: &&OfframpConfig| match &offramp.kind {
+            OfframpKind::Wireguard(site) => site.public_key == *key,
+            OfframpKind::Direct { .. } | OfframpKind::Proxy(_) | OfframpKind::Kernel => false,
+        };
+        self.offramps.iter().find(has).map(|offramp| &offramp.name)
+    }
+}
+
 /// `[wireguard]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WireguardConfig {

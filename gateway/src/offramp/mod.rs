@@ -27,6 +27,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, ready};
 use ipnet::IpNet;
 use portcullis_policy::{DEFAULT_NETWORK, Permit};
 use socket2::SockRef;
@@ -324,10 +325,12 @@ impl Offramp {
                 (to, self.dial_timeout, None, proxy_protocol.then(|| proxy_protocol::header(origin)))
             }
             Kind::Proxy(proxy) => (proxy.address(), self.proxy_patience(), Some(Arc::clone(proxy)), None),
-            Kind::Kernel | Kind::Wireguard(_) => (to, self.dial_timeout, None, None),
+            Kind::Kernel => (to, self.dial_timeout, None, None),
+            // No socket of ours leads there.
+            Kind::Wireguard(_) => return Either::Left(ready(Err(DialError::NoTunnel))),
         };
         let connecting = self.sockets.connect_tcp(towards, patience);
-        async move {
+        Either::Right(async move {
             if let Some(proxy) = proxy {
                 return proxy.open(connecting, to, patience).await;
             }
@@ -337,12 +340,13 @@ impl Offramp {
                 stream.write_all(&header?).await?;
             }
             Ok(stream.into())
-        }
+        })
     }
 
     fn connect_udp(&self, to: SocketAddr) -> Result<Opening, DialError> {
         let proxy = match &self.kind {
-            Kind::Direct { .. } | Kind::Kernel | Kind::Wireguard(_) => {
+            Kind::Wireguard(_) => return Err(DialError::NoTunnel),
+            Kind::Direct { .. } | Kind::Kernel => {
                 let socket = self.sockets.start(Transport::Udp, to)?;
                 return Ok(Opening::Open(DatagramSocket::new(socket, to)?));
             }
@@ -360,8 +364,10 @@ impl Offramp {
     }
 
     fn connect_ping(&self, to: IpAddr) -> Result<DatagramSocket, DialError> {
-        if let Kind::Proxy(proxy) = &self.kind {
-            return Err(proxy.cannot_carry("ping"));
+        match &self.kind {
+            Kind::Proxy(proxy) => return Err(proxy.cannot_carry("ping")),
+            Kind::Wireguard(_) => return Err(DialError::NoTunnel),
+            Kind::Direct { .. } | Kind::Kernel => {}
         }
         let to = SocketAddr::new(to, 0);
         let socket = self.sockets.start(Transport::Ping, to)?;

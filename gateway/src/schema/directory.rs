@@ -50,7 +50,7 @@ pub struct Device {
     pub public_key: Option<Key>,
     /// A preshared key, for this device only.
     pub preshared_key: Option<Key>,
-    /// The addresses it has in the tunnel, which are all it may send from.
+    /// The addresses it has in the tunnel; with `networks`, all it may send from.
     pub addresses: Option<Vec<Address>>,
     /// Networks that are this device: behind the TUN, or with a key, at the other end of its tunnel.
     pub networks: Option<Vec<Net>>,

@@ -21,7 +21,7 @@ use crate::limits::Resource;
 use crate::offramp::{DialError, NextHop};
 use crate::onramp::tun::FrameInfo;
 
-/// Source ports that are tried for a flow whose packets carry an address of ours, after the client's own.
+/// Source ports that are tried for a flow whose packets carry an address of ours.
 const PORTS_TRIED: usize = 64;
 /// The first of them: those before belong to the system (RFC 6335).
 const FIRST_PORT: u16 = 1024;
@@ -53,6 +53,9 @@ impl Shard {
     fn way_on(&mut self, now: Instant, flow: &Flow, hop: NextHop) -> Result<Option<Onward>, DialError> {
         let target = flow.target_address();
         let client = flow.key.tuple;
+        if self.stack.client_gave_up(flow.id) {
+            return Ok(None);
+        }
         if target.is_ipv4() != client.source.is_ipv4() {
             return Err(match hop {
                 // There is no other way to it.
@@ -66,12 +69,15 @@ impl Shard {
             NextHop::Device(key) => self.peer(*key).ok_or(DialError::Unreachable(Errno::EHOSTUNREACH))?,
         };
         let sent = FiveTuple { destination: target.ip(), destination_port: target.port(), ..client };
-        let passage = Passage { to, tuple: sent, hop: flow.onramp == OnrampKind::Wireguard && via != Via::Tun };
+        // The kernel counts its own hops, before us and after us.
+        let counts = flow.onramp == OnrampKind::Wireguard && via != Via::Tun;
+        let passage = Passage { to, tuple: sent, hop: counts };
         let (passage, back) = match &hop {
             NextHop::Site(site) if !site.keeps_client() => {
                 let own = site.own_address(client.source).ok_or(DialError::NoSiteAddress)?;
-                let mut ports = std::iter::once(client.source_port).chain(random_ports());
-                let found = ports.find_map(|port| {
+                // Not the client's own: another may have had it just now, and what is still on its way to that one would
+                // come to this (RFC 6056).
+                let found = random_ports().find_map(|port| {
                     let sent = FiveTuple { source: own, source_port: port, ..sent };
                     let passage = Passage { tuple: sent, ..passage };
                     let back = Return { via, tuple: sent.turned() };
@@ -88,10 +94,12 @@ impl Shard {
                 found.ok_or(DialError::PortsExhausted)?
             }
             NextHop::Kernel | NextHop::Site(_) | NextHop::Device(_) => {
-                if !self.stack.forward(now, flow.id, passage) {
+                let back = Return { via, tuple: sent.turned() };
+                // A rule may lead two destinations to one target; of the client's own there is only one.
+                let is_anothers = sent != client && self.returns.find(&back).is_some_and(|shard| shard != self.index);
+                if is_anothers || !self.stack.forward(now, flow.id, passage) {
                     return Ok(None);
                 }
-                let back = Return { via, tuple: sent.turned() };
                 self.returns.take(back, self.index);
                 (passage, back)
             }
@@ -165,8 +173,6 @@ impl Shard {
                 Err(_) => return self.drop_packets(DropReason::SendFailed, packet.count()),
             }
         }
-        // The kernel counts its own hops, before us and after us.
-        let passage = Passage { hop: onramp == OnrampKind::Wireguard && passage.to.id != TUN, ..passage };
         match self.stack.send_on(passage, packet) {
             Ok(()) => {}
             Err(DropReason::HopLimit) => self.give_up(now, from, packet, DropReason::HopLimit, Unreachable::HopLimit),
@@ -188,9 +194,12 @@ impl Shard {
     ) {
         self.drop_packets(reason, packet.count());
         let (source, target) = (packet.tuple().source, packet.tuple().destination);
+        // What a packet of ours may come from is for the peer to say; only from its own target it surely takes one, and the
+        // kernel takes nothing from the TUN device that says it comes from this host. Where a path ends is for the client
+        // to see.
+        let names_us = error == Unreachable::HopLimit && from.id != TUN && self.hops.get(from.id).is_none();
         let mut own = self.config.wireguard.iter().flat_map(|wireguard| &wireguard.addresses).map(IpNet::addr);
-        // The kernel takes nothing from the TUN device that says it comes from this host.
-        let own = own.find(|own| from.id != TUN && own.is_ipv4() == source.is_ipv4());
+        let own = own.find(|own| names_us && own.is_ipv4() == source.is_ipv4());
         self.stack.answer_error(now, from, packet, error, own.unwrap_or(target));
     }
 

@@ -40,10 +40,12 @@ use crate::onramp::wireguard::peers::WireguardIdentity;
 use crate::onramp::wireguard::socket;
 use crate::sys;
 use link::{Command, Snapshot};
-use mail::{MAILBOX, Mail};
 
 /// Commands that may wait for a shard.
 const COMMANDS: usize = 64;
+
+/// What is wrong with a site that has the gateway's public key.
+pub const OWN_KEY_AT_SITE: &str = "its public_key is the gateway's own, which no peer can have";
 
 /// Why the data plane could not be set up.
 #[derive(Debug, Error)]
@@ -64,6 +66,9 @@ pub enum BindError {
     /// A queue of the TUN device.
     #[error(transparent)]
     Tun(#[from] TunError),
+    /// A site that has our own key.
+    #[error("off-ramp {0}: {OWN_KEY_AT_SITE}")]
+    OwnKey(Arc<str>),
     /// A file that an off-ramp needs.
     #[error(transparent)]
     Offramp(#[from] OfframpFileError),
@@ -115,7 +120,11 @@ pub fn bind(
                         .flatten(),
                     source,
                 })?;
-            Some((Arc::new(WireguardIdentity::new(key, offramps.sites().cloned())), sockets))
+            let identity = WireguardIdentity::new(key, offramps.sites().cloned());
+            if let Some(name) = config.site_with_key(identity.public_key()) {
+                return Err(BindError::OwnKey(Arc::clone(name)));
+            }
+            Some((Arc::new(identity), sockets))
         }
         _ => None,
     };
@@ -159,12 +168,11 @@ impl BoundShards {
         };
         let mut sockets = sockets.into_iter();
         let mut tun = tun.into_iter();
-        let (mailboxes, letters): (Vec<_>, Vec<_>) =
-            (0..config.shards).map(|_| mpsc::channel::<Vec<Mail>>(MAILBOX)).unzip();
+        let (neighbours, mailboxes): (Vec<_>, Vec<_>) = (0..config.shards).map(|_| mail::mailbox()).unzip();
         let places = Arc::new(places::Places::default());
         let returns = Arc::new(returns::Returns::default());
         let mut handles = Vec::with_capacity(config.shards);
-        for (index, mailbox) in letters.into_iter().enumerate() {
+        for (index, mailbox) in mailboxes.into_iter().enumerate() {
             let (commands, requests) = mpsc::channel(COMMANDS);
             let counters = Arc::new(ShardCounters::default());
             let parts = worker::Parts {
@@ -180,7 +188,7 @@ impl BoundShards {
                 counters: Arc::clone(&counters),
                 loads: Arc::clone(&loads),
                 mailbox,
-                neighbours: mailboxes.clone(),
+                neighbours: neighbours.clone(),
                 places: Arc::clone(&places),
                 returns: Arc::clone(&returns),
             };

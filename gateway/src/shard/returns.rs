@@ -33,15 +33,22 @@ pub(crate) struct Return {
 /// What all shards know of each other's forwarded flows, by what comes back of them. As many as there may be flows.
 #[derive(Debug, Default)]
 pub(crate) struct Returns {
-    shards: RwLock<HashMap<Return, usize>>,
+    table: RwLock<Table>,
     /// How many of them come back by peers.
     by_peers: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    shards: HashMap<Return, usize>,
+    /// How many come back by each peer.
+    peers: HashMap<[u8; 32], usize>,
 }
 
 impl Returns {
     /// The shard of the flow that a packet comes back to.
     pub(super) fn find(&self, back: &Return) -> Option<usize> {
-        self.shards.read().unwrap_or_else(PoisonError::into_inner).get(back).copied()
+        self.table.read().unwrap_or_else(PoisonError::into_inner).shards.get(back).copied()
     }
 
     /// Whether anything may come back by a peer. Most gateways have no such flow, and their packets are not looked up.
@@ -49,33 +56,50 @@ impl Returns {
         self.by_peers.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether anything may come back by the peer with this public key.
+    pub(super) fn come_by(&self, key: &[u8; 32]) -> bool {
+        self.any_by_peers() && self.table.read().unwrap_or_else(PoisonError::into_inner).peers.contains_key(key)
+    }
+
     /// Says that what comes back as `back` belongs to `shard`, and no longer to another.
     pub(super) fn take(&self, back: Return, shard: usize) {
-        let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
-        if shards.insert(back, shard).is_none() && back.via != Via::Tun {
-            self.by_peers.fetch_add(1, Ordering::Relaxed);
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.shards.insert(back, shard).is_none() {
+            self.one_more(&mut table, &back);
         }
     }
 
     /// Says that it belongs to `shard`, where it belongs to none. Returns whether it does.
     pub(super) fn claim(&self, back: Return, shard: usize) -> bool {
-        let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
-        let Entry::Vacant(vacant) = shards.entry(back) else { return false };
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let Entry::Vacant(vacant) = table.shards.entry(back) else { return false };
         vacant.insert(shard);
-        if back.via != Via::Tun {
-            self.by_peers.fetch_add(1, Ordering::Relaxed);
-        }
+        self.one_more(&mut table, &back);
         true
     }
 
     /// Says that it does no longer.
     pub(super) fn release(&self, back: &Return, shard: usize) {
-        let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
-        if shards.get(back) == Some(&shard) {
-            shards.remove(back);
-            if back.via != Via::Tun {
-                self.by_peers.fetch_sub(1, Ordering::Relaxed);
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.shards.get(back) != Some(&shard) {
+            return;
+        }
+        table.shards.remove(back);
+        if let Via::Peer(key) = back.via
+            && let Entry::Occupied(mut peer) = table.peers.entry(key)
+        {
+            self.by_peers.fetch_sub(1, Ordering::Relaxed);
+            *peer.get_mut() -= 1;
+            if *peer.get() == 0 {
+                peer.remove();
             }
+        }
+    }
+
+    fn one_more(&self, table: &mut Table, back: &Return) {
+        if let Via::Peer(key) = back.via {
+            self.by_peers.fetch_add(1, Ordering::Relaxed);
+            *table.peers.entry(key).or_default() += 1;
         }
     }
 }
@@ -99,12 +123,13 @@ mod tests {
         assert!(returns.claim(by_tun, 0) && !returns.any_by_peers());
         assert!(returns.claim(by_peer, 1), "another way is another flow");
         assert!(!returns.claim(by_peer, 0) && returns.any_by_peers());
+        assert!(returns.come_by(&[1; 32]) && !returns.come_by(&[2; 32]));
         returns.release(&by_peer, 0);
         assert_eq!(returns.find(&by_peer), Some(1), "another's to release");
         returns.take(by_peer, 0);
         returns.release(&by_peer, 1);
         assert_eq!((returns.find(&by_peer), returns.find(&by_tun)), (Some(0), Some(0)), "it has moved");
         returns.release(&by_peer, 0);
-        assert!(returns.find(&by_peer).is_none() && !returns.any_by_peers());
+        assert!(returns.find(&by_peer).is_none() && !returns.any_by_peers() && !returns.come_by(&[1; 32]));
     }
 }

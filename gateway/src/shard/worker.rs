@@ -23,7 +23,7 @@ use super::datagrams::Gathered;
 use super::flow::Flows;
 use super::hops::Hops;
 use super::link::{Command, PeerStatus, SiteStatus, Snapshot};
-use super::mail::Mail;
+use super::mail::{Mail, Mailbox, Neighbour};
 use super::moderation::Moderation;
 use super::places::Places;
 use super::ready::ReadyList;
@@ -66,8 +66,8 @@ pub(super) struct Parts {
     pub(super) records: mpsc::Sender<FlowRecord>,
     pub(super) counters: Arc<ShardCounters>,
     pub(super) loads: Arc<SharedLoads>,
-    pub(super) mailbox: mpsc::Receiver<Vec<Mail>>,
-    pub(super) neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
+    pub(super) mailbox: Mailbox,
+    pub(super) neighbours: Vec<Neighbour>,
     pub(super) places: Arc<Places>,
     pub(super) returns: Arc<Returns>,
 }
@@ -150,11 +150,11 @@ pub(super) struct Shard {
     forwards: bool,
     pub(super) identity: Option<Arc<WireguardIdentity>>,
     pub(super) hops: Hops,
-    mailbox: mpsc::Receiver<Vec<Mail>>,
-    neighbours: Vec<mpsc::Sender<Vec<Mail>>>,
+    mailbox: Mailbox,
+    neighbours: Vec<Neighbour>,
     /// Where the flows of the TUN device live.
     pub(super) places: Arc<Places>,
-    /// Where the flows live whose packets come back by it.
+    /// Where the flows live whose packets come back by it, or by peers.
     pub(super) returns: Arc<Returns>,
     outgoing_mail: Vec<Vec<Mail>>,
     pub(super) pass: Pass,
@@ -412,7 +412,13 @@ impl Shard {
         self.loads.keep(|device| directory.device(device).is_some());
         if let Some(wireguard) = &mut self.wireguard {
             let gone = wireguard.peers.apply(&self.snapshot.directory, Timestamp::now());
-            self.dismiss(now, gone, FlowEnd::DeviceGone);
+            if !gone.is_empty() {
+                self.dismiss(now, gone, FlowEnd::DeviceGone);
+                // A site that was another device may be a new one.
+                if let Some(wireguard) = &mut self.wireguard {
+                    wireguard.peers.apply(&self.snapshot.directory, Timestamp::now());
+                }
+            }
         }
         true
     }
@@ -507,12 +513,16 @@ impl Shard {
 
     /// Lets the tunnels look at their timers, and forgets those of expired devices.
     fn tick(&mut self, now: Instant) {
-        let Self { wireguard, loads, hops, identity, .. } = self;
+        let Self { wireguard, loads, hops, identity, returns, .. } = self;
         if let Some(identity) = identity {
             hops.find_again(|key| identity.owner(key));
         }
         let Some(wireguard) = wireguard else { return };
-        wireguard.peers.tick(&mut wireguard.outbox, |device| loads.flows(&device.identity.device) > 0);
+        let in_use = |party: &Party| {
+            let opens = party.device.as_ref().is_some_and(|device| loads.flows(&device.identity.device) > 0);
+            opens || returns.come_by(&party.key)
+        };
+        wireguard.peers.tick(&mut wireguard.outbox, in_use);
         let wall = Timestamp::now();
         let is_expired = |peer: &Peer| peer.party().device.as_ref().is_some_and(|device| !device.usable_at(wall));
         let expired: Vec<usize> =

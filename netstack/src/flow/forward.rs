@@ -1,4 +1,4 @@
-//! Flows whose packets go on as they are. Both ends speak to each other; we look on, to know when it is over and where
+//! Flows whose packets go on. Both ends speak to each other; we look on, to know when it is over and where
 //! each of them is, so that a word of ours would be heard.
 
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ pub(crate) struct ForwardFlow {
     pub(crate) out: Ingress,
     /// What they carry there.
     pub(crate) sent: FiveTuple,
+    /// We are one of the hops on the way, there and back.
+    pub(crate) hop: bool,
     pub(crate) watch: Watch,
 }
 

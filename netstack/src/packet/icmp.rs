@@ -102,6 +102,12 @@ impl<'p> IcmpMessage<'p> {
         self.bytes
     }
 
+    /// How many more hops it may take: TTL or hop limit.
+    pub fn hop_limit(&self) -> u8 {
+        let at = if self.source.is_ipv4() { 8 } else { 7 };
+        self.bytes.get(at).copied().unwrap_or_default()
+    }
+
     /// Who says it: a target, or a router on the way.
     pub fn source(&self) -> IpAddr {
         self.source

@@ -31,7 +31,7 @@ impl Stack {
     /// [sent on](Self::send_on), and its payload to be [counted](Self::delivered). `false`: there is no SYN, or another flow
     /// waits for the same packets to come back.
     pub fn forward(&mut self, now: Instant, id: FlowId, passage: Passage) -> bool {
-        let Passage { to: out, tuple: sent, .. } = passage;
+        let Passage { to: out, tuple: sent, hop } = passage;
         let Some(flow) = self.flows.get_mut(id.index()).filter(|flow| flow.generation == id.generation) else {
             return false;
         };
@@ -51,7 +51,7 @@ impl Stack {
             FlowKind::Datagram(datagram) => Watch::Datagram(datagram.clone()),
             FlowKind::Tcp(TcpFlow::Open(_)) | FlowKind::Forward(_) => return false,
         };
-        flow.kind = FlowKind::Forward(ForwardFlow { out, sent, watch });
+        flow.kind = FlowKind::Forward(ForwardFlow { out, sent, hop, watch });
         self.table.insert(back, id);
         self.rearm(now, id);
         true
@@ -73,6 +73,7 @@ impl Stack {
             Direction::Up => (forward.out, forward.sent),
             Direction::Down => (client, flow.key.tuple.turned()),
         };
+        let hop = forward.hop;
         match (&mut forward.watch, packet.transport()) {
             (Watch::Tcp(connection), Transport::Tcp(segment)) => {
                 let over = connection.is_aborted() || connection.end().is_some();
@@ -113,7 +114,7 @@ impl Stack {
             (Watch::Tcp(_), Transport::Udp(_) | Transport::Echo(_))
             | (Watch::Datagram(_), Transport::Tcp(_) | Transport::Echo(_)) => return Err(DropReason::Malformed),
         }
-        Ok(Handled::Passes(id, Passage { to, tuple, hop: false }))
+        Ok(Handled::Passes(id, Passage { to, tuple, hop }))
     }
 
     /// Sends on a packet that passes. What does not fit is cut, where it may be: a TCP segment into segments, a datagram into
@@ -152,7 +153,10 @@ impl Stack {
                 };
                 passage.push(batch, packet, &plain, offload);
             }
-            (offload, Transport::Udp(udp)) if packet.header() + UDP_HEADER + udp.size() <= room => {
+            (offload, Transport::Udp(udp))
+                if packet.bytes().len() <= room
+                    || (offload.is_some() && packet.header() + UDP_HEADER + udp.size() <= room) =>
+            {
                 if offload.is_some() && !packet.is_plain() {
                     return Err(DropReason::ExtensionHeader);
                 }
@@ -184,9 +188,9 @@ impl Stack {
         self.forwarded(FlowKey { ingress: from, tuple })
     }
 
-    /// Whether a packet from `from` belongs to a flow there is.
-    pub fn knows(&self, from: IngressId, tuple: FiveTuple) -> bool {
-        self.table.contains_key(&FlowKey { ingress: from, tuple })
+    /// The flow that a packet from `from` belongs to.
+    pub fn find(&self, from: IngressId, tuple: FiveTuple) -> Option<FlowId> {
+        self.table.get(&FlowKey { ingress: from, tuple }).copied()
     }
 
     fn forwarded(&self, key: FlowKey) -> Option<(FlowId, Direction)> {
@@ -228,6 +232,10 @@ impl Stack {
             Direction::Down if ours || message.source() == forward.sent.destination => Some(subject.destination),
             Direction::Up | Direction::Down => None,
         };
+        let hop = forward.hop;
+        if hop && message.hop_limit() <= 1 {
+            return Err(DropReason::HopLimit);
+        }
         let changes = subject != message.about() || source.is_some_and(|source| source != message.source());
         if changes && !translate::is_plain(message.bytes()) {
             return Err(DropReason::ExtensionHeader);
@@ -243,12 +251,13 @@ impl Stack {
             (Watch::Tcp(connection), IcmpKind::Trouble { sequence }) => {
                 connection.hear_error(about, sequence, false).then_some(0)
             }
-            (Watch::Datagram(datagram), IcmpKind::EchoReply { data, .. }) => {
+            (Watch::Datagram(datagram), IcmpKind::EchoReply { data, .. }) if direction == Direction::Down => {
                 datagram.heard_target(now);
                 Some(data)
             }
             (Watch::Datagram(_), IcmpKind::Unreachable { .. } | IcmpKind::Trouble { .. }) => Some(0),
-            (Watch::Tcp(_), IcmpKind::EchoReply { .. }) => None,
+            // Nobody asked the client.
+            (Watch::Tcp(_) | Watch::Datagram(_), IcmpKind::EchoReply { .. }) => None,
         };
         let data = data.ok_or(DropReason::IcmpType)?;
         self.identification = self.identification.wrapping_add(1);
@@ -260,6 +269,9 @@ impl Stack {
             }
             IcmpKind::EchoReply { .. } | IcmpKind::Unreachable { .. } | IcmpKind::Trouble { .. } => {
                 self.batch.push_copy_with(to.id, message.bytes(), None, |copy| {
+                    if hop {
+                        build::set_hop_limit(copy, message.hop_limit().saturating_sub(1));
+                    }
                     if changes {
                         translate::set_subject(copy, &subject, source);
                     }

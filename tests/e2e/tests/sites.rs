@@ -13,7 +13,7 @@ use portcullis_e2e::target::{TcpTarget, UdpTarget, datagram};
 use portcullis_e2e::tools::said;
 use portcullis_e2e::transfer::{Endless, download, upload};
 use portcullis_e2e::wait;
-use portcullis_e2e::world::{World, scenario};
+use portcullis_e2e::world::{Client, World, scenario};
 use serde_json::json;
 
 /// Runs a scenario with clients on both on-ramps and a site, the first endpoint of which is nobody's.
@@ -199,6 +199,7 @@ fn devices_reach_each_other_under_policy() {
     let mut policy = usual_policy();
     let rules = policy["rules"].as_array_mut().expect("rules are a list");
     rules.push(json!({ "id": "mesh", "action": "allow", "from": ["group:eng"], "to": ["100.96.0.0/16", "fd00:96::/64"], "services": ["tcp/*", "udp/*", "icmp"], "not_to": ["100.96.0.99/32"] }));
+    let mesh = policy.clone();
     let setup = Setup::new(OnRamp::Wireguard).and(OnRamp::Wireguard).and(OnRamp::Tun).policy(policy);
     scenario(setup, |world| {
         let networks = ["100.96.0.0/16", "fd00:96::/64", "192.168.0.0/16", "fd00:9::/64"];
@@ -235,6 +236,30 @@ fn devices_reach_each_other_under_policy() {
                 assert!(said(&out).contains("3 received"), "{}", said(&out));
             }
         }
+        // A device that was denied remembers it until it is asked itself: then it may answer.
+        let [first, second] = &world.clients[..2] else { panic!("two of them") };
+        let mut one_way = usual_policy();
+        let rules = one_way["rules"].as_array_mut().expect("rules are a list");
+        rules.push(json!({ "id": "one-way", "action": "allow", "from": ["device:laptop-1"], "to": ["100.96.0.0/16"] }));
+        world.gateway.set_policy(&one_way);
+        let bind = |client: &Client<'_>, to: SocketAddr| {
+            let own = SocketAddr::new(client.inner_address(Family::V4), 4500);
+            client.netns.run(|| {
+                let socket = std::net::UdpSocket::bind(own).expect("the port is free");
+                socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+                socket.connect(to).map(|()| socket).expect("a way")
+            })
+        };
+        let ends = [first, second].map(|client| SocketAddr::new(client.inner_address(Family::V4), 4500));
+        let (a, b) = (bind(first, ends[1]), bind(second, ends[0]));
+        a.send(b"too early").expect("a way");
+        assert_eq!(datagram(&a).expect_err("denied").kind(), ErrorKind::HostUnreachable);
+        b.send(b"now").expect("a way");
+        assert_eq!(datagram(&a).expect("it is asked").0, b"now");
+        a.send(b"yes").expect("a way");
+        assert_eq!(datagram(&b).expect("the answer").0, b"yes");
+        world.gateway.set_policy(&mesh);
+
         // Whose session is closed is reached no more, and the flows towards it are over.
         let client = world.client();
         let mut endless = Endless::start(client, target.netns, target.inner_address(Family::V4));

@@ -84,6 +84,11 @@ impl WireguardIdentity {
         }
     }
 
+    /// The gateway's public key.
+    pub fn public_key(&self) -> &[u8; 32] {
+        self.public.as_bytes()
+    }
+
     /// Which shard has the peer with this public key.
     pub fn owner(&self, key: &[u8; 32]) -> Option<ShardIndex> {
         self.owners.find(key)
@@ -146,6 +151,8 @@ pub struct Peer {
     moved: bool,
     /// Handshakes it may begin.
     handshakes: Bucket,
+    /// There is a session to send in, as of the last look at the timers or a datagram since.
+    has_session: bool,
     /// Places of sessions that were answered for and have brought nothing yet, a bit each.
     unused_sessions: u8,
     /// When its last authentic datagram came.
@@ -330,6 +337,7 @@ impl Peers {
         if owner != self.shard {
             return Ok(Route::Elsewhere(owner));
         }
+        let is_new = !self.by_key.contains_key(&key);
         let Some(slot) = self.slot_for(party) else {
             return refuse(DropReason::HandshakeLimit);
         };
@@ -342,6 +350,10 @@ impl Peers {
         let TunnResult::WriteToNetwork(response) = peer.tunnel.decapsulate(source, datagram, &mut self.scratch) else {
             limits.spend(around.clock, handshake_limits::OPEN);
             around.counters.handshakes_refused.add(1);
+            if is_new {
+                // Whoever knows both public keys could have it stay.
+                self.remove(slot);
+            }
             return Err(DropReason::Unauthentic);
         };
         limits.spend(around.clock, handshake_limits::ANSWER);
@@ -386,6 +398,7 @@ impl Peers {
             asked: 0,
             moved: false,
             handshakes: Bucket::default(),
+            has_session: false,
             unused_sessions: 0,
             heard_at: None,
         });
@@ -468,6 +481,25 @@ impl Peers {
         true
     }
 
+    /// Encrypts one packet of somebody else's flow towards a peer. Without a session a handshake is begun and the packet is
+    /// lost: kept in the tunnel, as [`send`](Self::send) has it, it could leave after the flow was ended. Returns whether it
+    /// went.
+    pub fn send_on(&mut self, slot: usize, packet: &[u8], outbox: &mut Outbox) -> bool {
+        match self.slots.get_mut(slot) {
+            Some(peer) if !peer.has_session => {
+                if let (Some(endpoint), TunnResult::WriteToNetwork(initiation)) =
+                    (peer.endpoint, peer.tunnel.format_handshake_initiation(&mut self.scratch, false))
+                {
+                    peer.sent(initiation);
+                    outbox.queue(endpoint, initiation);
+                }
+                false
+            }
+            Some(_) => self.send(slot, packet, outbox),
+            None => false,
+        }
+    }
+
     /// The slot of the peer with this public key.
     pub fn slot(&self, key: &[u8; 32]) -> Option<usize> {
         self.by_key.get(key).copied()
@@ -475,7 +507,7 @@ impl Peers {
 
     /// Lets every tunnel look at its timers; wants to be called about four times a second. Peers whose session is
     /// long over and who have no flow (`in_use`) are forgotten, sites excepted.
-    pub fn tick(&mut self, outbox: &mut Outbox, in_use: impl Fn(&Device) -> bool) {
+    pub fn tick(&mut self, outbox: &mut Outbox, in_use: impl Fn(&Party) -> bool) {
         let Self { slots, by_key, again, scratch, identity, shard, .. } = self;
         slots.retain(|_, peer| {
             match peer.wait_for_answer() {
@@ -488,6 +520,7 @@ impl Peers {
                 }
             }
             let result = peer.tunnel.update_timers(scratch);
+            peer.has_session = peer.tunnel.time_since_last_handshake().is_some();
             if let TunnResult::WriteToNetwork(message) = result {
                 if let Some(endpoint) = peer.endpoint {
                     peer.sent(message);
@@ -497,7 +530,7 @@ impl Peers {
             }
             let over = matches!(result, TunnResult::Err(WireGuardError::ConnectionExpired))
                 && peer.party.site.is_none()
-                && !peer.party.device.as_ref().is_some_and(|device| in_use(device));
+                && !in_use(&peer.party);
             if over {
                 by_key.remove(&peer.party.key);
                 identity.owners.release(&peer.party.key, *shard);
@@ -518,8 +551,18 @@ impl Peers {
         gone
     }
 
-    /// Forgets a peer and its session.
+    /// Forgets a peer and its session. A site that was a device, too, is one no longer, and keeps its tunnel.
     pub fn remove(&mut self, slot: usize) {
+        if let Some(peer) = self.slots.get_mut(slot)
+            && peer.party.site.is_some()
+            && peer.party.device.is_some()
+        {
+            let alone = Party { device: None, ..Party::clone(&peer.party) };
+            if alone.preshared_key() == peer.party.preshared_key() {
+                peer.party = Arc::new(alone);
+                return;
+            }
+        }
         if let Some(peer) = self.slots.try_remove(slot) {
             self.by_key.remove(&peer.party.key);
             self.identity.owners.release(&peer.party.key, self.shard);
@@ -534,11 +577,14 @@ impl Peer {
         self.opening = None;
         self.endpoint = Some(from);
         self.heard_at = Some(around.clock);
+        self.has_session = true;
         self.bytes_received += datagram.len() as u64;
         if word(datagram, 0) == Some(MESSAGE_DATA)
             && word(datagram, 4).is_some_and(|session| self.unused_sessions & place(session) != 0)
         {
             self.unused_sessions = 0;
+            // What we asked for meanwhile is not needed any more.
+            self.asked = 0;
             self.moved = true;
             self.last_handshake = Some(around.now);
             around.counters.handshakes.add(1);

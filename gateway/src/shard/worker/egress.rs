@@ -4,7 +4,6 @@ use std::task::Context;
 
 use portcullis_netstack::DropReason;
 use portcullis_netstack::segment::{self, Offload};
-use tokio::sync::mpsc;
 
 use super::{Shard, TUN, Wireguard, peer_slot};
 use crate::onramp::wireguard::peers::Peers;
@@ -12,14 +11,19 @@ use crate::onramp::wireguard::socket::Outbox;
 use crate::shard::mail::Mail;
 
 impl Wireguard {
+    /// Encrypts a packet for the peer in `slot`, segment by segment where it is a super-packet. `scratch` is memory for one.
+    /// Returns how many packets were lost.
     fn send(&mut self, slot: usize, packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> usize {
-        send(&mut self.peers, &mut self.outbox, slot, (packet, offload), scratch)
+        let mut lost = 0;
+        each_packet(packet, offload, scratch, |packet| {
+            lost += usize::from(!self.peers.send(slot, packet, &mut self.outbox));
+        });
+        lost
     }
 }
 
-/// Encrypts a packet for the peer in `slot`, segment by segment where it is a super-packet. `scratch` is memory for one.
-/// Returns how many packets were lost.
-pub(super) fn send(
+/// The same for a packet that goes on to the peer.
+pub(super) fn send_on(
     peers: &mut Peers,
     outbox: &mut Outbox,
     slot: usize,
@@ -28,7 +32,7 @@ pub(super) fn send(
 ) -> usize {
     let mut lost = 0;
     each_packet(packet, offload, scratch, |packet| {
-        lost += usize::from(!peers.send(slot, packet, outbox));
+        lost += usize::from(!peers.send_on(slot, packet, outbox));
     });
     lost
 }
@@ -66,7 +70,11 @@ impl Shard {
                     Ok(()) => 0,
                     Err(_) => packets(packet, offload, segment),
                 },
-                (_, Some(slot), Some(wireguard), _) => wireguard.send(slot, packet, offload, segment),
+                (None, Some(slot), Some(wireguard), _) => wireguard.send(slot, packet, offload, segment),
+                (Some(_), Some(slot), Some(wireguard), _) => {
+                    let Wireguard { peers, outbox, .. } = wireguard;
+                    send_on(peers, outbox, slot, (packet, offload), segment)
+                }
                 (Some(hop), None, _, _) => {
                     let elsewhere = hop.shard.filter(|shard| shard != index);
                     match elsewhere.and_then(|shard| outgoing_mail.get_mut(shard)) {
@@ -115,12 +123,8 @@ impl Shard {
             if mails.is_empty() {
                 continue;
             }
-            if let Err(mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost)) =
-                neighbour.try_send(std::mem::take(mails))
-            {
-                for _ in lost {
-                    self.counters.drop_packet(DropReason::QueueFull);
-                }
+            for _ in 0..neighbour.send(std::mem::take(mails)) {
+                self.counters.drop_packet(DropReason::QueueFull);
             }
         }
     }

@@ -53,7 +53,7 @@ impl Intake<'_> {
     /// Sends a packet on to the peer with this public key. Returns how many packets were lost.
     fn send(&mut self, key: &[u8; 32], packet: (&[u8], Option<Offload>), scratch: &mut Vec<u8>) -> usize {
         match self.peers.slot(key) {
-            Some(slot) => egress::send(self.peers, self.around.outbox, slot, packet, scratch),
+            Some(slot) => egress::send_on(self.peers, self.around.outbox, slot, packet, scratch),
             None => egress::packets(packet.0, packet.1, scratch),
         }
     }
@@ -62,7 +62,7 @@ impl Intake<'_> {
 impl Shard {
     pub(super) fn poll_mail(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         for _ in 0..MAIL_A_TURN {
-            let Poll::Ready(Some(mails)) = self.mailbox.poll_recv(cx) else { return false };
+            let Poll::Ready(Some(mails)) = self.mailbox.poll_receive(cx) else { return false };
             self.take_mail(now, mails);
         }
         true
@@ -164,10 +164,13 @@ impl Shard {
                 match arrival {
                     Arrival::Packet(packet) => push(self, &packet),
                     Arrival::Fragment(fragment) => {
-                        let name = match (&party.device, &party.site) {
-                            (Some(device), _) => &device.identity.device,
-                            (None, Some(site)) => &site.name,
-                            (None, None) => return,
+                        // Behind a site, too, each stranger has a share of its own.
+                        let stranger: Arc<str>;
+                        let name = if let Some(device) = device {
+                            &device.identity.device
+                        } else {
+                            stranger = format!("from {source}").into();
+                            &stranger
                         };
                         self.handle_fragment(now, from, name, &fragment, ChecksumPolicy::Trusted, |shard, whole| {
                             match whole {
@@ -308,7 +311,7 @@ impl Shard {
     /// A packet out of the tunnel of a peer: of a flow that its device opens, or back to one that goes on to it.
     fn handle_peer_packet(&mut self, now: Instant, from: Ingress, party: &Party, packet: &IpPacket<'_>) {
         if self.returns.any_by_peers()
-            && !self.stack.knows(from.id, packet.tuple())
+            && !self.has_permitted(from.id, packet)
             && self.take_return(now, Via::Peer(party.key), packet)
         {
             return;
@@ -323,6 +326,13 @@ impl Shard {
             Some(_) => self.drop_packets(DropReason::SpoofedSource, packet.count()),
             None => self.drop_packets(DropReason::NoFlow, packet.count()),
         }
+    }
+
+    /// Whether a packet belongs to a flow that its sender opened. A refused one is remembered, and yields to a flow that the
+    /// packet comes back to.
+    fn has_permitted(&mut self, from: IngressId, packet: &IpPacket<'_>) -> bool {
+        let flow = self.stack.find(from, packet.tuple()).and_then(|id| self.flows.get_mut(id));
+        flow.is_some_and(|flow| flow.is_permitted())
     }
 
     /// A packet whose device and source are known goes into the stack, and its flow to the policy where it is new.

@@ -54,7 +54,7 @@ impl Shard {
     pub(super) fn reach(&mut self, now: Instant, key: [u8; 32], to: Option<SocketAddr>) {
         let Self { wireguard: Some(wireguard), snapshot, counters, .. } = self else { return };
         let to = match to.map(|to| (to, address(to, wireguard.ipv6))) {
-            Some((to, None)) => return tracing::warn!(%to, "the WireGuard socket is of IPv4 and cannot send there"),
+            Some((to, None)) => return tracing::debug!(%to, "the WireGuard socket is of IPv4 and cannot send there"),
             Some((_, Some(address))) => Some(Endpoint { address, local: None }),
             None => None,
         };

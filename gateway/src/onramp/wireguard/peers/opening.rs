@@ -1,5 +1,7 @@
 //! Handshakes that the gateway opens, with peers it remembers; and what there is to remember.
 
+use std::time::Duration;
+
 use boringtun::noise::TunnResult;
 
 use super::{MESSAGE_INITIATION, Peer, Peers, Surroundings, TICK, word};
@@ -12,6 +14,8 @@ const AGAIN: [u32; 2] = [4, 12];
 /// Looks at the timers after which a peer that never answered is forgotten: it is not there, or elsewhere. Sooner than
 /// `boringtun` would send once more, which would be to thousands at the same moment.
 const GIVE_UP: u32 = 28;
+/// After this long without a datagram a peer may be elsewhere: WireGuard's Rekey-Timeout.
+const LOST_AFTER: Duration = Duration::from_secs(5);
 /// Most initiations of ours to one peer whose answers are no matter for the limits. Earlier ones are long given up when
 /// there are more: `boringtun` ends a handshake after 90 seconds, and sends it every five.
 const MAX_ASKED: u32 = 18;
@@ -49,7 +53,9 @@ impl Peers {
     pub fn reach(&mut self, around: &mut Surroundings<'_>, key: &[u8; 32], to: Option<Endpoint>) {
         match (self.slot(key).and_then(|slot| self.slots.get_mut(slot)), to) {
             (Some(peer), to) => {
-                peer.endpoint = to.or(peer.endpoint);
+                // Where it was heard of just now it still is.
+                let heard = peer.heard_at.is_some_and(|at| around.clock.saturating_duration_since(at) < LOST_AFTER);
+                peer.endpoint = to.filter(|_| !heard).or(peer.endpoint);
                 peer.opening = Some(0);
                 peer.initiate(&mut self.scratch, around.outbox);
             }

@@ -286,3 +286,27 @@ fn who_begins_a_handshake_while_it_is_asked_is_not_forgotten() {
     assert_eq!(front.take_from(endpoint(9, 1), first).0, Ok(Route::Here));
     assert!(front.peers.iter().next().is_some_and(|(_, peer)| peer.last_handshake().is_some()));
 }
+
+#[test]
+fn a_packet_of_another_flow_never_waits_for_a_session() {
+    let mut front = Front::new();
+    front.open(ANN, endpoint(9, 1));
+    front.sent();
+    let slot = front.peers.slot(PublicKey::from(&StaticSecret::from(ANN)).as_bytes()).unwrap();
+    assert!(!front.peers.send_on(slot, &[0x45; 20], &mut front.outbox), "it would leave whenever the peer answers");
+    assert!(front.sent().is_empty(), "a handshake is under way");
+
+    // The client begins one itself; with its first packet there is a session.
+    let mut ann = client(ANN);
+    let (route, answers) = front.take(9, &initiation(&mut ann));
+    assert_eq!(route, Ok(Route::Here));
+    let mut buffer = [0; 256];
+    let TunnResult::WriteToNetwork(first) = ann.decapsulate(None, &answers[0], &mut buffer) else {
+        panic!("no keepalive")
+    };
+    let first = first.to_vec();
+    assert_eq!(front.take(9, &first).0, Ok(Route::Here));
+    assert!(front.peers.send_on(slot, &[0x45; 20], &mut front.outbox));
+    assert!(matches!(front.sent().as_slice(), [(_, data)] if word(data, 0) == Some(MESSAGE_DATA)));
+    assert!(!front.peers.send_on(slot + 1, &[0x45; 20], &mut front.outbox), "nobody is there");
+}
