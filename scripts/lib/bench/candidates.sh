@@ -10,7 +10,7 @@ readonly HTTP=$PRIVATE_WEB:80 ECHO=$PRIVATE_ECHO:7778 UDP_SINK=$PRIVATE_ECHO:777
 
 # CANDIDATE is what runs; COLUMN is where its figures go, the same unless a group says
 # otherwise. Kernel forwarding has no process, so no GATEWAY_PID.
-CANDIDATE='' COLUMN='' GATEWAY_PID='' CLIENT_PID='' CROWD_PID='' HOLD_PID=''
+CANDIDATE='' COLUMN='' GATEWAY_PID='' SITE_PID='' CLIENT_PID='' CROWD_PID='' HOLD_PID=''
 
 # --- the private network -------------------------------------------------------------
 
@@ -83,6 +83,21 @@ start_offramp_kernel() {
     need_private
 }
 
+# The peer of the site works in batches, so that it is not the limit.
+# shellcheck disable=SC2034 # COLUMN is read by measure.sh
+start_offramp_wireguard() {
+    start_portcullis site
+    COLUMN='wireguard'
+    : >"$LAB_DIR/site.log"
+    lab_spawn "$NS_PRIVATE" "$LAB_DIR/site.log" "$PORTCULLIS_LOAD_BIN" wireguard --interface "$CLIENT_LINK" \
+        --private-key-file "$LAB_DIR/client.key" --peer "$PORTCULLIS_PUBLIC" \
+        --endpoint "$PRIVATE_GATEWAY:$TUNNEL_PORT" --address "$SITE_PEER/32" --route "$SITE_ADDRESS/32" \
+        --mtu "$TUNNEL_MTU"
+    SITE_PID=$LAB_PID
+    wait_for 15 grep -q '^ready' "$LAB_DIR/site.log" || cannot_measure "the site's handshake"
+    need_private
+}
+
 start_portcullis_wireguard() { start_portcullis wireguard; }
 
 start_wireguard_go() { start_peer wireguard-go wireguard-go --foreground "$GATEWAY_LINK"; }
@@ -131,6 +146,8 @@ listens_for_wg() { in_ns "$1" grep -q " 00010000 .*/wireguard/*$2\.sock$" /proc/
 stop_gateway() {
     [[ -z $GATEWAY_PID ]] || lab_stop "$GATEWAY_PID"
     GATEWAY_PID=''
+    [[ -z $SITE_PID ]] || lab_stop "$SITE_PID"
+    SITE_PID=''
     rm -f -- "/run/wireguard/$GATEWAY_LINK.sock"
 }
 

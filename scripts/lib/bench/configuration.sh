@@ -1,11 +1,13 @@
 # shellcheck shell=bash
 # The files of the gateways that scripts/bench starts, a directory for each in LAB_DIR:
-# `tun`, `kernel` and `wireguard`, with one device, and one rule that lets it do everything in
+# `tun`, `kernel`, `site` and `wireguard`, with one device, and one rule that lets it do everything in
 # the private network. Sourced after netns.sh.
 
 readonly TUNNEL_GATEWAY=100.96.0.1 TUNNEL_CLIENT=100.96.0.2 TUNNEL_MTU=1420
 # Where crowds of peers send from.
 readonly PEERS_NETWORK=198.18.0.0/16
+# Ours at the site.
+readonly SITE_ADDRESS=10.99.0.2 SITE_PEER=10.99.0.1
 readonly TUNNEL_PORT=51820 FIRST_PEER=100.96.1.1 PRIVATE_NETWORK=10.0.8.0/24
 
 # write_configurations: all files, and the keys as CLIENT_PUBLIC, PEER_PUBLIC (of every
@@ -45,6 +47,34 @@ TOML
     write_directory kernel "\"networks\": [\"$OUTER_CLIENT/32\"]"
     write_policy kernel 1
 
+    # The site begins the handshake, from whatever port it has.
+    write_gateway site <<TOML
+[tun]
+name = "portcullis0"
+addresses = ["100.97.0.1/32"]
+mtu = 1500
+routes = ["$PRIVATE_NETWORK"]
+
+[wireguard]
+listen = "[::]:$TUNNEL_PORT"
+key_file = "wireguard.key"
+addresses = ["$TUNNEL_GATEWAY/16"]
+mtu = $TUNNEL_MTU
+
+[[offramp]]
+name = "site"
+kind = "wireguard"
+public_key = "$CLIENT_PUBLIC"
+endpoint = ["$PRIVATE_WEB:$TUNNEL_PORT"]
+addresses = ["$SITE_ADDRESS/32"]
+
+[[route]]
+to = "0.0.0.0/0"
+offramp = ["site"]
+TOML
+    write_directory site "\"networks\": [\"$OUTER_CLIENT/32\"]"
+    write_policy site 1
+
     write_gateway wireguard <<TOML
 [wireguard]
 listen = "[::]:$TUNNEL_PORT"
@@ -57,6 +87,7 @@ TOML
     write_directory wireguard "$(wireguard_client)"
     write_policy wireguard 1
     (umask 077 && wg genkey >"$LAB_DIR/wireguard/state/wireguard.key")
+    cp -p -- "$LAB_DIR/wireguard/state/wireguard.key" "$LAB_DIR/site/state/wireguard.key"
     PORTCULLIS_PUBLIC=$(wg pubkey <"$LAB_DIR/wireguard/state/wireguard.key")
 }
 
