@@ -22,6 +22,8 @@ const PATIENCE: u32 = 5;
 /// A site of which nothing was heard for this long is asked for a handshake. A tunnel is silent when nothing is to be said,
 /// and WireGuard would not notice that the other end is gone: flows that only wait would wait for ever.
 const SILENCE: Duration = Duration::from_secs(10);
+/// The same for one that a packet went to meanwhile: most are answered sooner.
+const SILENCE_AFTER_PACKETS: Duration = Duration::from_secs(3);
 /// How long the look-up of a name may take.
 const LOOKUP: Duration = Duration::from_secs(5);
 
@@ -159,7 +161,11 @@ impl Course {
                 // It is known only because somebody began a handshake in its name.
                 SiteStatus { last_handshake: None, asked: false, .. } => Next::Look,
                 SiteStatus { last_handshake: None, .. } => Next::Wait,
-                SiteStatus { silence: Some(silence), .. } if silence >= SILENCE => Next::Ask,
+                SiteStatus { silence: Some(silence), unanswered, .. }
+                    if silence >= if unanswered { SILENCE_AFTER_PACKETS } else { SILENCE } =>
+                {
+                    Next::Ask
+                }
                 SiteStatus { .. } => Next::Up { first },
             };
         }
@@ -177,7 +183,14 @@ mod tests {
         let mut course = Course::default();
         let mut next = |asked, handshake: Option<i64>| {
             let last_handshake = handshake.map(|at| Timestamp::from_second(at).unwrap());
-            course.next(Some(SiteStatus { key: [1; 32], shard: 0, asked, silence: None, last_handshake }))
+            course.next(Some(SiteStatus {
+                key: [1; 32],
+                shard: 0,
+                asked,
+                unanswered: false,
+                silence: None,
+                last_handshake,
+            }))
         };
         for _ in 0..2 {
             assert!((0..4).all(|_| next(true, None) == Next::Wait));
@@ -190,14 +203,31 @@ mod tests {
         assert!((0..4).all(|_| next(true, Some(9)) == Next::Wait));
         assert_eq!(next(true, Some(9)), Next::Down);
         let last_handshake = Some(Timestamp::from_second(9).unwrap());
-        let rekeys = SiteStatus { key: [1; 32], shard: 0, asked: true, silence: Some(Duration::ZERO), last_handshake };
+        let rekeys = SiteStatus {
+            key: [1; 32],
+            shard: 0,
+            asked: true,
+            unanswered: true,
+            silence: Some(Duration::ZERO),
+            last_handshake,
+        };
         assert!((0..9).all(|_| course.next(Some(rekeys)) == Next::Up { first: false }));
         let never_asked = SiteStatus { asked: false, silence: None, last_handshake: None, ..rekeys };
         assert_eq!(course.next(Some(never_asked)), Next::Look);
         let without = [Next::Look, Next::Wait, Next::Wait, Next::Wait, Next::Down, Next::Wait];
         assert!(without.into_iter().all(|next| course.next(None) == next));
-        let silent = SiteStatus { key: [1; 32], shard: 0, asked: false, silence: Some(SILENCE), last_handshake };
+        let silent = SiteStatus {
+            key: [1; 32],
+            shard: 0,
+            asked: false,
+            unanswered: false,
+            silence: Some(SILENCE),
+            last_handshake,
+        };
         assert_eq!(course.next(Some(silent)), Next::Ask);
+        let waited_for = SiteStatus { silence: Some(SILENCE_AFTER_PACKETS), ..silent };
+        assert_eq!(course.next(Some(waited_for)), Next::Up { first: false });
+        assert_eq!(course.next(Some(SiteStatus { unanswered: true, ..waited_for })), Next::Ask);
     }
 
     #[tokio::test]

@@ -104,6 +104,8 @@ pub struct SiteStatus {
     pub shard: usize,
     /// It was asked for a handshake and has not answered.
     pub asked: bool,
+    /// A packet went there since it was heard of last.
+    pub unanswered: bool,
     /// How long nothing was heard of it.
     pub silence: Option<Duration>,
     /// When the last handshake completed.

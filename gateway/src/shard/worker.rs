@@ -394,6 +394,7 @@ impl Shard {
                 key: party.key,
                 shard: self.index,
                 asked: peer.is_asked(),
+                unanswered: peer.is_unanswered(),
                 silence: peer.heard_at().map(|at| now.saturating_duration_since(at)),
                 last_handshake: peer.last_handshake(),
             })

@@ -20,6 +20,7 @@ pub mod flood;
 pub mod flow_log;
 pub mod gateway;
 pub mod lab;
+pub mod leaks;
 pub mod metrics;
 pub mod netns;
 pub mod nft;

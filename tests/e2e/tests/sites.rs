@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use portcullis_e2e::flow_log::FlowLine;
 use portcullis_e2e::lab::{FAMILIES, Family, Host};
+use portcullis_e2e::leaks;
 use portcullis_e2e::setup::{OnRamp, Setup, usual_policy};
 use portcullis_e2e::site::{OURS, Site, SiteKey, translated};
 use portcullis_e2e::stream::MIB;
@@ -152,6 +153,27 @@ fn a_site_that_is_gone_is_passed_by_until_it_is_back() {
         wait_for_state(world, "up");
         let to = upload(client, &site.netns, host, 4, MIB);
         record(world, to, "tcp");
+    });
+}
+
+#[test]
+fn a_site_that_dies_and_returns_under_load_leaks_nothing() {
+    let key = SiteKey::generate();
+    let setup = Setup::new(OnRamp::Tun)
+        .and(OnRamp::Wireguard)
+        .limit("flow_rate_per_user", "20000")
+        .limit("flow_rate_per_device", "20000")
+        .tables(&key.tables(&translated(), "[\"berlin\"]"));
+    scenario(setup, |world| {
+        let mut site = Site::join(world.lab, world.gateway.dir(), &key);
+        wait_for_state(world, "up");
+        let Site { netns, wg } = &mut site;
+        // The clients' TCP is patient: nothing need fail.
+        leaks::leaks_nothing(world, netns, Host::OpenToo, || {
+            wg.down();
+            std::thread::sleep(Duration::from_secs(1));
+            wg.restart(netns);
+        });
     });
 }
 

@@ -1,5 +1,6 @@
 //! The WireGuard peers of one shard: who they are, their tunnels, where they are.
 
+mod identity;
 mod opening;
 
 use std::collections::{HashMap, VecDeque};
@@ -8,20 +9,19 @@ use std::time::{Duration, Instant};
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
-use boringtun::x25519::{PublicKey, StaticSecret};
+use boringtun::x25519::PublicKey;
 use jiff::Timestamp;
 use portcullis_netstack::DropReason;
 use slab::Slab;
 
+pub use self::identity::{Party, WireguardIdentity};
 use self::opening::Waiting;
-use super::handshake_limits::{self, Bucket, HandshakeLimit, HandshakeLimits, Source};
-use super::owners::{PeerIndex, PeerOwners, ShardIndex};
+use super::handshake_limits::{self, Bucket, HandshakeLimit, Source};
+use super::owners::{PeerIndex, ShardIndex};
 use super::socket::{Endpoint, Outbox};
-use crate::directory::{Device, Directory, PresharedKey};
+use crate::directory::Directory;
 use crate::metrics::counters::ShardCounters;
-use crate::offramp::site::Site;
 
 /// How often tunnels look at their timers.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -48,93 +48,6 @@ const MESSAGE_RESPONSE: u32 = 2;
 const MESSAGE_COOKIE: u32 = 3;
 const MESSAGE_DATA: u32 = 4;
 
-/// The gateway's own key and what all shards share about handshakes.
-pub struct WireguardIdentity {
-    private: StaticSecret,
-    public: PublicKey,
-    /// Checks both MACs and makes cookies: whether one is needed is for the limits to say.
-    cookies: RateLimiter,
-    limits: HandshakeLimits,
-    /// What the tunnels are given: they only check the MAC again, the limits were applied before.
-    unlimited: Arc<RateLimiter>,
-    owners: PeerOwners,
-    /// Peers that flows go on to, by public key.
-    sites: HashMap<[u8; 32], Arc<Site>>,
-}
-
-impl std::fmt::Debug for WireguardIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WireguardIdentity").field("public", &self.public).finish_non_exhaustive()
-    }
-}
-
-impl WireguardIdentity {
-    /// Takes the private key, and the peers that are sites.
-    pub fn new(private: [u8; 32], sites: impl IntoIterator<Item = Arc<Site>>) -> Self {
-        let private = StaticSecret::from(private);
-        let public = PublicKey::from(&private);
-        Self {
-            cookies: RateLimiter::new(&public, 0),
-            limits: HandshakeLimits::default(),
-            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
-            owners: PeerOwners::default(),
-            sites: sites.into_iter().map(|site| (site.public_key, site)).collect(),
-            private,
-            public,
-        }
-    }
-
-    /// The gateway's public key.
-    pub fn public_key(&self) -> &[u8; 32] {
-        self.public.as_bytes()
-    }
-
-    /// Which shard has the peer with this public key.
-    pub fn owner(&self, key: &[u8; 32]) -> Option<ShardIndex> {
-        self.owners.find(key)
-    }
-
-    /// Who the peer with this public key is.
-    ///
-    /// # Errors
-    /// It is nobody, or a device that may do nothing.
-    fn party(&self, directory: &Directory, key: &[u8; 32], now: Timestamp) -> Result<Party, DropReason> {
-        let (device, site) = (directory.device_by_key(key), self.sites.get(key).cloned());
-        match (device, site) {
-            (None, None) => Err(DropReason::UnknownPeer),
-            (Some(device), None) if !device.usable_at(now) => Err(DropReason::DeviceDisabled),
-            (device, site) => {
-                let device = device.filter(|device| device.usable_at(now)).cloned();
-                Ok(Party { key: *key, device, site })
-            }
-        }
-    }
-}
-
-/// Who a peer is: a device, a site that flows go on to, or both.
-#[derive(Debug, Clone)]
-pub struct Party {
-    /// Its public key.
-    pub key: [u8; 32],
-    /// The device that sends from there.
-    pub device: Option<Arc<Device>>,
-    /// The site behind it.
-    pub site: Option<Arc<Site>>,
-}
-
-impl Party {
-    fn preshared_key(&self) -> Option<&PresharedKey> {
-        let of_site = self.site.as_ref().and_then(|site| site.preshared_key.as_ref());
-        of_site.or_else(|| self.device.as_ref()?.preshared_key.as_ref())
-    }
-
-    /// Whether a tunnel with who it was goes on as one with `next`. A site may become a device, too.
-    fn becomes(&self, next: &Self) -> bool {
-        let name = |party: &Self| party.device.as_ref().map(|device| Arc::clone(&device.identity.device));
-        (self.device.is_none() || name(self) == name(next)) && self.preshared_key() == next.preshared_key()
-    }
-}
-
 /// One peer with its tunnel.
 pub struct Peer {
     tunnel: Tunn,
@@ -151,6 +64,8 @@ pub struct Peer {
     moved: bool,
     /// Handshakes it may begin.
     handshakes: Bucket,
+    /// A packet went to it since its last authentic datagram.
+    unanswered: bool,
     /// There is a session to send in, as of the last look at the timers or a datagram since.
     has_session: bool,
     /// Places of sessions that were answered for and have brought nothing yet, a bit each.
@@ -168,6 +83,11 @@ impl Peer {
     /// Whether it was asked for a handshake and has not answered.
     pub fn is_asked(&self) -> bool {
         self.asked > 0
+    }
+
+    /// Whether a packet went to it since its last authentic datagram.
+    pub fn is_unanswered(&self) -> bool {
+        self.unanswered
     }
 
     /// When its last authentic datagram came.
@@ -398,6 +318,7 @@ impl Peers {
             asked: 0,
             moved: false,
             handshakes: Bucket::default(),
+            unanswered: false,
             has_session: false,
             unused_sessions: 0,
             heard_at: None,
@@ -469,6 +390,7 @@ impl Peers {
         }
         let Some(peer) = self.slots.get_mut(slot) else { return false };
         let Some(endpoint) = peer.endpoint else { return false };
+        peer.unanswered = true;
         let room = (packet.len() + DATA_OVERHEAD).max(HANDSHAKE_MESSAGE);
         outbox.queue_with(endpoint, room, |buffer| {
             let TunnResult::WriteToNetwork(datagram) = peer.tunnel.encapsulate(packet, buffer) else {
@@ -578,6 +500,7 @@ impl Peer {
         self.endpoint = Some(from);
         self.heard_at = Some(around.clock);
         self.has_session = true;
+        self.unanswered = false;
         self.bytes_received += datagram.len() as u64;
         if word(datagram, 0) == Some(MESSAGE_DATA)
             && word(datagram, 4).is_some_and(|session| self.unused_sessions & place(session) != 0)

@@ -1,5 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use boringtun::x25519::StaticSecret;
 use serde_json::json;
 
 use super::*;
