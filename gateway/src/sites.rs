@@ -10,8 +10,8 @@ use tokio::net::lookup_host;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::control::shards::Shards;
-use crate::offramp::Offramps;
 use crate::offramp::site::Site;
+use crate::offramp::{Offramps, health};
 use crate::shard::link::SiteStatus;
 
 /// How often a tunnel is looked at.
@@ -95,10 +95,7 @@ impl Seeker {
             return;
         }
         tracing::warn!(offramp = %name, why = line, "the site is down");
-        match shards.leave(name).await {
-            Ok(left) => tracing::info!(offramp = %name, flows = left, "flows ended that have another way"),
-            Err(error) => tracing::error!(%error, "flows may still go to the site that is down"),
-        }
+        health::leave(name, shards).await;
     }
 }
 

@@ -149,12 +149,17 @@ pub fn watch_all(offramps: &Arc<Offramps>, shards: &Shards) {
                     continue;
                 }
                 tracing::warn!(offramp = %name, target = %config.tcp, why, "off-ramp is down");
-                match shards.leave(name).await {
-                    Ok(left) => tracing::info!(offramp = %name, flows = left, "flows ended that have another way"),
-                    Err(error) => tracing::error!(%error, "flows may still go over the off-ramp that is down"),
-                }
+                leave(name, &shards).await;
             }
         });
+    }
+}
+
+/// Ends the flows over an off-ramp that is down, where they have another way.
+pub async fn leave(offramp: &Arc<str>, shards: &Shards) {
+    match shards.leave(offramp).await {
+        Ok(left) => tracing::info!(%offramp, flows = left, "flows ended that have another way"),
+        Err(error) => tracing::error!(%error, "flows may still go over the off-ramp that is down"),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::datagrams::Held;
 use super::ready::FlowWaker;
-use super::returns::Return;
+use super::returns::{Return, Via};
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowProtocol, FlowRecord, OnrampKind, Traffic};
 use crate::limits::{LimitName, Share};
@@ -112,8 +112,13 @@ pub(crate) enum Target {
 pub(crate) struct Onward {
     pub(crate) hop: NextHop,
     pub(crate) passage: Passage,
+}
+
+impl Onward {
     /// What comes back of it.
-    pub(crate) back: Return,
+    pub(crate) fn back(&self) -> Return {
+        Return { via: Via::of(&self.hop), tuple: self.passage.tuple.turned() }
+    }
 }
 
 /// A TCP connection to a target.

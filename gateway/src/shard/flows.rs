@@ -174,9 +174,10 @@ impl Shard {
         }
         if let Target::Forward(onward) = &flow.target {
             // A newer flow may have what comes back: then the entry is that one's.
-            let now = self.stack.forwarded_of(onward.passage.to.id, onward.back.tuple);
+            let back = onward.back();
+            let now = self.stack.forwarded_of(onward.passage.to.id, back.tuple);
             if now.is_none_or(|(other, _)| other == id) {
-                self.returns.release(&onward.back, self.index);
+                self.returns.release(&back, self.index);
             }
         }
         if let Some(at) = flow.listed.take() {

@@ -63,54 +63,49 @@ impl Shard {
                 NextHop::Kernel | NextHop::Site(_) => DialError::OtherFamily,
             });
         }
-        let (via, to) = match &hop {
-            NextHop::Kernel => (Via::Tun, self.away()),
-            NextHop::Site(site) => self.peer(site.public_key).ok_or(DialError::NoTunnel)?,
-            NextHop::Device(key) => self.peer(*key).ok_or(DialError::Unreachable(Errno::EHOSTUNREACH))?,
+        let to = match &hop {
+            NextHop::Kernel => self.away(),
+            NextHop::Site(site) => self.peer(&site.public_key).ok_or(DialError::NoTunnel)?,
+            NextHop::Device(key) => self.peer(key).ok_or(DialError::Unreachable(Errno::EHOSTUNREACH))?,
         };
         let sent = FiveTuple { destination: target.ip(), destination_port: target.port(), ..client };
         // The kernel counts its own hops, before us and after us.
-        let counts = flow.onramp == OnrampKind::Wireguard && via != Via::Tun;
-        let passage = Passage { to, tuple: sent, hop: counts };
-        let (passage, back) = match &hop {
-            NextHop::Site(site) if !site.keeps_client() => {
-                let own = site.own_address(client.source).ok_or(DialError::NoSiteAddress)?;
-                // Not the client's own: another may have had it just now, and what is still on its way to that one would
-                // come to this (RFC 6056).
-                let found = random_ports().find_map(|port| {
-                    let sent = FiveTuple { source: own, source_port: port, ..sent };
-                    let passage = Passage { tuple: sent, ..passage };
-                    let back = Return { via, tuple: sent.turned() };
-                    // Claimed first: another shard may be at the same port.
-                    if !self.returns.claim(back, self.index) {
-                        return None;
-                    }
-                    if self.stack.forward(now, flow.id, passage) {
-                        return Some((passage, back));
-                    }
-                    self.returns.release(&back, self.index);
-                    None
-                });
-                found.ok_or(DialError::PortsExhausted)?
-            }
-            NextHop::Kernel | NextHop::Site(_) | NextHop::Device(_) => {
-                let back = Return { via, tuple: sent.turned() };
-                // A rule may lead two destinations to one target; of the client's own there is only one.
-                let is_anothers = sent != client && self.returns.find(&back).is_some_and(|shard| shard != self.index);
-                if is_anothers || !self.stack.forward(now, flow.id, passage) {
-                    return Ok(None);
+        let counts = flow.onramp == OnrampKind::Wireguard && hop != NextHop::Kernel;
+        let mut onward = Onward { hop, passage: Passage { to, tuple: sent, hop: counts } };
+        if let NextHop::Site(site) = &onward.hop
+            && !site.keeps_client()
+        {
+            let own = site.own_address(client.source).ok_or(DialError::NoSiteAddress)?;
+            // Not the client's own port: another may have had it just now, and what is still on its way to that one would come
+            // to this (RFC 6056).
+            for port in random_ports() {
+                onward.passage.tuple = FiveTuple { source: own, source_port: port, ..sent };
+                let back = onward.back();
+                // Claimed first: another shard may be at the same port.
+                if !self.returns.claim(back, self.index) {
+                    continue;
                 }
-                self.returns.take(back, self.index);
-                (passage, back)
+                if self.stack.forward(now, flow.id, onward.passage) {
+                    return Ok(Some(onward));
+                }
+                self.returns.release(&back, self.index);
             }
-        };
-        Ok(Some(Onward { hop, passage, back }))
+            return Err(DialError::PortsExhausted);
+        }
+        let back = onward.back();
+        // A rule may lead two destinations to one target; of the client's own there is only one.
+        let is_anothers = sent != client && self.returns.find(&back).is_some_and(|shard| shard != self.index);
+        if is_anothers || !self.stack.forward(now, flow.id, onward.passage) {
+            return Ok(None);
+        }
+        self.returns.take(back, self.index);
+        Ok(Some(onward))
     }
 
     /// The tunnel of the peer with this public key as a way out, where some shard has it.
-    fn peer(&mut self, key: [u8; 32]) -> Option<(Via, Ingress)> {
-        let shard = self.identity.as_ref()?.owner(&key)?;
-        Some((Via::Peer(key), Ingress { id: self.hops.number(&key, shard), mtu: self.tunnel_mtu() }))
+    fn peer(&mut self, key: &[u8; 32]) -> Option<Ingress> {
+        let shard = self.identity.as_ref()?.owner(key)?;
+        Some(Ingress { id: self.hops.number(key, shard), mtu: self.tunnel_mtu() })
     }
 
     /// Looks at a forwarded connection that was changed. Returns why it is over, when it is.

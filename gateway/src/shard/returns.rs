@@ -13,6 +13,8 @@ use std::sync::{PoisonError, RwLock};
 
 use portcullis_netstack::FiveTuple;
 
+use crate::offramp::NextHop;
+
 /// What packets come back by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Via {
@@ -20,6 +22,17 @@ pub(crate) enum Via {
     Tun,
     /// The tunnel of the WireGuard peer with this public key.
     Peer([u8; 32]),
+}
+
+impl Via {
+    /// What comes back of packets that go on to `hop`.
+    pub(crate) fn of(hop: &NextHop) -> Self {
+        match hop {
+            NextHop::Kernel => Self::Tun,
+            NextHop::Site(site) => Self::Peer(site.public_key),
+            NextHop::Device(key) => Self::Peer(*key),
+        }
+    }
 }
 
 /// What comes back of a flow.

@@ -234,6 +234,12 @@ pub(crate) fn set_udp_lengths(packet: &mut [u8], headers: usize, payload: usize)
     put16(packet, headers.saturating_sub(UDP_HEADER) + 4, length(UDP_HEADER + payload));
 }
 
+/// How many more hops a packet may take.
+pub(crate) fn hop_limit(packet: &[u8]) -> u8 {
+    let at = if packet.first().is_some_and(|first| first >> 4 == 4) { 8 } else { 7 };
+    packet.get(at).copied().unwrap_or_default()
+}
+
 /// Makes a packet say how many more hops it may take.
 pub(crate) fn set_hop_limit(packet: &mut [u8], hops: u8) {
     if packet.first().is_some_and(|first| first >> 4 == 4) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::{IpNumber, IpSlice};
 use smoltcp::wire::IpProtocol;
 
-use super::build::{IPV4_HEADER, IPV6_HEADER, LEAST_MTU_V4, LEAST_MTU_V6};
+use super::build::{self, IPV4_HEADER, IPV6_HEADER, LEAST_MTU_V4, LEAST_MTU_V6};
 use super::{ChecksumPolicy, checksum};
 use crate::tuple::{FiveTuple, Protocol};
 
@@ -104,8 +104,7 @@ impl<'p> IcmpMessage<'p> {
 
     /// How many more hops it may take: TTL or hop limit.
     pub fn hop_limit(&self) -> u8 {
-        let at = if self.source.is_ipv4() { 8 } else { 7 };
-        self.bytes.get(at).copied().unwrap_or_default()
+        build::hop_limit(self.bytes)
     }
 
     /// Who says it: a target, or a router on the way.

@@ -218,8 +218,7 @@ impl<'p> IpPacket<'p> {
 
     /// How many more hops it may take: TTL or hop limit.
     pub fn hop_limit(&self) -> u8 {
-        let at = if self.tuple.source.is_ipv4() { 8 } else { 7 };
-        self.bytes.get(at).copied().unwrap_or_default()
+        build::hop_limit(self.bytes)
     }
 
     /// The packet as it came, header included, cut to its own length.

@@ -88,13 +88,8 @@ start_offramp_kernel() {
 start_offramp_wireguard() {
     start_portcullis site
     COLUMN='wireguard'
-    : >"$LAB_DIR/site.log"
-    lab_spawn "$NS_PRIVATE" "$LAB_DIR/site.log" "$PORTCULLIS_LOAD_BIN" wireguard --interface "$CLIENT_LINK" \
-        --private-key-file "$LAB_DIR/client.key" --peer "$PORTCULLIS_PUBLIC" \
-        --endpoint "$PRIVATE_GATEWAY:$TUNNEL_PORT" --address "$SITE_PEER/32" --route "$SITE_ADDRESS/32" \
-        --mtu "$TUNNEL_MTU"
+    start_batched "$NS_PRIVATE" "$PRIVATE_GATEWAY" "$SITE_PEER" "$SITE_ADDRESS/32"
     SITE_PID=$LAB_PID
-    wait_for 15 grep -q '^ready' "$LAB_DIR/site.log" || cannot_measure "the site's handshake"
     need_private
 }
 
@@ -166,14 +161,18 @@ connect_gotatun() {
 
 # connect_batched: our own client, which works in batches so that it is not the limit.
 connect_batched() {
-    : >"$LAB_DIR/client.log"
-    lab_spawn "$NS_CLIENT" "$LAB_DIR/client.log" "$PORTCULLIS_LOAD_BIN" wireguard --interface "$CLIENT_LINK" \
-        --private-key-file "$LAB_DIR/client.key" --peer "$GATEWAY_PUBLIC" \
-        --endpoint "$OUTER_GATEWAY:$TUNNEL_PORT" --address "$TUNNEL_CLIENT/32" --route "$PRIVATE_NETWORK" \
-        --mtu "$TUNNEL_MTU"
+    start_batched "$NS_CLIENT" "$OUTER_GATEWAY" "$TUNNEL_CLIENT" "$PRIVATE_NETWORK"
     CLIENT_PID=$LAB_PID
-    wait_for 15 grep -q '^ready' "$LAB_DIR/client.log" || cannot_measure "the client's handshake"
     need_private
+}
+
+# start_batched NAMESPACE GATEWAY ADDRESS ROUTE: it runs as LAB_PID.
+start_batched() {
+    : >"$LAB_DIR/client.log"
+    lab_spawn "$1" "$LAB_DIR/client.log" "$PORTCULLIS_LOAD_BIN" wireguard --interface "$CLIENT_LINK" \
+        --private-key-file "$LAB_DIR/client.key" --peer "$GATEWAY_PUBLIC" --endpoint "$2:$TUNNEL_PORT" \
+        --address "$3/32" --route "$4" --mtu "$TUNNEL_MTU"
+    wait_for 15 grep -q '^ready' "$LAB_DIR/client.log" || cannot_measure "the handshake of our own client"
 }
 
 disconnect_client() {

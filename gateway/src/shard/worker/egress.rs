@@ -6,34 +6,18 @@ use portcullis_netstack::DropReason;
 use portcullis_netstack::segment::{self, Offload};
 
 use super::{Shard, TUN, Wireguard, peer_slot};
-use crate::onramp::wireguard::peers::Peers;
-use crate::onramp::wireguard::socket::Outbox;
 use crate::shard::mail::Mail;
 
-impl Wireguard {
-    /// Encrypts a packet for the peer in `slot`, segment by segment where it is a super-packet. `scratch` is memory for one.
-    /// Returns how many packets were lost.
-    fn send(&mut self, slot: usize, packet: &[u8], offload: Option<Offload>, scratch: &mut Vec<u8>) -> usize {
-        let mut lost = 0;
-        each_packet(packet, offload, scratch, |packet| {
-            lost += usize::from(!self.peers.send(slot, packet, &mut self.outbox));
-        });
-        lost
-    }
-}
-
-/// The same for a packet that goes on to the peer.
-pub(super) fn send_on(
-    peers: &mut Peers,
-    outbox: &mut Outbox,
-    slot: usize,
-    (packet, offload): (&[u8], Option<Offload>),
+/// Hands the packets of a super-packet to `send`, or the one there is. `scratch` is memory for one. Returns how many it did
+/// not take.
+pub(super) fn send_each(
+    packet: &[u8],
+    offload: Option<Offload>,
     scratch: &mut Vec<u8>,
+    mut send: impl FnMut(&[u8]) -> bool,
 ) -> usize {
     let mut lost = 0;
-    each_packet(packet, offload, scratch, |packet| {
-        lost += usize::from(!peers.send_on(slot, packet, outbox));
-    });
+    each_packet(packet, offload, scratch, |packet| lost += usize::from(!send(packet)));
     lost
 }
 
@@ -70,10 +54,11 @@ impl Shard {
                     Ok(()) => 0,
                     Err(_) => packets(packet, offload, segment),
                 },
-                (None, Some(slot), Some(wireguard), _) => wireguard.send(slot, packet, offload, segment),
-                (Some(_), Some(slot), Some(wireguard), _) => {
-                    let Wireguard { peers, outbox, .. } = wireguard;
-                    send_on(peers, outbox, slot, (packet, offload), segment)
+                (None, Some(slot), Some(Wireguard { peers, outbox, .. }), _) => {
+                    send_each(packet, offload, segment, |packet| peers.send(slot, packet, outbox))
+                }
+                (Some(_), Some(slot), Some(Wireguard { peers, outbox, .. }), _) => {
+                    send_each(packet, offload, segment, |packet| peers.send_on(slot, packet, outbox))
                 }
                 (Some(hop), None, _, _) => {
                     let elsewhere = hop.shard.filter(|shard| shard != index);

@@ -53,7 +53,9 @@ impl Intake<'_> {
     /// Sends a packet on to the peer with this public key. Returns how many packets were lost.
     fn send(&mut self, key: &[u8; 32], packet: (&[u8], Option<Offload>), scratch: &mut Vec<u8>) -> usize {
         match self.peers.slot(key) {
-            Some(slot) => egress::send_on(self.peers, self.around.outbox, slot, packet, scratch),
+            Some(slot) => egress::send_each(packet.0, packet.1, scratch, |packet| {
+                self.peers.send_on(slot, packet, self.around.outbox)
+            }),
             None => egress::packets(packet.0, packet.1, scratch),
         }
     }

@@ -7,8 +7,10 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use super::{Shard, Wireguard};
+use crate::metrics::counters::ShardCounters;
 use crate::onramp::wireguard::peers::Surroundings;
-use crate::onramp::wireguard::socket::Endpoint;
+use crate::onramp::wireguard::socket::{Endpoint, Outbox};
+use crate::shard::link::Snapshot;
 use crate::state::Remembered;
 
 /// Handshakes opened before anything else has its turn: less than a millisecond's work.
@@ -30,13 +32,7 @@ impl Shard {
             // The flush has the loop woken when there is room.
             return false;
         }
-        let mut around = Surroundings {
-            directory: &snapshot.directory,
-            now: Timestamp::now(),
-            clock: now,
-            counters,
-            outbox: &mut wireguard.outbox,
-        };
+        let mut around = around(now, snapshot, counters, &mut wireguard.outbox);
         for _ in 0..OPENED_A_TURN {
             // Those not asked at all come first.
             let Some(peer) = wireguard.opening.pop_front() else {
@@ -58,13 +54,7 @@ impl Shard {
             Some((_, Some(address))) => Some(Endpoint { address, local: None }),
             None => None,
         };
-        let mut around = Surroundings {
-            directory: &snapshot.directory,
-            now: Timestamp::now(),
-            clock: now,
-            counters,
-            outbox: &mut wireguard.outbox,
-        };
+        let mut around = around(now, snapshot, counters, &mut wireguard.outbox);
         wireguard.peers.reach(&mut around, &key, to);
     }
 
@@ -87,6 +77,16 @@ impl Shard {
             }
         }
     }
+}
+
+/// What a handshake that we open needs besides the peers.
+fn around<'a>(
+    clock: Instant,
+    snapshot: &'a Snapshot,
+    counters: &'a ShardCounters,
+    outbox: &'a mut Outbox,
+) -> Surroundings<'a> {
+    Surroundings { directory: &snapshot.directory, now: Timestamp::now(), clock, counters, outbox }
 }
 
 /// An address as the socket wants it; `None` when the socket cannot send there.
