@@ -177,6 +177,8 @@ fn t03_strangers_get_silence_and_leave_nothing_behind() {
 #[test]
 fn t05_replayed_data_arrives_once() {
     const SENT: u64 = 200;
+    /// Few enough that no queue overflows on a busy machine: what is lost there is no replay refused.
+    const BURST: usize = 20;
     for shards in [1, 2] {
         in_namespace(move || {
             let gateway = Gateway::start(shards);
@@ -187,22 +189,27 @@ fn t05_replayed_data_arrives_once() {
             let datagrams: Vec<_> =
                 (1..=SENT).map(|n| session.seal(n, &udp(ANN_V4, CLOSED, &n.to_le_bytes()))).collect();
             let elsewhere = UdpSocket::bind("127.0.9.9:0").unwrap();
-            for datagram in &datagrams {
-                ann.send(datagram);
-            }
             let receive = || {
                 let mut payload = [0; 64];
                 let len = target.recv(&mut payload).unwrap();
                 u64::from_le_bytes(payload[..len].try_into().unwrap())
             };
-            let mut received: Vec<u64> = (0..SENT).map(|_| receive()).collect();
+            let mut received = Vec::new();
+            for burst in datagrams.chunks(BURST) {
+                burst.iter().for_each(|datagram| ann.send(datagram));
+                received.extend(burst.iter().map(|_| receive()));
+            }
+            let mut replayed = 0;
             for _ in 0..3 {
-                for datagram in datagrams.iter().rev() {
-                    ann.send(datagram);
-                    elsewhere.send_to(datagram, gateway.address).unwrap();
+                for burst in datagrams.rchunks(BURST) {
+                    for datagram in burst.iter().rev() {
+                        ann.send(datagram);
+                        elsewhere.send_to(datagram, gateway.address).unwrap();
+                        replayed += 2;
+                    }
+                    until("refused", &gateway, || gateway.dropped(DropReason::Unauthentic) == replayed);
                 }
             }
-            until("refused", &gateway, || gateway.dropped(DropReason::Unauthentic) == 6 * SENT);
             assert_eq!(gateway.peers()[0].endpoint, before, "where a replay came from is nothing");
             // What comes behind them is there, so nothing can be on its way any more.
             ann.send(&session.seal(SENT + 1, &udp(ANN_V4, CLOSED, &(SENT + 1).to_le_bytes())));
