@@ -1,6 +1,7 @@
 //! The flow table and what moves through it.
 
 mod answer;
+mod connect;
 mod forward;
 
 pub use forward::Passage;
@@ -202,13 +203,18 @@ impl Stack {
             }
             Transport::Udp(_) | Transport::Echo(_) => FlowKind::Datagram(DatagramFlow::new(now, packet)),
         };
+        let traffic = Traffic { packets_up: packet.count() as u64, ..Traffic::default() };
+        Ok(Handled::Opened(self.enter(now, key, from.mtu, kind, traffic)))
+    }
+
+    /// Puts a new flow in the table.
+    fn enter(&mut self, now: Instant, key: FlowKey, mtu: u16, kind: FlowKind, traffic: Traffic) -> FlowId {
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
-        let traffic = Traffic { packets_up: packet.count() as u64, ..Traffic::default() };
         let flow = Flow {
             generation,
             key,
-            mtu: from.mtu,
+            mtu,
             kind,
             traffic,
             armed: None,
@@ -220,7 +226,7 @@ impl Stack {
         let id = FlowId { index, generation };
         self.table.insert(key, id);
         self.rearm(now, id);
-        Ok(Handled::Opened(id))
+        id
     }
 
     fn flow(&self, id: FlowId) -> Option<&Flow> {

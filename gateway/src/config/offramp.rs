@@ -12,7 +12,7 @@ use rustls::pki_types::ServerName;
 use super::file::{endpoint, interface_name, path, socket_address};
 use super::problem::ConfigError;
 use super::reader::{Located, Reader, Table, Value};
-use super::resolved::{OfframpKind, ProxyConfig, ProxyScheme, SiteConfig, TlsConfig};
+use super::resolved::{OfframpKind, ProxyConfig, ProxyScheme, SiteConfig, SiteMode, TlsConfig};
 use crate::keys::parse_public_key;
 use crate::offramp::health::HealthConfig;
 use crate::prefix::parse_interface_address;
@@ -43,8 +43,6 @@ const SOCKETS_ONLY: (&[&str], &str) = (&["ports", "interface"], "direct, socks5,
 const SOURCE: (&[&str], &str) = (&["source"], "direct, socks5, http-connect, wireguard");
 const SITE_ONLY: (&[&str], &str) =
     (&["mode", "public_key", "preshared_key_file", "endpoint", "addresses", "keepalive"], "wireguard");
-/// Whether a site is there its tunnel tells.
-const PROBED: (&[&str], &str) = (&["health"], "direct, socks5, http-connect, kernel");
 const HEALTH: &[&str] = &["tcp", "every", "down_after", "up_after"];
 const TLS: &[&str] = &["ca_file", "certificate_file", "key_file", "server_name"];
 
@@ -96,7 +94,7 @@ impl Kind {
             Self::Direct => &[PROXY_ONLY, SITE_ONLY],
             Self::Proxy(_) => &[DIRECT_ONLY, SITE_ONLY],
             Self::Kernel => &[DIRECT_ONLY, PROXY_ONLY, SOCKETS_ONLY, SOURCE, SITE_ONLY],
-            Self::Wireguard => &[DIRECT_ONLY, PROXY_ONLY, SOCKETS_ONLY, PROBED],
+            Self::Wireguard => &[DIRECT_ONLY, PROXY_ONLY, SOCKETS_ONLY],
         }
     }
 }
@@ -113,6 +111,13 @@ impl<'t> Reader<'t> {
         let ports = self.value(table, "ports").and_then(|value| self.parsed(&value, port_range));
         let interface = self.value(table, "interface").and_then(|value| self.parsed(&value, interface_name));
         let health = self.section(table, "health", HEALTH).and_then(|health| self.health(&health));
+        if let Some(health) = &health
+            && kind == Some(Kind::Wireguard)
+            && !addresses.iter().any(|own| own.value.addr().is_ipv4() == health.tcp.is_ipv4())
+            && let Some(value) = self.value(table, "health")
+        {
+            self.problem::<()>(&value, ConfigError::NoProbeAddress);
+        }
         let kind = kind.and_then(|kind| self.offramp_kind(table, kind, &addresses));
         Some(OfframpFile { name: name?, source, ports, interface, health, kind, addresses })
     }
@@ -138,9 +143,7 @@ impl<'t> Reader<'t> {
     }
 
     fn site(&mut self, table: &Table<'t>, addresses: &[Located<IpNet>]) -> Option<SiteConfig> {
-        if let Some(mode) = self.value(table, "mode") {
-            self.parsed(&mode, |text| word(text, "forward"));
-        }
+        let mode = self.value(table, "mode").and_then(|value| self.parsed(&value, site_mode));
         let public_key = self.required(table, "public_key").and_then(|value| self.parsed(&value, parse_public_key));
         let preshared_key_file = self.path(table, "preshared_key_file");
         let at = self.required(table, "endpoint");
@@ -158,7 +161,15 @@ impl<'t> Reader<'t> {
         }
         let keepalive = self.value(table, "keepalive").and_then(|value| self.duration(&value, KEEPALIVE));
         let addresses = addresses.iter().map(|address| address.value).collect();
-        Some(SiteConfig { public_key: public_key?, preshared_key_file, endpoint, addresses, keeps_client, keepalive })
+        Some(SiteConfig {
+            public_key: public_key?,
+            preshared_key_file,
+            endpoint,
+            addresses,
+            mode: mode.unwrap_or(SiteMode::Forward),
+            keeps_client,
+            keepalive,
+        })
     }
 
     fn proxy(&mut self, table: &Table<'t>, scheme: ProxyScheme) -> Option<ProxyConfig> {
@@ -211,6 +222,14 @@ fn proxy_protocol(text: &str) -> Result<(), ConfigError> {
 /// Takes the only word there is.
 fn word(text: &str, known: &'static str) -> Result<(), ConfigError> {
     if text == known { Ok(()) } else { Err(ConfigError::UnknownWord { found: text.to_owned(), known }) }
+}
+
+fn site_mode(text: &str) -> Result<SiteMode, ConfigError> {
+    match text {
+        "forward" => Ok(SiteMode::Forward),
+        "terminate" => Ok(SiteMode::Terminate),
+        _ => Err(ConfigError::UnknownWord { found: text.to_owned(), known: "forward, terminate" }),
+    }
 }
 
 fn keeps_client(text: &str) -> Result<bool, ConfigError> {

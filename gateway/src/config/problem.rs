@@ -178,6 +178,9 @@ pub enum ConfigError {
     /// A site that is to see an address of ours, and none was given.
     #[error("packets to the site carry our address there: give `addresses`, or `source = \"client\"`")]
     NoSiteAddress,
+    /// A site that is to be probed, where we have no address to probe from.
+    #[error("probes come from our address at the site: give one of this family in `addresses`")]
+    NoProbeAddress,
     /// A WireGuard key is wrong.
     #[error(transparent)]
     Key(#[from] KeyError),

@@ -155,7 +155,7 @@ pub enum OfframpKind {
     Proxy(ProxyConfig),
     /// The client's packets go on as they are, and this host routes them.
     Kernel,
-    /// The client's packets go on to a site behind another WireGuard peer.
+    /// To a site behind another WireGuard peer.
     Wireguard(SiteConfig),
 }
 
@@ -170,10 +170,22 @@ pub struct SiteConfig {
     pub endpoint: Vec<String>,
     /// Ours at that site, one a family at most.
     pub addresses: Vec<IpNet>,
+    /// How flows go there.
+    pub mode: SiteMode,
     /// Packets keep the address of their client; else they carry ours.
     pub keeps_client: bool,
     /// How often something is sent, so that what stands between keeps the way open.
     pub keepalive: Option<Duration>,
+}
+
+/// How flows go to a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteMode {
+    /// The client's packets go on as they are.
+    Forward,
+    /// TCP ends here, and a connection of ours goes on: its segments fit the tunnel, and what is lost beyond is repeated by
+    /// us. Other packets go on as they are.
+    Terminate,
 }
 
 /// How a proxy is spoken to.

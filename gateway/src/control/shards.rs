@@ -10,6 +10,8 @@ use tokio::time::timeout;
 
 use crate::flow_record::FlowRecord;
 use crate::metrics::counters::ShardCounters;
+use crate::offramp::DialError;
+use crate::offramp::site::Site;
 use crate::shard::ShardHandle;
 use crate::shard::link::{Command, FlowFilter, PeerStatus, SiteStatus};
 use crate::state::Remembered;
@@ -137,6 +139,19 @@ impl Shards {
         }
     }
 
+    /// Connects to `to` through the tunnel of `site`, to see whether it answers. How long that may take is the caller's to
+    /// bound.
+    pub async fn probe(&self, site: &Arc<Site>, to: SocketAddr) -> Result<(), DialError> {
+        let (sender, answer) = oneshot::channel();
+        // Any can: what comes back finds it.
+        let Some(shard) = self.0.first() else { return Err(DialError::NoTunnel) };
+        let sent = shard.commands.send(Command::Probe(Arc::clone(site), to, sender)).await;
+        if sent.is_err() {
+            return Err(DialError::NoTunnel);
+        }
+        answer.await.unwrap_or(Err(DialError::NoTunnel))
+    }
+
     /// Where the peers are that moved since the last call. A shard that does not answer tells the next time.
     pub async fn moved(&self) -> Vec<Remembered> {
         self.ask(ANSWER_TIMEOUT, Command::Moved).await.0.into_iter().flatten().collect()
@@ -216,7 +231,7 @@ pub(crate) mod tests {
                         Command::Leave(_, answer) => _ = answer.send(0),
                         Command::Peers(answer) => _ = answer.send(self.peers.clone()),
                         Command::Sites(answer) => _ = answer.send(Vec::new()),
-                        Command::Reach(..) => {}
+                        Command::Reach(..) | Command::Probe(..) => {}
                         Command::Moved(answer) => {
                             self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                             _ = answer.send(std::mem::take(&mut self.moved));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::Offramps;
+use super::{DialError, Offramp, Offramps};
 use crate::control::shards::Shards;
 
 /// How an off-ramp is probed; `health` of an `[[offramp]]`.
@@ -131,9 +131,8 @@ pub fn watch_all(offramps: &Arc<Offramps>, shards: &Shards) {
                 every.tick().await;
                 let Some(health) = &offramp.health else { return };
                 let patience = config.every.min(LONGEST_PROBE);
-                let probed = tokio::time::timeout(patience, offramp.connect_tcp(config.tcp, None)).await;
-                let outcome = match probed {
-                    Ok(Ok(_connection)) => Ok(()),
+                let outcome = match tokio::time::timeout(patience, probe(&offramp, config.tcp, &shards)).await {
+                    Ok(Ok(())) => Ok(()),
                     // What we have no room for says nothing of the far side.
                     Ok(Err(error)) if error.limit().is_some() => continue,
                     Ok(Err(error)) => Err(error.to_string()),
@@ -152,6 +151,14 @@ pub fn watch_all(offramps: &Arc<Offramps>, shards: &Shards) {
                 leave(name, &shards).await;
             }
         });
+    }
+}
+
+/// Connects to `to` the way flows go.
+async fn probe(offramp: &Offramp, to: SocketAddr, shards: &Shards) -> Result<(), DialError> {
+    match offramp.site() {
+        Some(site) => shards.probe(site, to).await,
+        None => offramp.connect_tcp(to, None).await.map(drop),
     }
 }
 

@@ -3,7 +3,8 @@
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
 //! [`Offramps::select`]: the first of those in question that is up ([`health`]) and was not tried for this flow. Its
 //! sockets are the host kernel's, and carry a mark; they go to the target, or to a proxy that goes there for us. Two kinds
-//! have none: the client's own packets go on ([`Offramp::next_hop`]), routed by this host or through the tunnel of a site.
+//! have none ([`Offramp::way`]): the client's own packets go on, routed by this host or through the tunnel of a site; or
+//! there a shard opens a connection of its own.
 
 pub mod datagram;
 mod error;
@@ -154,10 +155,7 @@ impl Offramps {
 
     /// The sites behind WireGuard peers, by name.
     pub fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
-        self.all().filter_map(|offramp| match &offramp.kind {
-            Kind::Wireguard(site) => Some(site),
-            Kind::Direct { .. } | Kind::Proxy(_) | Kind::Kernel => None,
-        })
+        self.all().filter_map(|offramp| offramp.site())
     }
 
     /// Every off-ramp, by name.
@@ -189,8 +187,19 @@ enum Kind {
     Proxy(Arc<Proxy>),
     /// To none: packets go on as they are. Only its probes need a socket.
     Kernel,
-    /// To none: packets go on through its tunnel.
+    /// To none: packets, or connections of the shards' own, go on through its tunnel.
     Wireguard(Arc<Site>),
+}
+
+/// How a flow goes on.
+#[derive(Debug)]
+pub enum Way {
+    /// By a socket of ours.
+    Dial,
+    /// Its packets go on as they are.
+    Forward(NextHop),
+    /// By a connection that a shard opens through the tunnel of the site.
+    Call(Arc<Site>),
 }
 
 /// Who gets the packets of a flow that go on.
@@ -235,18 +244,24 @@ impl Offramp {
 
     /// Whether new flows may go this way.
     pub fn is_up(&self) -> bool {
-        self.state().is_none_or(health::State::is_up)
+        self.states().all(health::State::is_up)
     }
 
-    /// What probes, or the handshakes of a tunnel, say; `None` when nobody asks.
+    /// What probes and the handshakes of a tunnel say: what is down, else what came up last; `None` when nobody asks.
     pub fn report(&self) -> Option<health::Report> {
-        self.state().map(health::State::report)
+        self.states().map(health::State::report).max_by_key(|report| (!report.up, report.since))
     }
 
-    fn state(&self) -> Option<&health::State> {
+    fn states(&self) -> impl Iterator<Item = &health::State> {
+        let tunnel = self.site().map(|site| &site.state);
+        tunnel.into_iter().chain(self.health.as_ref().map(|health| &health.state))
+    }
+
+    /// The site behind its tunnel, where it has one.
+    fn site(&self) -> Option<&Arc<Site>> {
         match &self.kind {
-            Kind::Wireguard(site) => Some(&site.state),
-            Kind::Direct { .. } | Kind::Proxy(_) | Kind::Kernel => self.health.as_ref().map(|health| &health.state),
+            Kind::Wireguard(site) => Some(site),
+            Kind::Direct { .. } | Kind::Proxy(_) | Kind::Kernel => None,
         }
     }
 
@@ -255,13 +270,14 @@ impl Offramp {
         &self.name
     }
 
-    /// Who gets the packets of a permitted flow, where they go on and nothing is dialled.
-    pub fn next_hop(&self, permit: &Permit) -> Option<NextHop> {
+    /// How a permitted flow goes on.
+    pub fn way(&self, permit: &Permit, protocol: FlowProtocol) -> Way {
         let _ = permit;
         match &self.kind {
-            Kind::Kernel => Some(NextHop::Kernel),
-            Kind::Wireguard(site) => Some(NextHop::Site(Arc::clone(site))),
-            Kind::Direct { .. } | Kind::Proxy(_) => None,
+            Kind::Kernel => Way::Forward(NextHop::Kernel),
+            Kind::Wireguard(site) if site.terminates() && protocol == FlowProtocol::Tcp => Way::Call(Arc::clone(site)),
+            Kind::Wireguard(site) => Way::Forward(NextHop::Site(Arc::clone(site))),
+            Kind::Direct { .. } | Kind::Proxy(_) => Way::Dial,
         }
     }
 

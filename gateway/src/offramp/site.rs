@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::OfframpFileError;
 use super::health::State;
-use crate::config::resolved::SiteConfig;
+use crate::config::resolved::{SiteConfig, SiteMode};
 use crate::directory::PresharedKey;
 use crate::keys::parse_preshared_key;
 use crate::secret;
@@ -28,6 +28,7 @@ pub struct Site {
     /// Ours at that site.
     addresses: Vec<IpAddr>,
     keeps_client: bool,
+    mode: SiteMode,
 }
 
 /// A site is itself and no copy of it.
@@ -59,12 +60,18 @@ impl Site {
             state: State::default(),
             addresses: config.addresses.iter().map(ipnet::IpNet::addr).collect(),
             keeps_client: config.keeps_client,
+            mode: config.mode,
         })
     }
 
     /// Whether packets go there with the address of their client.
     pub fn keeps_client(&self) -> bool {
         self.keeps_client
+    }
+
+    /// Whether TCP ends here, and a connection of ours goes on.
+    pub fn terminates(&self) -> bool {
+        self.mode == SiteMode::Terminate
     }
 
     /// Our own address there, of the family of `like`.

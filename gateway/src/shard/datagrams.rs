@@ -155,7 +155,7 @@ impl Shard {
                 let silent = *silent;
                 return self.deny_again(id, silent, datagrams.count());
             }
-            Target::Tcp(_) | Target::Ping(_) | Target::Forward(_) => return,
+            Target::Calling(_) | Target::Tcp(_) | Target::Call(_) | Target::Ping(_) | Target::Forward(_) => return,
         };
         let mut gathered = std::mem::take(&mut self.gathered);
         if other_limit {

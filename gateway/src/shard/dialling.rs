@@ -16,7 +16,7 @@ use super::worker::{Connection, Dialled, Shard, clock};
 use crate::directory::Device;
 use crate::flow_record::FlowEnd;
 use crate::limits::Resource;
-use crate::offramp::{DialError, NextHop, Opening};
+use crate::offramp::{DialError, NextHop, Opening, Way};
 
 /// A permit that ends by time is looked at at least this often, so that a step of the wall clock is noticed.
 const LONGEST_TRUST: Duration = Duration::from_secs(30);
@@ -51,18 +51,18 @@ impl Shard {
             return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Network));
         };
         flow.offramp = Some(Arc::clone(offramp.name()));
-        if let Some(hop) = offramp.next_hop(permit) {
-            flow.port = None;
-            flow.expiry = expiry(now, permit, [&*flow.device]);
-            return self.forward(now, flow, hop);
-        }
+        flow.expiry = expiry(now, permit, [&*flow.device]);
         // One that was taken on the way before goes back first.
         flow.port = None;
+        match offramp.way(permit, flow.protocol()) {
+            Way::Forward(hop) => return self.forward(now, flow, hop),
+            Way::Call(site) => return self.call(now, flow, &site),
+            Way::Dial => {}
+        }
         match offramp.port_share(now, &flow.device.identity.device, flow.protocol(), target) {
             Ok(port) => flow.port = port,
             Err(error) => return self.dial_failed(now, flow, &error),
         }
-        flow.expiry = expiry(now, permit, [&*flow.device]);
         let opened = match flow.key.tuple.protocol {
             Protocol::Tcp => {
                 let dial = offramp.dial_tcp(permit, target, &flow.origin());
@@ -125,6 +125,10 @@ impl Shard {
     }
 
     pub(super) fn dial_failed(&mut self, now: Instant, mut flow: Flow, error: &DialError) {
+        if let Some(connection) = flow.target.own_connection() {
+            self.hang_up(now, connection);
+            flow.target = Target::Nobody { silent: true };
+        }
         tracing::debug!(target = %flow.target_address(), offramp = flow.offramp.as_deref(), %error, "dial failed");
         if error.is_of_the_way()
             && let Some(offramp) = flow.offramp.clone()
@@ -157,30 +161,40 @@ impl Shard {
     /// change is a revision: nothing is accepted on an old verdict.
     pub(super) fn dialled(&mut self, now: Instant, dialled: Dialled) {
         let Dialled { flow: id, took, result } = dialled;
-        self.counters.dial.observe(took);
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        flow.dial = Some(took);
-        if !self.rejudge(now, Timestamp::now(), id, FlowEnd::Revoked) {
-            return;
-        }
-        let Some(mut flow) = self.take(id) else { return };
+        let Some(mut flow) = self.take_dialled(now, id, took) else { return };
         match result {
             Ok(Connection::Udp(socket)) => {
                 let held = std::mem::replace(&mut flow.target, Target::Udp(socket)).take_held();
                 self.begin(*flow, &held);
             }
             Ok(Connection::Tcp(stream)) => {
-                let Some(share) = &mut flow.share else { return self.stack.remove(id) };
-                share.release(Resource::Dials);
-                let memory = FlowMemory::new(Arc::clone(share.owner()), Arc::clone(&self.counters));
                 flow.target = Target::Tcp(TcpTarget { stream, shut: false, finished: false });
-                self.enter(*flow);
-                self.counters.flows_opened.add(1);
-                if !self.stack.accept(now, id, seed(), Box::new(memory)) {
-                    self.end(now, id, FlowEnd::Error);
-                }
+                self.accept(now, *flow);
             }
             Err(error) => self.dial_failed(now, *flow, &error),
+        }
+    }
+
+    /// Takes out a flow whose dial took so long and is over. `None`: it may not be any more.
+    pub(super) fn take_dialled(&mut self, now: Instant, id: FlowId, took: Duration) -> Option<Box<Flow>> {
+        self.counters.dial.observe(took);
+        self.flows.get_mut(id)?.dial = Some(took);
+        if !self.rejudge(now, Timestamp::now(), id, FlowEnd::Revoked) {
+            return None;
+        }
+        self.take(id)
+    }
+
+    /// Answers the client of a TCP flow that has its target.
+    pub(super) fn accept(&mut self, now: Instant, mut flow: Flow) {
+        let id = flow.id;
+        let Some(share) = &mut flow.share else { return self.stack.remove(id) };
+        share.release(Resource::Dials);
+        let memory = FlowMemory::new(Arc::clone(share.owner()), Arc::clone(&self.counters));
+        self.enter(flow);
+        self.counters.flows_opened.add(1);
+        if !self.stack.accept(now, id, seed(), Box::new(memory)) {
+            self.end(now, id, FlowEnd::Error);
         }
     }
 
@@ -220,6 +234,6 @@ pub(super) fn expiry<'d>(
 }
 
 /// A number nobody can guess, for initial sequence numbers.
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     getrandom::u64().expect("the system's random source is there from boot on")
 }

@@ -92,8 +92,12 @@ pub(crate) enum Target {
         /// Datagrams that wait for it.
         held: Held,
     },
+    /// The SYN is held while a connection of ours through the tunnel of a site is not answered.
+    Calling(FlowId),
     /// A TCP connection.
     Tcp(TcpTarget),
+    /// A connection of ours through the tunnel of a site.
+    Call(CalledTarget),
     /// A connected UDP socket.
     Udp(DatagramSocket),
     /// A connected ping socket.
@@ -131,7 +135,30 @@ pub(crate) struct TcpTarget {
     pub(crate) finished: bool,
 }
 
+/// A connection of the stack's own to a target.
+#[derive(Debug)]
+pub(crate) struct CalledTarget {
+    pub(crate) connection: FlowId,
+    /// Our half is closed: everything of the client was handed over.
+    pub(crate) shut: bool,
+    /// The target's half is closed: everything of it was handed over.
+    pub(crate) finished: bool,
+}
+
 impl Target {
+    /// The connection of the stack's own that it is.
+    pub(crate) fn own_connection(&self) -> Option<FlowId> {
+        match self {
+            Self::Calling(connection) | Self::Call(CalledTarget { connection, .. }) => Some(*connection),
+            Self::Dialling { .. }
+            | Self::Tcp(_)
+            | Self::Udp(_)
+            | Self::Ping(_)
+            | Self::Forward(_)
+            | Self::Nobody { .. } => None,
+        }
+    }
+
     /// Makes the kernel send a reset instead of a FIN when a TCP connection is dropped.
     pub(crate) fn reset_on_drop(&self) {
         if let Self::Tcp(tcp) = self
@@ -145,7 +172,13 @@ impl Target {
     pub(crate) fn take_held(&mut self) -> Held {
         match self {
             Self::Dialling { held, .. } => std::mem::take(held),
-            Self::Tcp(_) | Self::Udp(_) | Self::Ping(_) | Self::Forward(_) | Self::Nobody { .. } => Held::default(),
+            Self::Calling(_)
+            | Self::Tcp(_)
+            | Self::Call(_)
+            | Self::Udp(_)
+            | Self::Ping(_)
+            | Self::Forward(_)
+            | Self::Nobody { .. } => Held::default(),
         }
     }
 }

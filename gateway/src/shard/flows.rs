@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use portcullis_netstack::packet::Echo;
 use portcullis_netstack::packet::build::Unreachable;
-use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, ForwardEnd, IngressId, Protocol, Refusal};
+use portcullis_netstack::{DropReason, FiveTuple, FlowId, FlowKey, ForwardEnd, IngressId, Protocol, Refusal, Stack};
 
+use super::calls::Caller;
 use super::datagrams;
 use super::dialling::expiry;
 use super::flow::{Decision, Flow, Onward, Target};
@@ -21,7 +22,7 @@ use super::splice::{self, Progress};
 use super::worker::{Shard, clock};
 use crate::directory::Device;
 use crate::flow_record::{FlowEnd, FlowRecord, OnrampKind};
-use crate::limits::{Owner, Resource};
+use crate::limits::{Owner, Resource, Share};
 use crate::offramp::NextHop;
 
 /// How long the SYNs of a silently denied client are no new flows: about its own patience.
@@ -215,10 +216,17 @@ impl Shard {
     /// Moves what can be moved of one flow.
     pub(super) fn move_flow(&mut self, now: Instant, id: FlowId) {
         let Some(flow) = self.flows.get_mut(id) else {
-            // Written down already: it only lingers to answer the client's retransmissions.
+            match self.calls.caller(id) {
+                // It has bytes to move, or hears what came of its call.
+                Some(Caller::Flow(caller)) => return self.move_flow(now, caller),
+                Some(Caller::Probe) => return self.move_probe(now, id),
+                None => {}
+            }
+            // Written down already: it only lingers to answer the other end's retransmissions.
             self.stack.transmit(now, id);
             if self.stack.is_gone(id) {
                 self.stack.remove(id);
+                self.forget_call(id);
             }
             return;
         };
@@ -226,18 +234,14 @@ impl Shard {
         let mut cx = Context::from_waker(&flow.waker);
         let more = match &mut flow.target {
             Target::Tcp(target) => {
-                if let Some(share) = &mut flow.share
-                    && share.holds(Resource::HalfOpen)
-                    && self.stack.is_established(id)
-                {
-                    share.release(Resource::HalfOpen);
-                }
-                match splice::tcp(&mut self.stack, id, target, now, &mut cx) {
-                    Progress::Waiting => false,
-                    Progress::More => true,
-                    Progress::Finished(end) => return self.finish(now, id, end),
-                    Progress::Broken(end) => return self.end(now, id, end),
-                }
+                note_established(&mut self.stack, id, flow.share.as_mut());
+                let progress = splice::tcp(&mut self.stack, id, target, now, &mut cx);
+                return self.follow(now, id, progress);
+            }
+            Target::Call(target) => {
+                note_established(&mut self.stack, id, flow.share.as_mut());
+                let progress = splice::call(&mut self.stack, id, target, now);
+                return self.follow(now, id, progress);
             }
             Target::Udp(socket) => {
                 // A tunnel takes its packets one by one anyway.
@@ -249,6 +253,10 @@ impl Shard {
                 more
             }
             Target::Ping(socket) => splice::echo(&mut self.stack, id, socket, now, &mut self.scratch, &mut cx),
+            Target::Calling(connection) => {
+                let connection = *connection;
+                return self.move_calling(now, id, connection);
+            }
             Target::Dialling { .. } => {
                 if self.stack.cause(id).is_some() {
                     return self.end(now, id, FlowEnd::ClientReset);
@@ -266,6 +274,16 @@ impl Shard {
         };
         if more {
             self.stack.mark_changed(id);
+        }
+    }
+
+    /// Does what the progress of a TCP flow asks for.
+    fn follow(&mut self, now: Instant, id: FlowId, progress: Progress) {
+        match progress {
+            Progress::Waiting => {}
+            Progress::More => self.stack.mark_changed(id),
+            Progress::Finished(end) => self.finish(now, id, end),
+            Progress::Broken(end) => self.end(now, id, end),
         }
     }
 
@@ -287,7 +305,12 @@ impl Shard {
                 let silent = *silent;
                 self.deny_again(id, silent, 1);
             }
-            Target::Tcp(_) | Target::Udp(_) | Target::Dialling { .. } | Target::Forward(_) => {}
+            Target::Tcp(_)
+            | Target::Call(_)
+            | Target::Calling(_)
+            | Target::Udp(_)
+            | Target::Dialling { .. }
+            | Target::Forward(_) => {}
         }
     }
 
@@ -389,6 +412,9 @@ impl Shard {
     fn end_as(&mut self, now: Instant, id: FlowId, end: FlowEnd, refused: Option<Refused>) {
         let Some(flow) = self.take(id) else { return };
         flow.target.reset_on_drop();
+        if let Some(connection) = flow.target.own_connection() {
+            self.hang_up(now, connection);
+        }
         let traffic = self.stack.traffic(id);
         if end == FlowEnd::ClientReset {
             self.stack.remove(id);
@@ -408,12 +434,21 @@ impl Shard {
             port.rest(now);
         }
         let traffic = self.stack.traffic(id);
-        if self.stack.len().saturating_sub(self.flows.len()) < LINGERING {
+        if let Some(connection) = flow.target.own_connection() {
+            self.let_go(connection);
+            self.forget_call(connection);
+        }
+        self.let_go(id);
+        self.close(now, &flow, traffic, end, None);
+    }
+
+    /// Lets a connection that both ends closed linger, where there are not too many that do.
+    fn let_go(&mut self, id: FlowId) {
+        if self.stack.len().saturating_sub(self.flows.len() + self.calls.len()) < LINGERING {
             self.stack.release(id);
         } else {
             self.stack.remove(id);
         }
-        self.close(now, &flow, traffic, end, None);
     }
 
     /// Forgets a denied association, which was written down when it began.
@@ -491,6 +526,16 @@ impl Shard {
         for id in doomed {
             self.end(now, id, end);
         }
+    }
+}
+
+/// Gives back the place among the half-open flows of one whose handshake with the client is over.
+fn note_established(stack: &mut Stack, id: FlowId, share: Option<&mut Share>) {
+    if let Some(share) = share
+        && share.holds(Resource::HalfOpen)
+        && stack.is_established(id)
+    {
+        share.release(Resource::HalfOpen);
     }
 }
 

@@ -21,11 +21,6 @@ use crate::limits::Resource;
 use crate::offramp::{DialError, NextHop};
 use crate::onramp::tun::FrameInfo;
 
-/// Source ports that are tried for a flow whose packets carry an address of ours.
-const PORTS_TRIED: usize = 64;
-/// The first of them: those before belong to the system (RFC 6335).
-const FIRST_PORT: u16 = 1024;
-
 impl Shard {
     /// Has the packets of a permitted flow go on to `hop`.
     pub(super) fn forward(&mut self, now: Instant, mut flow: Flow, hop: NextHop) {
@@ -78,7 +73,7 @@ impl Shard {
             let own = site.own_address(client.source).ok_or(DialError::NoSiteAddress)?;
             // Not the client's own port: another may have had it just now, and what is still on its way to that one would come
             // to this (RFC 6056).
-            for port in random_ports() {
+            for port in self.source_ports.towards(target) {
                 onward.passage.tuple = FiveTuple { source: own, source_port: port, ..sent };
                 let back = onward.back();
                 // Claimed first: another shard may be at the same port.
@@ -103,7 +98,7 @@ impl Shard {
     }
 
     /// The tunnel of the peer with this public key as a way out, where some shard has it.
-    fn peer(&mut self, key: &[u8; 32]) -> Option<Ingress> {
+    pub(super) fn peer(&mut self, key: &[u8; 32]) -> Option<Ingress> {
         let shard = self.identity.as_ref()?.owner(key)?;
         Some(Ingress { id: self.hops.number(key, shard), mtu: self.tunnel_mtu() })
     }
@@ -205,6 +200,15 @@ impl Shard {
             Via::Peer(key) => (self.hops.find(&key), OnrampKind::Wireguard, self.tunnel_mtu()),
         };
         let tuple = packet.tuple();
+        if let Some(number) = number
+            && self.calls.any()
+            && self.stack.own_connection(number, tuple).is_some()
+        {
+            if let Err(reason) = self.stack.handle_packet(now, Ingress { id: number, mtu }, packet) {
+                self.drop_packets(reason, packet.count());
+            }
+            return true;
+        }
         let flow = number.and_then(|number| Some((number, self.stack.forwarded_of(number, tuple)?)));
         match flow {
             Some((number, (_, Direction::Down))) => {
@@ -267,6 +271,12 @@ impl Shard {
             Via::Tun => None,
             Via::Peer(key) => self.hops.find(&key),
         };
+        if let Some(own) = as_hop.and_then(|hop| self.stack.own_connection(hop, message.about().turned())) {
+            if let Err(reason) = self.stack.hear_error(now, own, message) {
+                self.drop_packet(reason);
+            }
+            return;
+        }
         let flow = self.stack.forwarded_by(from, message);
         match flow.or_else(|| self.stack.forwarded_by(as_hop?, message)) {
             // Any router on the way to the target may say it, but on the client's side only the flow's own device.
@@ -303,15 +313,6 @@ impl Shard {
     fn tunnel_mtu(&self) -> u16 {
         self.config.wireguard.as_ref().map_or(0, |wireguard| wireguard.mtu)
     }
-}
-
-/// Some ports that nobody can guess.
-fn random_ports() -> impl Iterator<Item = u16> {
-    std::iter::repeat_with(|| {
-        let random = getrandom::u32().expect("the system's random source is there from boot on");
-        FIRST_PORT + u16::try_from(random % u32::from(u16::MAX - FIRST_PORT)).unwrap_or(0)
-    })
-    .take(PORTS_TRIED)
 }
 
 impl From<ForwardEnd> for FlowEnd {

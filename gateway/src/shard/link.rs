@@ -13,6 +13,8 @@ use tokio::sync::oneshot;
 
 use crate::directory::Directory;
 use crate::flow_record::FlowRecord;
+use crate::offramp::DialError;
+use crate::offramp::site::Site;
 use crate::state::Remembered;
 
 /// Everything a verdict depends on, of one moment. A decision reads exactly one of these.
@@ -64,6 +66,8 @@ pub enum Command {
     Sites(oneshot::Sender<Vec<SiteStatus>>),
     /// Open a handshake with the site that has this public key: where it is, or where it is now looked for.
     Reach([u8; 32], Option<SocketAddr>),
+    /// Connect to this address through the tunnel of the site; answers whether the target did.
+    Probe(Arc<Site>, SocketAddr, oneshot::Sender<Result<(), DialError>>),
     /// Where the peers are that moved, or have a new session, since this was last answered.
     Moved(oneshot::Sender<Vec<Remembered>>),
     /// Open handshakes with these peers, as fast as packets allow, where the directory lets them in.

@@ -3,6 +3,7 @@
 
 mod admission;
 mod associations;
+mod calls;
 mod datagrams;
 mod dialling;
 mod flow;
@@ -17,6 +18,7 @@ mod moderation;
 mod places;
 mod ready;
 mod returns;
+mod source_ports;
 mod splice;
 mod worker;
 

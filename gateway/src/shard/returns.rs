@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::RandomState;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
@@ -49,6 +50,8 @@ pub(crate) struct Returns {
     table: RwLock<Table>,
     /// How many of them come back by peers.
     by_peers: AtomicUsize,
+    /// Of the source ports that what comes back is sent to.
+    secret: RandomState,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +65,11 @@ impl Returns {
     /// The shard of the flow that a packet comes back to.
     pub(super) fn find(&self, back: &Return) -> Option<usize> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).shards.get(back).copied()
+    }
+
+    /// What all shards choose source ports by.
+    pub(super) fn secret(&self) -> RandomState {
+        self.secret.clone()
     }
 
     /// Whether anything may come back by a peer. Most gateways have no such flow, and their packets are not looked up.

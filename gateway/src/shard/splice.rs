@@ -9,7 +9,7 @@ use portcullis_netstack::packet::build::Unreachable;
 use portcullis_netstack::{CloseCause, FlowId, Stack};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::flow::TcpTarget;
+use super::flow::{CalledTarget, TcpTarget};
 use crate::flow_record::FlowEnd;
 use crate::offramp::datagram::{DatagramSocket, datagrams};
 
@@ -57,14 +57,46 @@ pub(crate) fn tcp(
     };
     match stack.cause(id) {
         Some(CloseCause::ClientReset) => Progress::Broken(FlowEnd::ClientReset),
-        Some(CloseCause::Timeout) => Progress::Broken(FlowEnd::Idle),
-        Some(CloseCause::Orderly) if target.shut => Progress::Finished(if stack.client_closed_first(id) {
-            FlowEnd::ClientClosed
-        } else {
-            FlowEnd::TargetClosed
-        }),
+        // Of a client nobody says that it is out of reach.
+        Some(CloseCause::Timeout | CloseCause::Unreachable) => Progress::Broken(FlowEnd::Idle),
+        Some(CloseCause::Orderly) if target.shut => Progress::Finished(orderly_end(stack, id)),
         Some(CloseCause::Orderly) | None if more => Progress::More,
         Some(CloseCause::Orderly) | None => Progress::Waiting,
+    }
+}
+
+fn orderly_end(stack: &mut Stack, id: FlowId) -> FlowEnd {
+    if stack.client_closed_first(id) { FlowEnd::ClientClosed } else { FlowEnd::TargetClosed }
+}
+
+/// Moves what can be moved between a TCP client and a connection of the stack's own.
+pub(crate) fn call(stack: &mut Stack, id: FlowId, target: &mut CalledTarget, now: Instant) -> Progress {
+    let called = target.connection;
+    let down = stack.relay(now, called, id, BYTES_A_TURN);
+    if !target.finished && stack.client_finished(called) {
+        target.finished = true;
+        stack.close(id);
+    }
+    let up = stack.relay(now, id, called, BYTES_A_TURN);
+    if !target.shut && stack.client_finished(id) {
+        target.shut = true;
+        stack.close(called);
+    }
+    stack.transmit(now, id);
+    stack.transmit(now, called);
+    match (stack.cause(id), stack.cause(called)) {
+        (Some(CloseCause::ClientReset), _) => Progress::Broken(FlowEnd::ClientReset),
+        (_, Some(CloseCause::ClientReset)) => Progress::Broken(FlowEnd::TargetReset),
+        (Some(CloseCause::Timeout | CloseCause::Unreachable), _) => Progress::Broken(FlowEnd::Idle),
+        (_, Some(CloseCause::Timeout)) if !stack.is_owed(called) => Progress::Broken(FlowEnd::Idle),
+        (_, Some(CloseCause::Timeout | CloseCause::Unreachable)) => Progress::Broken(FlowEnd::TargetUnreachable),
+        (Some(CloseCause::Orderly), Some(CloseCause::Orderly)) if target.shut => {
+            Progress::Finished(orderly_end(stack, id))
+        }
+        (Some(CloseCause::Orderly) | None, Some(CloseCause::Orderly) | None) if up.max(down) >= BYTES_A_TURN => {
+            Progress::More
+        }
+        (Some(CloseCause::Orderly) | None, Some(CloseCause::Orderly) | None) => Progress::Waiting,
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Sleep;
 
 use super::associations::Associations;
+use super::calls::Calls;
 use super::datagrams::Gathered;
 use super::flow::Flows;
 use super::hops::Hops;
@@ -28,6 +29,7 @@ use super::moderation::Moderation;
 use super::places::Places;
 use super::ready::ReadyList;
 use super::returns::Returns;
+use super::source_ports::SourcePorts;
 use crate::config::Config;
 use crate::config::resolved::OfframpKind;
 use crate::flow_record::{FlowEnd, FlowRecord};
@@ -150,12 +152,15 @@ pub(super) struct Shard {
     forwards: bool,
     pub(super) identity: Option<Arc<WireguardIdentity>>,
     pub(super) hops: Hops,
+    /// Connections of the stack's own.
+    pub(super) calls: Calls,
     mailbox: Mailbox,
     neighbours: Vec<Neighbour>,
     /// Where the flows of the TUN device live.
     pub(super) places: Arc<Places>,
     /// Where the flows live whose packets come back by it, or by peers.
     pub(super) returns: Arc<Returns>,
+    pub(super) source_ports: SourcePorts,
     outgoing_mail: Vec<Vec<Mail>>,
     pub(super) pass: Pass,
     /// When permits end by themselves.
@@ -249,12 +254,14 @@ impl Shard {
             forwards: config.offramps.iter().any(|offramp| offramp.kind == OfframpKind::Kernel),
             identity,
             hops: Hops::default(),
+            calls: Calls::default(),
             tun: tun.map(TunWriter::new),
             tun_reader,
             mailbox,
             outgoing_mail: neighbours.iter().map(|_| Vec::new()).collect(),
             neighbours,
             places,
+            source_ports: SourcePorts::new(returns.secret(), index, config.shards),
             returns,
             pass: Pass::default(),
             expiries: BinaryHeap::new(),
@@ -335,6 +342,7 @@ impl Shard {
                 Command::Sites(answer) => {
                     let _ = answer.send(self.sites(now));
                 }
+                Command::Probe(site, to, answer) => self.probe(now, &site, to, answer),
                 Command::Reach(key, to) => self.reach(now, key, to),
                 Command::Moved(answer) => self.tell_moved(answer),
                 Command::Open(peers) => self.look_for(peers),

@@ -37,6 +37,8 @@ pub enum CloseCause {
     ClientReset,
     /// Nothing was said, or nothing acknowledged, for too long.
     Timeout,
+    /// A router said that the target of a connection of our own cannot be reached.
+    Unreachable,
 }
 
 /// A row of the flow table.

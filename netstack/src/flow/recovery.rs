@@ -37,6 +37,8 @@ const DELAYED_ACKNOWLEDGMENT: Duration = Duration::from_millis(50);
 const PASSES: u32 = 4;
 /// Least time between two passes.
 const MINIMUM_PASS: Duration = Duration::from_millis(1);
+/// By how much a window is scaled at most, RFC 7323 section 2.3.
+const MAXIMUM_SHIFT: u8 = 14;
 /// Holes repeated in one pass; others have theirs.
 pub(crate) const HOLES: usize = 32;
 
@@ -115,6 +117,20 @@ impl Recovery {
             probed: false,
             backoff: 0,
         }
+    }
+
+    /// Takes the other end's answer to a SYN of ours, which acknowledges that and nothing else.
+    pub(crate) fn answered(&mut self, syn: &TcpSegment<'_>) {
+        self.una = Some(syn.acknowledgment);
+        self.client_next = syn.sequence.wrapping_add(1);
+        // Other than those that follow it is not scaled (RFC 7323 section 2.2).
+        let scaled = syn.window >> syn.window_shift().unwrap_or(0).min(MAXIMUM_SHIFT);
+        self.window_field = scaled.max(syn.window.min(1));
+    }
+
+    /// Segments carry at most `mss` bytes from now on.
+    pub(crate) fn lower_segment_size(&mut self, mss: usize) {
+        self.mss = mss;
     }
 
     /// How many bytes more the ring may take when it holds `queued`.

@@ -1,6 +1,8 @@
 //! One TCP connection: first a held SYN, then a smoltcp socket on an interface of its own.
 
+mod connect;
 mod rings;
+mod size;
 mod transmit;
 
 use std::time::{Duration, Instant};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
+use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 
 use super::CloseCause;
 use super::memory::Allowance;
@@ -17,10 +19,11 @@ use crate::device::{FlowLink, Segmentation};
 use crate::drop_reason::DropReason;
 use crate::gate::Gate;
 use crate::limits::StackLimits;
-use crate::packet::{ChecksumPolicy, IpPacket, TcpSegment, Transport, build};
-use crate::segment::{self, Layout};
+use crate::packet::{TcpSegment, build};
 use crate::sequence::before;
 use crate::tuple::FiveTuple;
+pub(crate) use size::fit_maximum_segment_size;
+use size::{LEAST_SEGMENT, headers, segment_size};
 
 /// How long smoltcp stays in TIME-WAIT at least, its `CLOSE_DELAY`.
 const TIME_WAIT: StackDuration = StackDuration::from_secs(10);
@@ -29,9 +32,6 @@ const WATCHDOG: StackDuration = StackDuration::from_secs(1);
 
 /// How long a flow may be silent before memory of its empty ring towards the client goes back.
 const REST: Duration = Duration::from_secs(10);
-
-/// smoltcp takes no smaller maximum segment size seriously.
-const LEAST_SEGMENT: usize = 48;
 
 /// A TCP flow of the table.
 pub(crate) enum TcpFlow {
@@ -69,6 +69,10 @@ pub(crate) struct TcpSocket {
     first_sequence: u32,
     taken: u32,
     opened: Instant,
+    /// We opened it, and this long the other end may take to answer.
+    answer_by: Option<Instant>,
+    /// Our SYN was sent again because of what came back.
+    was_asked_again: bool,
     last_heard: Instant,
     last_active: Instant,
     /// Since when the client owes an acknowledgment.
@@ -118,33 +122,6 @@ fn wide_link<'l>(tuple: &FiveTuple, link: &'l mut FlowLink<'_>) -> FlowLink<'l> 
     FlowLink::new(link.batch, link.to, mtu)
 }
 
-/// Lowers the maximum segment size that the SYN of an IPv6 client offers to what fits `mtu`: smoltcp has no other bound
-/// for its segments, see [`crate::device`].
-pub(crate) fn fit_maximum_segment_size(tuple: &FiveTuple, mtu: u16, syn: &mut [u8]) {
-    let Ok(packet) = IpPacket::parse(syn, ChecksumPolicy::Trusted) else { return };
-    let Transport::Tcp(segment) = packet.transport() else { return };
-    if tuple.source.is_ipv4() {
-        return;
-    }
-    // There may be extension headers before, so it is counted from the end.
-    let payload = packet.bytes().len() - segment.payload.len();
-    let layout = Layout { tcp: payload - segment.options.len() - build::TCP_HEADER, payload };
-    let most = segment_size(tuple, mtu, segment);
-    segment::set_maximum_segment_size(syn, layout, most);
-}
-
-/// Bytes of the headers of a data segment: smoltcp sends no options with data.
-fn headers(tuple: &FiveTuple) -> usize {
-    if tuple.source.is_ipv4() { 40 } else { 60 }
-}
-
-/// Most bytes of a segment towards the client.
-fn segment_size(tuple: &FiveTuple, mtu: u16, syn: &TcpSegment<'_>) -> usize {
-    // RFC 9293 section 3.7.1: 536 where the client names none.
-    let theirs = syn.maximum_segment_size().map_or(536, usize::from);
-    usize::from(mtu).saturating_sub(headers(tuple)).min(theirs).max(LEAST_SEGMENT)
-}
-
 /// Whether the step from one state to another means that the client has our FIN.
 fn is_fin_acknowledged(from: State, to: State) -> bool {
     matches!(from, State::FinWait1 | State::Closing | State::LastAck)
@@ -167,7 +144,7 @@ pub(crate) fn std_time(epoch: Instant, at: StackInstant) -> Instant {
 impl TcpSocket {
     /// Listens on the target's address and port for exactly this client.
     pub(crate) fn listen(
-        (Rings { mut sockets, handle }, allowance): (Rings, Allowance),
+        parts: (Rings, Allowance),
         tuple: &FiveTuple,
         seed: u64,
         now: Instant,
@@ -175,28 +152,35 @@ impl TcpSocket {
         syn: &TcpSegment<'_>,
         link: &mut FlowLink<'_>,
     ) -> Self {
-        let size = segment_size(tuple, link.mtu, syn);
-        // As smoltcp chooses it: for a ring of 2^n bytes, n + 1 - 16.
-        let bits = usize::BITS - allowance.capacity().leading_zeros();
-        let window_shift = if syn.offers_window_scale() { bits.saturating_sub(16) } else { 0 };
+        let mut socket = Self::closed(parts, tuple, seed, now, time, link);
+        socket.learn(now, syn, link.mtu);
+        let local = IpListenEndpoint { addr: Some(tuple.destination.into()), port: tuple.destination_port };
+        socket.socket().listen(local).expect("a closed socket listens on any port but 0, which parsing refused");
+        socket
+    }
+
+    /// A socket that does nothing yet, alone on an interface with the address that its other end knows.
+    fn closed(
+        (Rings { sockets, handle }, allowance): (Rings, Allowance),
+        tuple: &FiveTuple,
+        seed: u64,
+        now: Instant,
+        time: StackInstant,
+        link: &mut FlowLink<'_>,
+    ) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         // It makes the initial sequence number: with smoltcp's default two flows would share one.
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut wide_link(tuple, link), time);
-        let local = IpAddress::from(tuple.destination);
         interface.update_ip_addrs(|addresses| {
             // Prefix length 0: every client is on-link, so no route is needed.
-            let _ = addresses.push(IpCidr::new(local, 0));
+            let _ = addresses.push(IpCidr::new(tuple.destination.into(), 0));
         });
-        sockets
-            .get_mut::<Socket<'_>>(handle)
-            .listen(IpListenEndpoint { addr: Some(local), port: tuple.destination_port })
-            .expect("a closed socket listens on any port but 0, which parsing refused");
         Self {
             interface,
             tuple: *tuple,
-            recovery: Recovery::new(now, size, syn.offers_selective()),
-            segmentation: Segmentation { headers: headers(tuple), size: u16::try_from(size).unwrap_or(u16::MAX) },
+            recovery: Recovery::new(now, LEAST_SEGMENT, false),
+            segmentation: Segmentation { headers: headers(tuple), size: u16::MAX },
             sockets,
             handle,
             allowance,
@@ -205,9 +189,11 @@ impl TcpSocket {
             reach: 0,
             acknowledged: None,
             repeated: false,
-            first_sequence: syn.sequence,
+            first_sequence: 0,
             taken: 0,
             opened: now,
+            answer_by: None,
+            was_asked_again: false,
             last_heard: now,
             last_active: now,
             owed_since: None,
@@ -217,9 +203,21 @@ impl TcpSocket {
             lingers_until: None,
             let_go: false,
             was_shut: false,
-            gate: Gate::new(window_shift),
+            gate: Gate::default(),
             ahead: StackDuration::ZERO,
         }
+    }
+
+    /// Takes over what the SYN of the other end says of it.
+    fn learn(&mut self, now: Instant, syn: &TcpSegment<'_>, mtu: u16) {
+        let size = segment_size(&self.tuple, mtu, syn);
+        // As smoltcp chooses it: for a ring of 2^n bytes, n + 1 - 16.
+        let bits = usize::BITS - self.allowance.capacity().leading_zeros();
+        let window_shift = if syn.offers_window_scale() { bits.saturating_sub(16) } else { 0 };
+        self.recovery = Recovery::new(now, size, syn.offers_selective());
+        self.segmentation.size = u16::try_from(size).unwrap_or(u16::MAX);
+        self.first_sequence = syn.sequence;
+        self.gate = Gate::new(window_shift);
     }
 
     fn socket(&mut self) -> &mut Socket<'static> {
@@ -240,6 +238,9 @@ impl TcpSocket {
     ) -> Result<(), DropReason> {
         let time = time + self.ahead;
         self.last_heard = now;
+        if self.state() == State::SynSent {
+            return self.handle_answer(now, time, segment, link);
+        }
         self.note(segment);
         link.segmentation = Some(self.segmentation);
         if self.is_to_be_challenged(segment) {
@@ -487,9 +488,9 @@ impl TcpSocket {
         closed || self.socket().recv(|_| (0, ())) == Err(RecvError::Finished)
     }
 
-    /// Whether the handshake with the client is over.
+    /// Whether the handshake is over.
     pub(crate) fn is_established(&self) -> bool {
-        !matches!(self.state(), State::Listen | State::SynReceived)
+        !matches!(self.state(), State::Listen | State::SynSent | State::SynReceived)
     }
 
     /// Why the connection is over, when it is. It may still linger to answer retransmissions.
@@ -523,13 +524,14 @@ impl TcpSocket {
         self.client_closed_first
     }
 
-    /// Whether a bare SYN now means a new connection: the old one is over, RFC 9293 section 3.10.7.4.
+    /// Whether a bare SYN now means a new connection: the old one is over, RFC 9293 section 3.10.7.4. To one of our own
+    /// nobody opens another.
     pub(crate) fn may_be_reused(&self) -> bool {
-        self.cause.is_some()
+        self.cause.is_some() && !self.is_own()
     }
 
     /// Whether the client owes an acknowledgment.
-    fn unacknowledged(&self) -> bool {
+    pub(crate) fn unacknowledged(&self) -> bool {
         let socket = self.sockets.get::<Socket<'_>>(self.handle);
         socket.send_queue() > 0 || matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck)
     }
@@ -563,7 +565,7 @@ impl TcpSocket {
             // TIME-WAIT ends by smoltcp's own timer, but the target may never take what is left.
             self.idle_deadline(limits)
         } else if !self.is_established() {
-            self.opened + limits.syn_received
+            self.answer_by.unwrap_or(self.opened + limits.syn_received)
         } else if let Some(since) = self.owed_since {
             (self.last_heard.max(since) + limits.tcp_user_timeout).min(self.idle_deadline(limits))
         } else {
@@ -577,7 +579,7 @@ impl TcpSocket {
         if self.may_shrink() && now >= self.last_active + REST {
             self.shrink();
         }
-        let ended = matches!(self.cause, Some(CloseCause::ClientReset | CloseCause::Timeout));
+        let ended = self.cause.is_some_and(|cause| cause != CloseCause::Orderly);
         if !ended && now >= self.patience(limits) {
             self.cause = Some(CloseCause::Timeout);
         }

@@ -38,7 +38,14 @@ pub enum IcmpKind {
         /// The first word of the TCP header that is quoted: its sequence number.
         sequence: u32,
     },
-    /// A packet did not arrive: too big, its time over, its header not understood.
+    /// A packet did not arrive, for it was too big.
+    TooBig {
+        /// As of [`Unreachable`](Self::Unreachable).
+        sequence: u32,
+        /// The largest that would have, in bytes; 0 from a router that does not say (RFC 1191 section 3).
+        mtu: u16,
+    },
+    /// A packet did not arrive: its time over, its header not understood.
     Trouble {
         /// As of [`Unreachable`](Self::Unreachable).
         sequence: u32,
@@ -89,8 +96,12 @@ impl<'p> IcmpMessage<'p> {
             // Less than every host takes would only make packets small: RFC 791 section 3.2, RFC 8200 section 5.
             (true, 3, 4) if (1..u32::from(LEAST_MTU_V4)).contains(&told) => return None,
             (false, 2, _) if told < u32::from(LEAST_MTU_V6) => return None,
-            (true, 3, 4) | (true, 11 | 12, _) | (false, 2..=4, _) => error(quoted, false)?,
-            (true, 3, _) | (false, 1, _) => error(quoted, true)?,
+            (true, 3, 4) | (false, 2, _) => {
+                let mtu = u16::try_from(told).unwrap_or(u16::MAX);
+                error(quoted, |sequence| IcmpKind::TooBig { sequence, mtu })?
+            }
+            (true, 11 | 12, _) | (false, 3 | 4, _) => error(quoted, |sequence| IcmpKind::Trouble { sequence })?,
+            (true, 3, _) | (false, 1, _) => error(quoted, |sequence| IcmpKind::Unreachable { sequence })?,
             _ => return None,
         };
         // An error goes to whoever sent the packet (RFC 1122 section 3.2.2).
@@ -137,7 +148,7 @@ fn echo_reply(rest: &[u8], data: &[u8], source: IpAddr, destination: IpAddr) -> 
 }
 
 /// An error about the packet that begins with `quoted`. It need not be whole, so nothing but its first words is read.
-fn error(quoted: &[u8], unreachable: bool) -> Option<(IcmpKind, FiveTuple)> {
+fn error(quoted: &[u8], says: impl FnOnce(u32) -> IcmpKind) -> Option<(IcmpKind, FiveTuple)> {
     let byte = |at: usize| quoted.get(at).copied();
     let (header, protocol, source, destination): (usize, u8, IpAddr, IpAddr) = match byte(0)? >> 4 {
         4 => {
@@ -171,8 +182,7 @@ fn error(quoted: &[u8], unreachable: bool) -> Option<(IcmpKind, FiveTuple)> {
         return None;
     };
     let sequence = u32::from_be_bytes([e, f, g, h]);
-    let kind = if unreachable { IcmpKind::Unreachable { sequence } } else { IcmpKind::Trouble { sequence } };
-    Some((kind, FiveTuple { protocol, source, source_port, destination, destination_port }))
+    Some((says(sequence), FiveTuple { protocol, source, source_port, destination, destination_port }))
 }
 
 #[cfg(test)]

@@ -248,14 +248,16 @@ impl Stack {
             (Watch::Tcp(connection), IcmpKind::Unreachable { sequence }) => {
                 connection.hear_error(about, sequence, true).then_some(0)
             }
-            (Watch::Tcp(connection), IcmpKind::Trouble { sequence }) => {
+            (Watch::Tcp(connection), IcmpKind::TooBig { sequence, .. } | IcmpKind::Trouble { sequence }) => {
                 connection.hear_error(about, sequence, false).then_some(0)
             }
             (Watch::Datagram(datagram), IcmpKind::EchoReply { data, .. }) if direction == Direction::Down => {
                 datagram.heard_target(now);
                 Some(data)
             }
-            (Watch::Datagram(_), IcmpKind::Unreachable { .. } | IcmpKind::Trouble { .. }) => Some(0),
+            (Watch::Datagram(_), IcmpKind::Unreachable { .. } | IcmpKind::TooBig { .. } | IcmpKind::Trouble { .. }) => {
+                Some(0)
+            }
             // Nobody asked the client.
             (Watch::Tcp(_) | Watch::Datagram(_), IcmpKind::EchoReply { .. }) => None,
         };
@@ -267,7 +269,10 @@ impl Stack {
                 let reply = Reply { identification: self.identification, ..reply(to, subject) };
                 build::echo_reply(&mut self.batch, reply, sequence, data);
             }
-            IcmpKind::EchoReply { .. } | IcmpKind::Unreachable { .. } | IcmpKind::Trouble { .. } => {
+            IcmpKind::EchoReply { .. }
+            | IcmpKind::Unreachable { .. }
+            | IcmpKind::TooBig { .. }
+            | IcmpKind::Trouble { .. } => {
                 self.batch.push_copy_with(to.id, message.bytes(), None, |copy| {
                     if hop {
                         build::set_hop_limit(copy, message.hop_limit().saturating_sub(1));

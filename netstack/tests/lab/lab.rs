@@ -357,7 +357,7 @@ impl Lab {
         self.targets.remove(&id);
         match cause {
             CloseCause::ClientReset => self.stack.remove(id),
-            CloseCause::Timeout => self.stack.abort(self.instant(), id),
+            CloseCause::Timeout | CloseCause::Unreachable => self.stack.abort(self.instant(), id),
             CloseCause::Orderly => self.stack.release(id),
         }
     }

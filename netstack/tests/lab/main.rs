@@ -12,6 +12,7 @@ mod answers;
 mod bulk;
 mod client;
 mod closing;
+mod connecting;
 mod datagrams;
 mod forwarding;
 mod giving_up;

@@ -135,8 +135,127 @@ fn a_site_may_see_the_client() {
 }
 
 #[test]
+fn connections_may_end_here_and_others_go_on_to_a_site() {
+    for source in ["site", "client"] {
+        let lines = format!("{}\nmode = \"terminate\"\nsource = \"{source}\"", translated());
+        with_site(&lines, "[\"berlin\"]", |world, site| {
+            for index in [0, 1] {
+                everything(world, site, index, |family| match source {
+                    "site" => OURS[usize::from(family == Family::V6)].parse().expect("an address"),
+                    _ => world.clients[index].inner_address(family),
+                });
+            }
+            cuts_are_seen(world, site);
+        });
+    }
+}
+
+/// Each end hears of the other's reset, and of an administrator's.
+fn cuts_are_seen(world: &World<'_>, site: &Site) {
+    let host = Host::OpenToo.address(Family::V4);
+    for client in &world.clients {
+        let resets = TcpTarget::serve(&site.netns, host, |mut stream| {
+            stream.read_exact(&mut [0; 5]).expect("what the client says");
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an open socket");
+        });
+        let mut stream = client.connect(resets.address()).expect("the target accepts");
+        stream.write_all(b"hello").expect("a way to the target");
+        assert_eq!(stream.read(&mut [0; 1]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+        assert_eq!(record(world, resets.address(), "tcp").ended, "target_reset");
+
+        let hears = TcpTarget::serve(&site.netns, host, |mut stream| {
+            stream.read_to_end(&mut Vec::new()).expect_err("a reset").kind()
+        });
+        let stream = client.connect(hears.address()).expect("the target accepts");
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an open socket");
+        drop(stream);
+        assert_eq!(hears.result(), ErrorKind::ConnectionReset);
+        assert_eq!(record(world, hears.address(), "tcp").ended, "client_reset");
+
+        let endless = Endless::start(client, &site.netns, host);
+        wait::until("some of it", || (endless.received() > MIB).then_some(()));
+        world.gateway.verb(&["kill", "--device", &client.device]);
+        let mut endless = endless;
+        endless.cut();
+        assert_eq!(record(world, endless.address(), "tcp").ended, "killed");
+    }
+}
+
+#[test]
+fn a_rule_may_lead_to_the_other_family_at_a_site() {
+    let mut policy = usual_policy();
+    let rules = policy["rules"].as_array_mut().expect("rules are a list");
+    let [v4, v6] = FAMILIES.map(|family| Host::OpenToo.address(family));
+    rules.insert(
+        0,
+        json!({ "id": "moved", "action": "allow", "from": ["*"], "to": [v4], "services": ["tcp/443"], "rewrite": format!("[{v6}]:4443") }),
+    );
+    let key = SiteKey::generate();
+    let lines = translated() + "\nmode = \"terminate\"";
+    let setup = Setup::new(OnRamp::Wireguard).policy(policy).tables(&key.tables(&lines, "[\"berlin\"]"));
+    scenario(setup, |world| {
+        let site = Site::join(world.lab, world.gateway.dir(), &key);
+        wait_for_state(world, "up");
+        let at = SocketAddr::new(v6, 4443);
+        let listener = site.netns.run(|| std::net::TcpListener::bind(at)).expect("the port is free");
+        let served = std::thread::spawn(move || {
+            let (mut stream, from) = listener.accept().expect("a client");
+            stream.write_all(b"moved").expect("it reads");
+            from.ip()
+        });
+        let asked = SocketAddr::new(v4, 443);
+        let mut text = String::new();
+        world.client().connect(asked).expect("the target accepts").read_to_string(&mut text).expect("what it says");
+        assert_eq!(
+            (text.as_str(), served.join().expect("the target")),
+            ("moved", OURS[1].parse().expect("an address"))
+        );
+        let line = record(world, asked, "tcp");
+        assert_eq!(line.target, Some(at), "{line:#?}");
+    });
+}
+
+#[test]
+fn a_host_of_the_site_is_probed_through_the_tunnel() {
+    let host = Host::OpenToo.address(Family::V4);
+    let probed = SocketAddr::new(host, 8443);
+    let health = format!("health = {{ tcp = \"{probed}\", every = \"200ms\", down_after = 2, up_after = 2 }}");
+    let key = SiteKey::generate();
+    let lines = format!("{}\n{health}", translated());
+    let setup = Setup::new(OnRamp::Wireguard).tables(&key.tables(&lines, "[\"berlin\", \"direct\"]"));
+    scenario(setup, |world| {
+        let mut site = Site::join(world.lab, world.gateway.dir(), &key);
+        let offramp = |world: &World<'_>, netns, seed| {
+            let to = upload(world.client(), netns, host, seed, MIB);
+            let line = world.gateway.wait_for_flow("its record", |line| line.destination == to);
+            line.offramp.expect("a way").to_string()
+        };
+        wait_for_state(world, "down");
+        wait::until("the probe is refused", || world.gateway.verb(&["status"]).contains("refused").then_some(()));
+        assert_eq!(offramp(world, world.private(), 1), "direct");
+        let listener = site.netns.run(|| std::net::TcpListener::bind(probed)).expect("the port is free");
+        wait_for_state(world, "up");
+        assert_eq!(offramp(world, &site.netns, 2), "berlin");
+        // The host, and then the tunnel.
+        drop(listener);
+        wait_for_state(world, "down");
+        let listener = site.netns.run(|| std::net::TcpListener::bind(probed)).expect("the port is free");
+        wait_for_state(world, "up");
+        site.wg.down();
+        wait_for_state(world, "down");
+        assert_eq!(offramp(world, world.private(), 3), "direct");
+        drop(listener);
+    });
+}
+
+#[test]
 fn a_site_that_is_gone_is_passed_by_until_it_is_back() {
-    with_site(&translated(), "[\"berlin\", \"direct\"]", |world, site| {
+    let modes = ["forward", "terminate"];
+    modes.iter().for_each(|mode| passed_by(&format!("{}\nmode = \"{mode}\"", translated())));
+}
+
+fn passed_by(lines: &str) {
+    with_site(lines, "[\"berlin\", \"direct\"]", |world, site| {
         let client = world.client();
         let host = Host::OpenToo.address(Family::V4);
         let mut endless = Endless::start(client, &site.netns, host);
@@ -158,12 +277,16 @@ fn a_site_that_is_gone_is_passed_by_until_it_is_back() {
 
 #[test]
 fn a_site_that_dies_and_returns_under_load_leaks_nothing() {
+    ["forward", "terminate"].iter().for_each(|mode| leaks(&format!("{}\nmode = \"{mode}\"", translated())));
+}
+
+fn leaks(lines: &str) {
     let key = SiteKey::generate();
     let setup = Setup::new(OnRamp::Tun)
         .and(OnRamp::Wireguard)
         .limit("flow_rate_per_user", "20000")
         .limit("flow_rate_per_device", "20000")
-        .tables(&key.tables(&translated(), "[\"berlin\"]"));
+        .tables(&key.tables(lines, "[\"berlin\"]"));
     scenario(setup, |world| {
         let mut site = Site::join(world.lab, world.gateway.dir(), &key);
         wait_for_state(world, "up");

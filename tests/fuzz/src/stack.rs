@@ -1,6 +1,7 @@
 //! The stack, driven by operations read from bytes under a virtual clock.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
@@ -59,6 +60,18 @@ struct Bench<'a> {
     sides: HashMap<FlowId, Side>,
     /// Flows whose packets go on as they are.
     forwarded: HashSet<FlowId>,
+    /// Flows whose target is a connection of the stack's own, and the other way.
+    calls: HashMap<FlowId, Call>,
+    callers: HashMap<FlowId, FlowId>,
+    calls_made: bool,
+}
+
+/// A connection of the stack's own that a flow has for its target.
+struct Call {
+    connection: FlowId,
+    answered: bool,
+    shut: bool,
+    finished: bool,
 }
 
 /// Runs the operations in `data`, then lets everything end.
@@ -74,6 +87,9 @@ pub fn stack(data: &[u8]) {
         accepted: HashSet::new(),
         sides: HashMap::new(),
         forwarded: HashSet::new(),
+        calls: HashMap::new(),
+        callers: HashMap::new(),
+        calls_made: false,
     };
     let batch = 1 << (bench.input.byte() % 20);
     bench.stack = Stack::new(limits(batch), base);
@@ -135,6 +151,9 @@ impl Bench<'_> {
                 if matches!(how, b'F' | b'N') {
                     return self.forward(id, how == b'N');
                 }
+                if how == b'C' {
+                    return self.call(id, to_send % 4 == 0, seed);
+                }
                 let side = Side { to_send, appetite, closes: how & 1 == 1, ..Side::default() };
                 // Once a flow, and only TCP.
                 let tcp =
@@ -190,8 +209,81 @@ impl Bench<'_> {
         }
     }
 
+    /// Has it answered when a connection of our own to the target is.
+    fn call(&mut self, id: FlowId, v6: bool, seed: u64) {
+        let Some(key) = self.stack.key(id) else { return };
+        if key.tuple.protocol != portcullis_netstack::Protocol::Tcp || !self.accepted.insert(id) {
+            return;
+        }
+        let (client, target): (IpAddr, IpAddr) =
+            if v6 { (CLIENT.1.into(), TARGET.1.into()) } else { (CLIENT.0.into(), TARGET.0.into()) };
+        let tuple = FiveTuple {
+            protocol: portcullis_netstack::Protocol::Tcp,
+            source: target,
+            source_port: 443,
+            destination: client,
+            destination_port: 2000 + (key.tuple.source_port & 1),
+        };
+        let times = (self.now, self.now + Duration::from_secs(10));
+        let to = Ingress { id: OUT, mtu: MTU };
+        if let Some(connection) = self.stack.connect(times, to, tuple, seed, Box::new(())) {
+            assert!(self.alive.insert(connection), "a name is used once");
+            self.flows.push(connection);
+            self.calls_made = true;
+            self.calls.insert(id, Call { connection, answered: false, shut: false, finished: false });
+            self.callers.insert(connection, id);
+        }
+    }
+
+    /// Moves bytes between a client and a connection of our own. Returns whether anything changed.
+    fn move_call(&mut self, id: FlowId) -> bool {
+        let Self { stack, calls, callers, now, .. } = self;
+        let now = *now;
+        let Some(call) = calls.get_mut(&id) else { return false };
+        let called = call.connection;
+        let before = (call.answered, call.shut, call.finished);
+        stack.transmit(now, called);
+        if !call.answered && stack.cause(called).is_none() && stack.is_established(called) {
+            call.answered = true;
+            stack.accept(now, id, 5, Box::new(()));
+        }
+        let mut moved = stack.relay(now, called, id, 50_000) + stack.relay(now, id, called, 50_000);
+        if call.answered && !call.finished && stack.client_finished(called) {
+            call.finished = true;
+            stack.close(id);
+        }
+        if call.answered && !call.shut && stack.client_finished(id) {
+            call.shut = true;
+            stack.close(called);
+        }
+        stack.transmit(now, id);
+        stack.transmit(now, called);
+        moved += usize::from(before != (call.answered, call.shut, call.finished));
+        match (stack.cause(id), stack.cause(called)) {
+            (Some(CloseCause::Orderly), Some(CloseCause::Orderly)) if call.shut => {
+                stack.release(id);
+                stack.release(called);
+            }
+            (Some(CloseCause::Orderly) | None, Some(CloseCause::Orderly) | None) => return moved > 0,
+            _ => {
+                stack.abort(now, id);
+                stack.abort(now, called);
+            }
+        }
+        calls.remove(&id);
+        callers.remove(&called);
+        true
+    }
+
     fn end_one(&mut self) {
         let Some(id) = self.flow() else { return };
+        if let Some(caller) = self.callers.remove(&id).or_else(|| self.calls.contains_key(&id).then_some(id))
+            && let Some(call) = self.calls.remove(&caller)
+        {
+            self.callers.remove(&call.connection);
+            self.stack.abort(self.now, call.connection);
+            return self.stack.abort(self.now, caller);
+        }
         let open = self.sides.remove(&id).is_some();
         match self.input.byte() % 6 {
             0 => self.stack.refuse(id, Refusal::Reset),
@@ -217,12 +309,13 @@ impl Bench<'_> {
         };
         let (sequence, acknowledgment) = (self.near(), self.near());
         let (window, len) = (self.input.word(), usize::from(self.input.byte()) * 4);
-        let numbers = self.numbers.entry((v6, port)).or_default();
+        // From the other side of what is forwarded, or from targets of our own connections, if there are any.
+        let called = !self.callers.is_empty() && self.forwarded.is_empty();
+        let back = which & 0x80 != 0 && (called || !self.forwarded.is_empty());
+        let numbers = self.numbers.entry((v6, if back && called { 443 } else { port })).or_default();
         let sequence = numbers.sequence.wrapping_add_signed(sequence);
         let acknowledgment = numbers.acknowledgment.wrapping_add_signed(acknowledgment);
         numbers.sequence = sequence.wrapping_add(len as u32 + u32::from(flags & (SYN | FIN) != 0));
-        // From the other side of what is forwarded, if anything is.
-        let back = which & 0x80 != 0 && !self.forwarded.is_empty();
         let mut tcp =
             if back { turned(v6).tcp(443, port, sequence, window) } else { ip(v6).tcp(port, 443, sequence, window) };
         if flags & SYN != 0 {
@@ -261,6 +354,9 @@ impl Bench<'_> {
             for flow in flows.collect::<Vec<_>>() {
                 let _ = self.stack.pass_message(self.now, flow, &message, packet.len().is_multiple_of(2));
             }
+            if let Some(id) = self.stack.own_connection(OUT, message.about().turned()) {
+                let _ = self.stack.hear_error(self.now, id, &message);
+            }
             return;
         }
         let Ok(packet) = IpPacket::parse(packet, ChecksumPolicy::Trusted) else { return };
@@ -279,6 +375,7 @@ impl Bench<'_> {
             let _ = self.stack.send_on(Passage { hop: size % 3 == 0, ..passage }, &packet);
         }
         if let Ok(Handled::Opened(id)) = handled {
+            assert!(self.stack.own_connection(from.id, packet.tuple()).is_none());
             assert!(self.alive.insert(id), "a name is used once");
             self.flows.push(id);
             let ours = FlowKey { ingress: from.id, tuple: packet.tuple() };
@@ -334,6 +431,10 @@ impl Bench<'_> {
     }
 
     fn move_flow(&mut self, id: FlowId) -> bool {
+        let caller = self.callers.get(&id).copied().unwrap_or(id);
+        if self.calls.contains_key(&caller) {
+            return self.move_call(caller);
+        }
         let Self { stack, sides, now, .. } = self;
         let now = *now;
         if let Some(end) = stack.forward_end(id) {
@@ -401,21 +502,22 @@ impl Bench<'_> {
             Some(CloseCause::Orderly) if !side.shut => return moved,
             Some(CloseCause::Orderly) => stack.release(id),
             Some(CloseCause::ClientReset) => stack.remove(id),
-            Some(CloseCause::Timeout) => stack.abort(now, id),
+            Some(CloseCause::Timeout | CloseCause::Unreachable) => stack.abort(now, id),
         }
         sides.remove(&id);
         true
     }
 
     fn flush(&mut self) -> bool {
-        let Self { stack, numbers, forwarded, .. } = self;
+        let Self { stack, numbers, forwarded, calls_made, .. } = self;
+        let calls_made = *calls_made;
         let any = !stack.batch().is_empty();
         stack.batch().drain_complete(|to, packet| {
             if !forwarded.is_empty() {
                 // Some of them are as they came.
                 return assert!([PEER, OUT].contains(&to));
             }
-            assert_eq!(to, PEER);
+            assert!(to == PEER || (to == OUT && calls_made));
             assert!(packet.len() <= usize::from(MTU), "{} bytes", packet.len());
             let parsed = match IpPacket::parse(packet, ChecksumPolicy::Verify) {
                 Ok(parsed) => parsed,
@@ -438,7 +540,8 @@ impl Bench<'_> {
     /// Dials end by themselves outside of the stack; everything else must end by its own timers.
     fn end(mut self) {
         for id in self.flows.clone() {
-            if !self.sides.contains_key(&id) && self.stack.cause(id).is_none() {
+            let calls = self.calls.contains_key(&id) || self.callers.contains_key(&id);
+            if !calls && !self.sides.contains_key(&id) && self.stack.cause(id).is_none() {
                 self.stack.refuse(id, Refusal::Silent);
             }
         }
