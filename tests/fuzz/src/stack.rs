@@ -212,7 +212,8 @@ impl Bench<'_> {
     /// Has it answered when a connection of our own to the target is.
     fn call(&mut self, id: FlowId, v6: bool, seed: u64) {
         let Some(key) = self.stack.key(id) else { return };
-        if key.tuple.protocol != portcullis_netstack::Protocol::Tcp || !self.accepted.insert(id) {
+        let is_client = key.tuple.protocol == portcullis_netstack::Protocol::Tcp && !self.callers.contains_key(&id);
+        if !is_client || !self.accepted.insert(id) {
             return;
         }
         let (client, target): (IpAddr, IpAddr) =
