@@ -4,13 +4,14 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use portcullis_policy::{Revision, Ruleset, json};
 use serde::Serialize;
 
 use super::output::print;
 use super::{CheckArgs, ExitStatus};
-use crate::config::resolved::Limits;
+use crate::config::resolved::{Limits, OfframpKind};
 use crate::config::{Config, ConfigProblem};
 use crate::directory::names::Names;
 use crate::directory::{Directory, DirectoryContext, DirectoryError};
@@ -218,17 +219,30 @@ fn warn_about_config(config: &Config, warnings: &mut Vec<String>) {
 
 fn warn_about_directory(config: &Config, directory: &Directory, warnings: &mut Vec<String>) {
     let path = &config.directory;
-    if config.tun.is_none() {
-        let mut behind: Vec<&str> = directory
-            .devices()
-            .filter(|device| !device.networks.is_empty())
-            .map(|device| &*device.identity.device)
-            .collect();
-        behind.sort_unstable();
-        if !behind.is_empty() {
-            let (source, names) = (config.source.display(), behind.join(", "));
-            warnings.push(format!("{source} has no [tun] table, so nothing can come from the networks of {names}"));
+    let names = |is_meant: &dyn Fn(&IpNet) -> bool| -> Option<String> {
+        // What stands behind a key comes by its tunnel.
+        let behind = directory.devices().filter(|device| device.public_key.is_none());
+        let meant = behind.filter(|device| device.networks.iter().any(is_meant));
+        let mut names: Vec<&str> = meant.map(|device| &*device.identity.device).collect();
+        names.sort_unstable();
+        (!names.is_empty()).then(|| names.join(", "))
+    };
+    let source = config.source.display();
+    match &config.tun {
+        None => {
+            if let Some(names) = names(&|_| true) {
+                warnings.push(format!("{source} has no [tun] table, so nothing can come from the networks of {names}"));
+            }
         }
+        Some(tun) if config.offramps.iter().any(|offramp| offramp.kind == OfframpKind::Kernel) => {
+            let is_past_us = |network: &IpNet| !tun.routes.iter().any(|route| route.contains(network));
+            if let Some(names) = names(&is_past_us) {
+                warnings.push(format!(
+                    "tun.routes has not the networks of {names}: what comes back to them over an off-ramp of kind \"kernel\" goes past the gateway, and connections time out"
+                ));
+            }
+        }
+        Some(_) => {}
     }
     let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o007 != 0 && directory.devices().any(|device| device.preshared_key.is_some()) {
@@ -365,6 +379,31 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{text}\n[tun]\naddresses = [\"100.97.0.1/32\"]\n")).unwrap();
         assert!(check(&path).problems.is_empty() && !warned());
+    }
+
+    #[test]
+    fn networks_that_answers_go_past_us_to_are_warned_about() {
+        let (dir, path) = files();
+        let key = crate::keys::encode_key(&[1; 32]);
+        let text = format!(
+            r#"{{ "users": {{ "ann": {{}} }}, "devices": {{
+                "site": {{ "user": "ann", "networks": ["192.168.7.0/24"] }},
+                "keyed": {{ "user": "ann", "networks": ["192.168.8.0/24"], "public_key": "{key}" }} }} }}"#
+        );
+        fs::write(dir.path().join("directory.json"), text).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let warned = |tun: &str, kind: &str| {
+            let text = format!(
+                "{text}\n[tun]\naddresses = [\"100.97.0.1/32\"]\n{tun}\n[[offramp]]\nname = \"way\"\nkind = \"{kind}\"\n"
+            );
+            fs::write(&path, text).unwrap();
+            let report = check(&path);
+            assert!(report.problems.is_empty(), "{:?}", report.problems);
+            report.warnings.iter().any(|warning| warning.starts_with("tun.routes has not the networks of site:"))
+        };
+        let private = "routes = [\"10.20.0.0/16\"]";
+        assert!(warned(private, "kernel") && !warned(private, "direct"));
+        assert!(!warned("routes = [\"10.20.0.0/16\", \"192.168.0.0/16\"]", "kernel"));
     }
 
     #[test]
