@@ -83,11 +83,15 @@ start_offramp_kernel() {
     need_private
 }
 
-# The peer of the site works in batches, so that it is not the limit.
+start_offramp_wireguard() { start_site forward 'wireguard'; }
+
+start_offramp_terminate() { start_site terminate 'wireguard, terminated'; }
+
+# start_site MODE COLUMN: the peer of the site works in batches, so that it is not the limit.
 # shellcheck disable=SC2034 # COLUMN is read by measure.sh
-start_offramp_wireguard() {
-    start_portcullis site
-    COLUMN='wireguard'
+start_site() {
+    start_portcullis "$1"
+    COLUMN=$2
     start_batched "$NS_PRIVATE" "$PRIVATE_GATEWAY" "$SITE_PEER" "$SITE_ADDRESS/32"
     SITE_PID=$LAB_PID
     need_private

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The files of the gateways that scripts/bench starts, a directory for each in LAB_DIR:
-# `tun`, `kernel`, `site` and `wireguard`, with one device, and one rule that lets it do everything in
+# `tun`, `kernel`, `forward` and `terminate` (to a site) and `wireguard`, with one device, and one rule that lets it do everything in
 # the private network. Sourced after netns.sh.
 
 readonly TUNNEL_GATEWAY=100.96.0.1 TUNNEL_CLIENT=100.96.0.2 TUNNEL_MTU=1420
@@ -48,7 +48,9 @@ TOML
     write_policy kernel 1
 
     # The site begins the handshake, from whatever port it has.
-    write_gateway site <<TOML
+    local mode
+    for mode in forward terminate; do
+        write_gateway "$mode" <<TOML
 [tun]
 name = "portcullis0"
 addresses = ["100.97.0.1/32"]
@@ -64,6 +66,7 @@ mtu = $TUNNEL_MTU
 [[offramp]]
 name = "site"
 kind = "wireguard"
+mode = "$mode"
 public_key = "$CLIENT_PUBLIC"
 endpoint = ["$PRIVATE_WEB:$TUNNEL_PORT"]
 addresses = ["$SITE_ADDRESS/32"]
@@ -72,8 +75,9 @@ addresses = ["$SITE_ADDRESS/32"]
 to = "0.0.0.0/0"
 offramp = ["site"]
 TOML
-    write_directory site "\"networks\": [\"$OUTER_CLIENT/32\"]"
-    write_policy site 1
+        write_directory "$mode" "\"networks\": [\"$OUTER_CLIENT/32\"]"
+        write_policy "$mode" 1
+    done
 
     write_gateway wireguard <<TOML
 [wireguard]
@@ -87,7 +91,9 @@ TOML
     write_directory wireguard "$(wireguard_client)"
     write_policy wireguard 1
     (umask 077 && wg genkey >"$LAB_DIR/wireguard/state/wireguard.key")
-    cp -p -- "$LAB_DIR/wireguard/state/wireguard.key" "$LAB_DIR/site/state/wireguard.key"
+    for mode in forward terminate; do
+        cp -p -- "$LAB_DIR/wireguard/state/wireguard.key" "$LAB_DIR/$mode/state/wireguard.key"
+    done
     PORTCULLIS_PUBLIC=$(wg pubkey <"$LAB_DIR/wireguard/state/wireguard.key")
 }
 

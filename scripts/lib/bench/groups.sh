@@ -30,7 +30,9 @@ group_tun() { each kernel portcullis_tun -- measure_bulks; }
 
 # What becomes of the packets of a routed host: its connection ends at the gateway and
 # another goes on, or they go on as they are.
-group_offramps() { each offramp_direct offramp_kernel offramp_wireguard -- measure_bulks $(((BULK_SECONDS + 1) / 2)); }
+group_offramps() {
+    each offramp_direct offramp_kernel offramp_wireguard offramp_terminate -- measure_bulks $(((BULK_SECONDS + 1) / 2))
+}
 
 # A WireGuard client.
 group_wireguard() {
