@@ -188,7 +188,14 @@ impl Shard {
         match route {
             Ok(Route::Here) => {}
             Ok(Route::Elsewhere(shard)) => self.mail(shard, Mail::Datagram(from, datagram.into())),
-            Err(reason) => self.drop_packet(reason),
+            Err(reason) => {
+                if reason == DropReason::HandshakeLimit {
+                    // There are many of them: in batches they cost less, and what comes beside them waits for a rest at
+                    // the most. Whoever does not know our key brings the shard to no rest.
+                    self.moderation.count();
+                }
+                self.drop_packet(reason);
+            }
         }
     }
 
