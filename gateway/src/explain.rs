@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use portcullis_policy::{DestinationError, Request, Service, Verdict, parse_destination};
+use portcullis_policy::{DestinationError, Permit, Request, Service, Verdict, parse_destination};
 
 use crate::config::Config;
 use crate::control::api::{Answer, ExplainRequest, Explanation};
 use crate::destination;
 use crate::directory::Device;
+use crate::offramp::Offramps;
 use crate::shard::link::Snapshot;
 
 /// Why a question has no answer.
@@ -40,7 +41,7 @@ pub enum ExplainError {
 /// anything.
 pub fn explain(
     snapshot: &Snapshot,
-    config: &Config,
+    (config, offramps): (&Config, &Offramps),
     question: &ExplainRequest,
     now: Timestamp,
     in_force: bool,
@@ -74,7 +75,7 @@ pub fn explain(
     devices.sort_by(|a, b| a.identity.device.cmp(&b.identity.device));
     let destination = SocketAddr::new(address, port);
     let forbidden = destination::check(destination, &snapshot.own_addresses, &config.local_services).err();
-    let asking = Asking { snapshot, destination, service, at, in_force };
+    let asking = Asking { snapshot, config, offramps, destination, service, at, in_force };
     let mut answers = Vec::new();
     for device in devices {
         let sources: Vec<_> = sources(device).filter(|(source, _)| source.is_ipv4() == address.is_ipv4()).collect();
@@ -131,6 +132,8 @@ fn listed(nets: &[IpNet]) -> String {
 /// What is the same for every device.
 struct Asking<'a> {
     snapshot: &'a Snapshot,
+    config: &'a Config,
+    offramps: &'a Offramps,
     destination: SocketAddr,
     service: Service,
     at: Timestamp,
@@ -142,12 +145,40 @@ impl Asking<'_> {
         Request { identity: &device.identity, source, destination: self.destination.ip(), service: self.service }
     }
 
-    /// Where the policy has it go, when it allows it.
-    fn target(&self, device: &Device, source: IpAddr) -> Option<SocketAddr> {
+    fn permit(&self, device: &Device, source: IpAddr) -> Option<Permit> {
         match self.snapshot.ruleset.evaluate(&self.request(device, source), self.at) {
-            Verdict::Allow(permit) => Some(permit.target(self.destination)),
+            Verdict::Allow(permit) => Some(permit),
             Verdict::Deny(_) => None,
         }
+    }
+
+    /// Where the policy has it go, when it allows it.
+    fn target(&self, device: &Device, source: IpAddr) -> Option<SocketAddr> {
+        self.permit(device, source).map(|permit| permit.target(self.destination))
+    }
+
+    /// By what it may go, when the policy allows it, as [`Shard::dial`](crate::shard) chooses: names in order, and the same
+    /// for people.
+    fn ways(&self, device: &Device, source: IpAddr) -> Option<(Vec<String>, String)> {
+        let permit = self.permit(device, source)?;
+        let (network, target) = (&device.identity.network, permit.target(self.destination).ip());
+        let other = self.snapshot.directory.device_by_tunnel(network, target).filter(|_| permit.offramp().is_none());
+        if let Some(other) = other {
+            let name = format!("device:{}", other.identity.device);
+            let text = format!("way out: {name}, by its tunnel");
+            return Some((vec![name], text));
+        }
+        if permit.offramp().is_none() && self.config.is_of_tunnel(target) {
+            let text = format!("way out: none, {target} is of the tunnel network and no device has it");
+            return Some((Vec::new(), text));
+        }
+        let ways = self.offramps.ways(&permit, network, target);
+        let shown = ways.iter().map(|way| format!("{}{}", way.name(), if way.is_up() { "" } else { " (down)" }));
+        let text = match shown.collect::<Vec<_>>().join(", then ") {
+            none if none.is_empty() => format!("way out: none, no [[route]] of network {network:?} leads to {target}"),
+            shown => format!("way out: {shown}"),
+        };
+        Some((ways.iter().map(|way| way.name().to_string()).collect(), text))
     }
 
     /// `sources` by what the policy says to them: the first of those that get the same answer by the same rule, and all.
@@ -167,6 +198,7 @@ impl Asking<'_> {
     fn answer(&self, device: &Device, source: IpAddr, sources: Vec<IpNet>, barred: Option<String>) -> Answer {
         let mut policy = self.snapshot.ruleset.explain(&self.request(device, source), self.at);
         policy.revision = policy.revision.filter(|_| self.in_force);
+        let ways = self.ways(device, source).filter(|_| barred.is_none());
         let device = policy.device.to_string();
         let text = match &barred {
             Some(why) => {
@@ -174,6 +206,10 @@ impl Asking<'_> {
                 format!("deny: {device} to {destination} {service}, because {why}\n\nThe policy alone:\n{policy}")
             }
             None => policy.to_string(),
+        };
+        let (ways, text) = match ways {
+            Some((ways, way)) => (Some(ways), format!("{}\n{way}\n", text.trim_end())),
+            None => (None, text),
         };
         Answer {
             user: policy.user.to_string(),
@@ -183,6 +219,7 @@ impl Asking<'_> {
             verdict: if barred.is_some() { "deny".to_owned() } else { policy.verdict.to_string() },
             rule: policy.rule.as_ref().filter(|_| barred.is_none()).map(ToString::to_string),
             barred,
+            ways,
             // Its fields are strings, numbers and lists of them, which always have a JSON form.
             policy: serde_json::to_value(&policy).unwrap_or_default(),
             text,
@@ -212,7 +249,8 @@ mod tests {
         files.write_directory(DIRECTORY);
         files.write_policy(POLICY);
         let question = ExplainRequest { user: Some(user.to_owned()), to: to.to_owned(), ..ExplainRequest::default() };
-        explain(&files.rulesets().current(), &files.config, &question, Timestamp::UNIX_EPOCH, in_force)
+        let offramps = Offramps::new(&files.config).unwrap();
+        explain(&files.rulesets().current(), (&files.config, &offramps), &question, Timestamp::UNIX_EPOCH, in_force)
     }
 
     #[test]

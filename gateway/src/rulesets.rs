@@ -193,6 +193,11 @@ impl Rulesets {
         Arc::clone(&self.publish.borrow())
     }
 
+    /// The gateway's own public key, where there is a WireGuard on-ramp.
+    pub fn own_key(&self) -> Option<[u8; 32]> {
+        self.own_key
+    }
+
     /// Counts refused reloads.
     pub fn failures(&self) -> &Arc<AtomicU64> {
         &self.failures
@@ -232,8 +237,16 @@ impl Rulesets {
     pub async fn reload_edited(&self) -> bool {
         let mut loaded = self.loaded.lock().await;
         let read = self.read().await;
-        let was_refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&read.mark);
-        if was_refused || read.texts.as_ref().is_ok_and(|texts| *texts == *loaded) {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if refused.as_ref() == Some(&read.mark) {
+            return false;
+        }
+        if read.texts.as_ref().is_ok_and(|texts| *texts == *loaded) {
+            if refused.is_some() {
+                tracing::info!("policy and directory say again what is in force");
+                self.remember_refused(None);
+                self.remember(Vec::new());
+            }
             return false;
         }
         tracing::info!("policy or directory changed: loading both");

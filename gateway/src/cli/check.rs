@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use portcullis_policy::{Revision, Ruleset, json};
+use portcullis_policy::{DEFAULT_NETWORK, Revision, Ruleset, json};
 use serde::Serialize;
 
 use super::output::print;
@@ -214,6 +214,24 @@ fn warn_about_config(config: &Config, warnings: &mut Vec<String>) {
     }
     if config.tun.as_ref().is_some_and(|tun| tun.routes.is_empty()) {
         warnings.push("tun.routes is empty, so nothing is steered into the device".to_owned());
+    }
+    warn_about_routes(config, warnings);
+}
+
+/// With a first route everything else loses the way it had.
+fn warn_about_routes(config: &Config, warnings: &mut Vec<String>) {
+    let own = || config.routes.iter().filter(|route| *route.network == *DEFAULT_NETWORK);
+    let covered = |v4: bool| own().any(|route| route.to.prefix_len() == 0 && route.to.addr().is_ipv4() == v4);
+    let left: Vec<&str> = [(true, "0.0.0.0/0"), (false, "::/0")]
+        .into_iter()
+        .filter(|(v4, _)| own().any(|route| route.to.addr().is_ipv4() == *v4) && !covered(*v4))
+        .map(|(_, everything)| everything)
+        .collect();
+    if !left.is_empty() {
+        warnings.push(format!(
+            "what no [[route]] leads to is unreachable, whatever the policy allows; if the rest is to leave by this host, add one with to = \"{}\" and offramp = [\"direct\"]",
+            left.join("\" and one with \"")
+        ));
     }
 }
 

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::control::api::{ExplainRequest, Explanation};
 use crate::destination;
 use crate::explain::{ExplainError, explain};
+use crate::offramp::Offramps;
 use crate::rulesets;
 use crate::telemetry::escape;
 
@@ -66,7 +67,11 @@ fn from_files(config: Config, question: &ExplainRequest) -> Result<Explanation, 
         }
         ExitStatus::of_files(problems.iter().map(|problem| problem.denied))
     })?;
-    explain(&snapshot, &config, question, now, false).map_err(|error| {
+    let offramps = Offramps::new(&config).map_err(|error| {
+        let _ = writeln!(err, "portcullis: {error}");
+        ExitStatus::Failed
+    })?;
+    explain(&snapshot, (&config, &offramps), question, now, false).map_err(|error| {
         let _ = writeln!(err, "portcullis: {error}");
         match error {
             ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_) => ExitStatus::Usage,

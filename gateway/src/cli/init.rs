@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{DEFAULT_CONFIG, ExitStatus, InitArgs};
 use crate::config::{Config, ConfigProblem};
-use crate::keys::PrivateKey;
+use crate::keys::{PrivateKey, encode_key};
 
 const TEMPLATE: &str = include_str!("template.toml");
 const POLICY: &str = r#"{
@@ -67,6 +67,11 @@ pub fn run(args: InitArgs) -> ExitStatus {
             }
             if !made.first().is_some_and(|file| file.created) && args.endpoint.is_some() {
                 let _ = writeln!(err, "--endpoint was not written: {} was there already", config.source.display());
+            }
+            // One that may not be read says so when the gateway starts.
+            let key = config.wireguard.as_ref().and_then(|own| PrivateKey::read_file(&own.key_file).ok());
+            if let Some(key) = key {
+                let _ = writeln!(err, "public key of the gateway: {}", encode_key(&key.public()));
             }
             let _ = write!(err, "{}", next_steps(&config));
             ExitStatus::Done

@@ -45,7 +45,8 @@ fn page(status: &Status, now: Timestamp) -> String {
     let _ = writeln!(out, "flows      {} open on {} shards", status.flows_open, status.shards.len());
     for onramp in &status.onramps {
         let addresses = onramp.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let _ = writeln!(out, "on-ramp    {} {} {addresses}", onramp.kind, onramp.at);
+        let key = onramp.public_key.as_ref().map(|key| format!(", public key {key}")).unwrap_or_default();
+        let _ = writeln!(out, "on-ramp    {} {} {addresses}{key}", onramp.kind, onramp.at);
     }
     for offramp in &status.offramps {
         let state = match offramp.up {
@@ -96,6 +97,7 @@ mod tests {
                 kind: "wireguard".to_owned(),
                 at: "[::]:51820".to_owned(),
                 addresses: vec!["100.96.0.1/16".parse().unwrap()],
+                public_key: Some("AQEB".to_owned()),
             }],
             offramps: vec![
                 OfframpStatus { name: "direct".to_owned(), up: None, since: None, error: None },
@@ -143,7 +145,7 @@ mod tests {
              policy     /etc/portcullis/policy.json\n\
              directory  /etc/portcullis/directory.json (1 users, 2 devices)\n\
              flows      5 open on 1 shards\n\
-             on-ramp    wireguard [::]:51820 100.96.0.1/16\n\
+             on-ramp    wireguard [::]:51820 100.96.0.1/16, public key AQEB\n\
              off-ramp   direct not probed\n\
              off-ramp   office DOWN, 10s ago: the target did not answer in time\n\
              \n\

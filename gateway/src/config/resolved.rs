@@ -57,6 +57,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether an address is one of the network that WireGuard clients have theirs from.
+    pub fn is_of_tunnel(&self, address: IpAddr) -> bool {
+        self.wireguard.iter().flat_map(|wireguard| &wireguard.addresses).any(|own| own.contains(&address))
+    }
+
     /// The off-ramp to a site whose peer has this public key.
     pub fn site_with_key(&self, key: &[u8; 32]) -> Option<&Arc<str>> {
         let has = |offramp: &&OfframpConfig| match &offramp.kind {

@@ -78,6 +78,9 @@ pub struct Onramp {
     pub at: String,
     /// Its own addresses.
     pub addresses: Vec<IpNet>,
+    /// The WireGuard key that peers know the gateway by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
 }
 
 /// An off-ramp.
@@ -309,6 +312,10 @@ pub struct Answer {
     pub rule: Option<String>,
     /// What denies whatever the policy says; `None` when the policy decides.
     pub barred: Option<String>,
+    /// By which off-ramps it may go, in order; empty where none leads there, and such a flow ends as unreachable. `None`
+    /// for what is denied.
+    #[serde(default)]
+    pub ways: Option<Vec<String>>,
     /// The policy's own answer, rule by rule: [`portcullis_policy::Explanation`].
     pub policy: serde_json::Value,
     /// All of it for people.

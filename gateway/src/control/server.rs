@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::denied::Denied;
 use crate::explain::{self, ExplainError};
 use crate::flow_record::FlowLine;
+use crate::keys::encode_key;
 use crate::metrics::server::Phase;
 use crate::offramp::{Offramp, Offramps};
 use crate::plan;
@@ -204,11 +205,13 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
         kind: "wireguard".to_owned(),
         at: w.listen.to_string(),
         addresses: w.addresses.clone(),
+        public_key: rulesets.own_key().map(|key| encode_key(&key)),
     });
     let tun = config.tun.as_ref().map(|t| Onramp {
         kind: "tun".to_owned(),
         at: t.name.clone(),
         addresses: t.addresses.clone(),
+        public_key: None,
     });
     let mut users: Vec<_> = snapshot.directory.devices().map(|d| &d.identity.user).collect();
     users.sort_unstable();
@@ -373,7 +376,8 @@ async fn explain(
     Body(request): Body<ExplainRequest>,
 ) -> Result<Json<Explanation>, ApiError> {
     let now = Timestamp::now();
-    Ok(Json(explain::explain(&context.rulesets.current(), &context.config, &request, now, true)?))
+    let around = (&*context.config, &*context.offramps);
+    Ok(Json(explain::explain(&context.rulesets.current(), around, &request, now, true)?))
 }
 
 async fn plan(State(context): State<Context>, Body(request): Body<PlanRequest>) -> Result<Json<PlanReport>, ApiError> {

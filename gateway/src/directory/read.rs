@@ -271,7 +271,11 @@ fn virtual_network(node: &Node<'_>, context: &DirectoryContext) -> Option<Arc<st
     if known().any(|known| known == name) {
         return Some(name.into());
     }
-    node.problem(format!("there is no network {} in gateway.toml{}", quoted(&name), hint(&name, known())));
+    node.problem(format!(
+        "there is no network {} in gateway.toml, or was none when the gateway started{}",
+        quoted(&name),
+        hint(&name, known())
+    ));
     None
 }
 

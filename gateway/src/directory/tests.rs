@@ -517,7 +517,9 @@ fn addresses_mean_something_in_a_network() {
     assert!(problems[0].contains("10.7.0.0/16 overlaps 10.7.0.0/16 at 3:"), "{problems:?}");
     let problems = parse(&with_devices(&site("d", 1, r#", "network": "lap""#))).unwrap_err();
     assert!(
-        problems[0].ends_with("there is no network \"lap\" in gateway.toml; did you mean \"lab\"?"),
+        problems[0].ends_with(
+            "there is no network \"lap\" in gateway.toml, or was none when the gateway started; did you mean \"lab\"?"
+        ),
         "{problems:?}"
     );
 

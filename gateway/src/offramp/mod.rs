@@ -124,6 +124,11 @@ impl Offramps {
         self.choose(permit.offramp().map(AsRef::as_ref), from, destination, tried)
     }
 
+    /// The off-ramps in question for a flow from the virtual network `from`, in order of preference.
+    pub fn ways(&self, permit: &Permit, from: &str, destination: IpAddr) -> &[Arc<Offramp>] {
+        self.in_question(permit.offramp().map(AsRef::as_ref), from, destination)
+    }
+
     fn choose(
         &self,
         named: Option<&str>,

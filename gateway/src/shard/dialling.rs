@@ -45,6 +45,10 @@ impl Shard {
             }
             return self.forward(now, flow, NextHop::Device(key));
         }
+        if permit.offramp().is_none() && self.config.is_of_tunnel(target.ip()) {
+            // No device has it now. By any other way it would leave for wherever the host's routes lead, in the clear.
+            return self.refuse(flow, FlowEnd::TargetUnreachable, Refusal::Unreachable(Unreachable::Host));
+        }
         let Some(offramp) =
             self.offramps.select(permit, &flow.device.identity.network, target.ip(), &flow.tried).map(Arc::clone)
         else {

@@ -381,6 +381,17 @@ fn devices_reach_each_other_under_policy() {
                 assert!(said(&out).contains("3 received"), "{}", said(&out));
             }
         }
+        // What no device has must not leave by another way, in the clear.
+        let nobodys = SocketAddr::new("100.96.0.77".parse().expect("an address"), 9);
+        let error = world.client().connect(nobodys).expect_err("nobody has it");
+        assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{error}");
+        let line = world.gateway.wait_for_flow("its record", |line| line.destination == nobodys);
+        assert_eq!((line.offramp, line.ended.as_str()), (None, "target_unreachable"));
+        let explained =
+            |to: &str| said(&world.gateway.try_verb(&["policy", "explain", "--device", "laptop-0", "--to", to]));
+        assert!(explained("100.96.0.77:9/tcp").contains("way out: none, 100.96.0.77 is of the tunnel network"));
+        let to = format!("{}:9/tcp", target.inner_address(Family::V4));
+        assert!(explained(&to).contains("way out: device:laptop-1, by its tunnel"), "{}", explained(&to));
         // A device that was denied remembers it until it is asked itself: then it may answer.
         let [first, second] = &world.clients[..2] else { panic!("two of them") };
         let mut one_way = usual_policy();
@@ -476,6 +487,6 @@ fn one_address_is_two_targets_in_two_networks() {
         assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
         let out =
             world.gateway.try_verb(&["policy", "explain", "--device", "laptop-1", "--to", &format!("{host}:7/tcp")]);
-        assert!(said(&out).starts_with("allow: "), "{}", said(&out));
+        assert!(said(&out).starts_with("allow: ") && said(&out).contains("way out: berlin"), "{}", said(&out));
     });
 }
