@@ -232,8 +232,8 @@ impl Rulesets {
         })
     }
 
-    /// As [`reload`](Self::reload), when the files say something else than what is in force, and than what was refused
-    /// last. Whether they do. It stops where it is when the future is dropped.
+    /// As [`reload`](Self::reload), when the files say something else than what was taken or refused last. Whether they
+    /// do. It stops where it is when the future is dropped.
     pub async fn reload_edited(&self) -> bool {
         let mut loaded = self.loaded.lock().await;
         let read = self.read().await;
@@ -241,12 +241,8 @@ impl Rulesets {
         if refused.as_ref() == Some(&read.mark) {
             return false;
         }
-        if read.texts.as_ref().is_ok_and(|texts| *texts == *loaded) {
-            if refused.is_some() {
-                tracing::info!("policy and directory say again what is in force");
-                self.remember_refused(None);
-                self.remember(Vec::new());
-            }
+        // A mistake that was taken back is loaded like any other edit: it may have barred somebody.
+        if refused.is_none() && read.texts.as_ref().is_ok_and(|texts| *texts == *loaded) {
             return false;
         }
         tracing::info!("policy or directory changed: loading both");

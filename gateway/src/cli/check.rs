@@ -425,6 +425,24 @@ mod tests {
     }
 
     #[test]
+    fn destinations_without_a_way_are_warned_about() {
+        let (_dir, path) = files();
+        let text = fs::read_to_string(&path).unwrap();
+        let warned = |routes: &[&str]| {
+            let tables: String =
+                routes.iter().map(|to| format!("[[route]]\nto = \"{to}\"\nofframp = [\"direct\"]\n")).collect();
+            fs::write(&path, format!("{text}\n{tables}")).unwrap();
+            let warnings = check(&path).warnings.into_iter();
+            warnings.filter_map(|warning| warning.split_once("to = ").map(|(_, rest)| rest.to_owned())).next()
+        };
+        assert_eq!(warned(&[]), None, "everything by direct");
+        assert_eq!(warned(&["10.0.0.0/8"]).unwrap(), "\"0.0.0.0/0\" and offramp = [\"direct\"]");
+        assert_eq!(warned(&["10.0.0.0/8", "0.0.0.0/0"]), None);
+        let both = warned(&["10.0.0.0/8", "fd00::/8"]).unwrap();
+        assert!(both.starts_with("\"0.0.0.0/0\" and one with \"::/0\""), "{both}");
+    }
+
+    #[test]
     fn a_failing_policy_test_is_a_problem() {
         let (dir, path) = files();
         fs::write(dir.path().join("directory.json"), "{ \"users\": { \"ann\": {} }, \"devices\": {} }").unwrap();

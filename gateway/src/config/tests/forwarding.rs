@@ -36,7 +36,7 @@ fn sites() {
         ),
         &[
             "gateway.toml:8:10: offramp[0].source: packets to the site carry our address there: give `addresses`, or `source = \"client\"`",
-            "gateway.toml:9:8: offramp[0].mode: `both` is not known; known: forward",
+            "gateway.toml:9:8: offramp[0].mode: `both` is not known; known: forward, terminate",
             "gateway.toml:10:9: offramp[0].ports: means nothing to this kind; it is for direct, socks5, http-connect",
             "gateway.toml:11:10: offramp[0].health: probes come from our address at the site: give one of this family in `addresses`",
         ],
