@@ -250,7 +250,8 @@ impl TcpSocket {
         }
         let behind = self.is_behind_end(segment);
         let fits = if behind { 0 } else { self.admit(segment) };
-        let cut = (fits < segment.payload.len()).then(|| link.received.map(|packet| rings::cut(packet, segment, fits)));
+        let cut = (behind || fits < segment.payload.len())
+            .then(|| link.received.map(|packet| rings::cut(packet, segment, fits)));
         let outstanding = self.outstanding();
         let outside = self.is_outside(segment, fits);
         let before = self.state();
@@ -326,12 +327,14 @@ impl TcpSocket {
         next == edge || !(starts_inside || before(next, end) && !before(edge, end))
     }
 
-    /// Whether a segment has text from behind the client's FIN, which is to be ignored (RFC 9293 section 3.10.7.4). smoltcp
-    /// takes it, and it would reach the target.
+    /// Whether a segment has text, or another FIN, from behind the client's FIN, which is to be ignored (RFC 9293 section
+    /// 3.10.7.4). smoltcp takes the text, and it would reach the target; for the FIN it ignores all that the segment says,
+    /// the window too, which recovery would then believe alone.
     fn is_behind_end(&self, segment: &TcpSegment<'_>) -> bool {
         let heard_fin = matches!(self.state(), State::CloseWait | State::Closing | State::LastAck);
-        let end = segment.sequence.wrapping_add(wrap(segment.payload.len()));
-        heard_fin && !segment.payload.is_empty() && self.next_from_client().is_some_and(|next| before(next, end))
+        let len = wrap(segment.payload.len()).wrapping_add(u32::from(segment.fin));
+        let end = segment.sequence.wrapping_add(len);
+        heard_fin && len > 0 && self.next_from_client().is_some_and(|next| before(next, end))
     }
 
     /// Sequence number of the next byte of the client, once it is known.

@@ -225,8 +225,11 @@ mod tests {
         assert_eq!(said, Some((IcmpKind::Unreachable { sequence: 77 }, tcp.clone())));
         let too_small = Icmpv4Type::Unknown { type_u8: 3, code_u8: 4, bytes5to8: [0, 0, 0, 68] };
         assert_eq!(parse(&v4(ROUTER, too_small, &sent())), None, "smaller than every host takes");
-        let said = parse(&v4(ROUTER, unreachable(4), &sent()));
-        assert_eq!(said, Some((IcmpKind::Trouble { sequence: 77 }, tcp)), "too big");
+        let says_none = parse(&v4(ROUTER, unreachable(4), &sent()));
+        assert_eq!(says_none, Some((IcmpKind::TooBig { sequence: 77, mtu: 0 }, tcp.clone())));
+        let too_big = Icmpv4Type::Unknown { type_u8: 3, code_u8: 4, bytes5to8: [0, 0, 5, 120] };
+        let said = parse(&v4(ROUTER, too_big, &sent()));
+        assert_eq!(said, Some((IcmpKind::TooBig { sequence: 77, mtu: 1400 }, tcp)));
         assert_eq!(parse(&v4(ROUTER, unreachable(1), &sent()[..27])), None);
         let mut fragment = sent();
         fragment[7] = 9;
