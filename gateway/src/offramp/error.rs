@@ -47,8 +47,8 @@ pub enum DialError {
     /// The off-ramp sends packets on, and the flow's are to become ones of the other family.
     #[error("the off-ramp sends packets on: a rule that rewrites IPv4 to IPv6, or back, needs another")]
     OtherFamily,
-    /// Nobody knows where the site's peer is.
-    #[error("there is no tunnel to the site yet")]
+    /// Nobody knows where the site's peer is, or it does not answer.
+    #[error("there is no tunnel to the site")]
     NoTunnel,
     /// We have no address of this family at the site.
     #[error("the off-ramp has no address of the packet's family: add one to `addresses`")]

@@ -59,6 +59,10 @@ impl Shard {
         // One that was taken on the way before goes back first.
         flow.port = None;
         match offramp.way(permit, flow.protocol()) {
+            // Nothing gets through, and there was no other way to choose.
+            Way::Forward(NextHop::Site(site)) | Way::Call(site) if !site.state.is_up() => {
+                return self.dial_failed(now, flow, &DialError::NoTunnel);
+            }
             Way::Forward(hop) => return self.forward(now, flow, hop),
             Way::Call(site) => return self.call(now, flow, &site),
             Way::Dial => {}

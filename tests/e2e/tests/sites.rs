@@ -146,6 +146,14 @@ fn connections_may_end_here_and_others_go_on_to_a_site() {
                 });
             }
             cuts_are_seen(world, site);
+            // Who cannot be reached is not waited for.
+            site.wg.down();
+            wait_for_state(world, "down");
+            let to = SocketAddr::new(Host::OpenToo.address(Family::V4), 4);
+            let begun = std::time::Instant::now();
+            assert_eq!(world.client().connect(to).expect_err("it is gone").kind(), ErrorKind::HostUnreachable);
+            assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+            assert_eq!(record(world, to, "tcp").ended, "offramp_down");
         });
     }
 }
