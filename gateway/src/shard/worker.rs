@@ -3,6 +3,7 @@
 mod egress;
 mod ingress;
 mod opening;
+mod statuses;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -23,7 +24,7 @@ use super::calls::Calls;
 use super::datagrams::Gathered;
 use super::flow::Flows;
 use super::hops::Hops;
-use super::link::{Command, PeerStatus, SiteStatus, Snapshot};
+use super::link::{Command, Snapshot};
 use super::mail::{Mail, Mailbox, Neighbour};
 use super::moderation::Moderation;
 use super::places::Places;
@@ -374,40 +375,6 @@ impl Shard {
                 let _ = answer.send(());
             }
         }
-    }
-
-    fn peers(&self) -> Vec<PeerStatus> {
-        let Some(wireguard) = &self.wireguard else { return Vec::new() };
-        let status = |(_, peer): (usize, &Peer)| {
-            let (bytes_received, bytes_sent) = peer.bytes();
-            let device = Arc::clone(&peer.party().device.as_ref()?.identity.device);
-            Some(PeerStatus {
-                flows: self.loads.flows(&device),
-                device,
-                endpoint: peer.endpoint().map(|endpoint| endpoint.canonical()),
-                last_handshake: peer.last_handshake(),
-                bytes_received,
-                bytes_sent,
-            })
-        };
-        wireguard.peers.iter().filter_map(status).collect()
-    }
-
-    /// What the tunnels to sites that live here say.
-    fn sites(&self, now: Instant) -> Vec<SiteStatus> {
-        let Some(wireguard) = &self.wireguard else { return Vec::new() };
-        let status = |(_, peer): (usize, &Peer)| {
-            let party = peer.party();
-            party.site.as_ref().map(|_| SiteStatus {
-                key: party.key,
-                shard: self.index,
-                asked: peer.is_asked(),
-                unanswered: peer.is_unanswered(),
-                silence: peer.heard_at().map(|at| now.saturating_duration_since(at)),
-                last_handshake: peer.last_handshake(),
-            })
-        };
-        wireguard.peers.iter().filter_map(status).collect()
     }
 
     /// Takes over a new snapshot, if there is one: peers at once, flows in slices.
