@@ -198,6 +198,11 @@ impl Rulesets {
         self.own_key
     }
 
+    /// What `gateway.toml` says that does not count before the next start. Reads the file.
+    pub fn config_warning(&self) -> Option<String> {
+        StaticFile::read(&self.config).into_warning()
+    }
+
     /// Counts refused reloads.
     pub fn failures(&self) -> &Arc<AtomicU64> {
         &self.failures

@@ -40,6 +40,9 @@ fn page(status: &Status, now: Timestamp) -> String {
     for problem in &load.problems {
         let _ = writeln!(out, "           {problem}");
     }
+    if let Some(warning) = &status.config_warning {
+        let _ = writeln!(out, "config     {warning}");
+    }
     let _ = writeln!(out, "policy     {}", status.policy);
     let _ = writeln!(out, "directory  {} ({} users, {} devices)", status.directory, status.users, status.devices);
     let _ = writeln!(out, "flows      {} open on {} shards", status.flows_open, status.shards.len());
@@ -109,6 +112,7 @@ mod tests {
                 },
             ],
             config: "/etc/portcullis/gateway.toml".to_owned(),
+            config_warning: Some("gateway.toml has changed".to_owned()),
             policy: "/etc/portcullis/policy.json".to_owned(),
             directory: "/etc/portcullis/directory.json".to_owned(),
             users: 1,
@@ -142,6 +146,7 @@ mod tests {
              revision   3\n\
              last load  1m0s ago, REFUSED, the revision before stays in force\n           \
              policy.json:3:9: rules[0].id: is missing\n\
+             config     gateway.toml has changed\n\
              policy     /etc/portcullis/policy.json\n\
              directory  /etc/portcullis/directory.json (1 users, 2 devices)\n\
              flows      5 open on 1 shards\n\

@@ -41,6 +41,9 @@ pub struct Status {
     pub offramps: Vec<OfframpStatus>,
     /// The static configuration.
     pub config: String,
+    /// What of it does not count yet; `None` when all that the file says is in force.
+    #[serde(default)]
+    pub config_warning: Option<String>,
     /// The policy file.
     pub policy: String,
     /// The directory file.

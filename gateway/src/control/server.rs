@@ -213,6 +213,8 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
         addresses: t.addresses.clone(),
         public_key: None,
     });
+    let rules = Arc::clone(rulesets);
+    let config_warning = tokio::task::spawn_blocking(move || rules.config_warning()).await?;
     let mut users: Vec<_> = snapshot.directory.devices().map(|d| &d.identity.user).collect();
     users.sort_unstable();
     users.dedup();
@@ -230,6 +232,7 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
             .collect(),
         onramps: wireguard.into_iter().chain(tun).collect(),
         config: config.source.display().to_string(),
+        config_warning,
         policy: config.policy.display().to_string(),
         directory: config.directory.display().to_string(),
         users: users.len(),

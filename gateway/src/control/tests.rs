@@ -186,6 +186,9 @@ async fn status_says_what_is_in_force() {
     let status: Status = server.get("/v1/status").await.unwrap();
     assert_eq!((status.phase.as_str(), status.revision, status.users, status.devices), ("serving", 1, 2, 2));
     assert!(status.last_reload.ok);
+    // The file has tables that this gateway is without.
+    let warning = status.config_warning.unwrap();
+    assert!(warning.ends_with("all but [tun] routes and exclude needs a restart"), "{warning}");
 
     server.files.write_policy("{");
     server.post::<ReloadReport>("/v1/reload", Value::Null).await.unwrap_err();

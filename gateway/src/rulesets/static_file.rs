@@ -34,6 +34,10 @@ impl StaticFile {
         }
     }
 
+    pub(super) fn into_warning(self) -> Option<String> {
+        self.warning
+    }
+
     fn compare(config: &Config, new: Config) -> Self {
         let steering = new.tun.clone();
         let mut rest = new;
