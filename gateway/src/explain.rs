@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::control::api::{Answer, ExplainRequest, Explanation};
 use crate::destination;
 use crate::directory::Device;
+use crate::flow_record::FlowProtocol;
 use crate::offramp::Offramps;
 use crate::shard::link::Snapshot;
 
@@ -32,9 +33,6 @@ pub enum ExplainError {
     /// In the directory, but without a device to ask for.
     #[error("user `{}` has no device in the directory", .0.escape_debug())]
     NoDevice(String),
-    /// The carried protocols are TCP, UDP and echo.
-    #[error("the gateway carries TCP, UDP and ping only, no protocol {0}")]
-    Protocol(u8),
 }
 
 /// Answers `question` from `snapshot`, for each device it is about. `in_force`: whether the snapshot's revision means
@@ -49,8 +47,7 @@ pub fn explain(
     let (address, service) = parse_destination(&question.to)?;
     let port = match service {
         Service::Tcp(port) | Service::Udp(port) => port,
-        Service::Icmp => 0,
-        Service::Protocol(number) => return Err(ExplainError::Protocol(number)),
+        Service::Icmp | Service::Protocol(_) => 0,
     };
     // A time for people has no fractions.
     let at = question.at.unwrap_or_else(|| Timestamp::from_second(now.as_second()).unwrap_or(now));
@@ -173,10 +170,18 @@ impl Asking<'_> {
             return Some((Vec::new(), text));
         }
         let ways = self.offramps.ways(&permit, network, target);
+        let protocol = FlowProtocol::from(self.service);
+        let (ways, unable): (Vec<_>, Vec<_>) = ways.iter().partition(|way| way.carries(protocol));
         let shown = ways.iter().map(|way| format!("{}{}", way.name(), if way.is_up() { "" } else { " (down)" }));
+        let unable = unable.iter().map(|way| way.name().to_string()).collect::<Vec<_>>().join(", ");
+        let left_out =
+            if unable.is_empty() { String::new() } else { format!("; not {unable}, which carries no {protocol}") };
         let text = match shown.collect::<Vec<_>>().join(", then ") {
-            none if none.is_empty() => format!("way out: none, no [[route]] of network {network:?} leads to {target}"),
-            shown => format!("way out: {shown}"),
+            none if none.is_empty() && left_out.is_empty() => {
+                format!("way out: none, no [[route]] of network {network:?} leads to {target}")
+            }
+            none if none.is_empty() => format!("way out: none{left_out}"),
+            shown => format!("way out: {shown}{left_out}"),
         };
         Some((ways.iter().map(|way| way.name().to_string()).collect(), text))
     }

@@ -1,10 +1,12 @@
 //! What is written down about a flow when it ends.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use portcullis_policy::Service;
 use serde::{Serialize, Serializer};
 
 use crate::limits::LimitName;
@@ -122,15 +124,46 @@ pub enum FlowProtocol {
     Udp,
     /// An ICMP or ICMPv6 echo exchange.
     Icmp,
+    /// The packets of any other protocol, by its number.
+    Other(u8),
 }
 
 impl FlowProtocol {
-    /// The word used in the flow log.
-    pub const fn as_str(self) -> &'static str {
+    /// The service of a flow with this destination port, as policy knows it.
+    pub const fn service(self, port: u16) -> Service {
         match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Icmp => "icmp",
+            Self::Tcp => Service::Tcp(port),
+            Self::Udp => Service::Udp(port),
+            Self::Icmp => Service::Icmp,
+            Self::Other(number) => Service::Protocol(number),
+        }
+    }
+
+    /// Whether its flows have ports.
+    pub const fn has_ports(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp)
+    }
+}
+
+impl From<Service> for FlowProtocol {
+    fn from(service: Service) -> Self {
+        match service {
+            Service::Tcp(_) => Self::Tcp,
+            Service::Udp(_) => Self::Udp,
+            Service::Icmp => Self::Icmp,
+            Service::Protocol(number) => Self::Other(number),
+        }
+    }
+}
+
+/// The word used in the flow log.
+impl fmt::Display for FlowProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp => f.write_str("tcp"),
+            Self::Udp => f.write_str("udp"),
+            Self::Icmp => f.write_str("icmp"),
+            Self::Other(number) => write!(f, "proto/{number}"),
         }
     }
 }
@@ -165,9 +198,9 @@ pub struct FlowRecord {
     pub groups: Arc<[Arc<str>]>,
     /// The on-ramp.
     pub onramp: OnrampKind,
-    /// Inner source address and port (echo: identifier as port).
+    /// Inner source address and port (echo: identifier as port; without ports: 0).
     pub source: SocketAddr,
-    /// Destination address and port (echo: port 0).
+    /// Destination address and port (without ports: 0).
     pub destination: SocketAddr,
     /// Where its rule sent it instead.
     pub target: Option<SocketAddr>,
@@ -195,13 +228,9 @@ pub struct FlowRecord {
 }
 
 impl FlowRecord {
-    /// The service asked for, as policy writes it: `tcp/443`, `udp/53`, `icmp`.
-    pub fn service(&self) -> String {
-        match self.protocol {
-            FlowProtocol::Tcp => format!("tcp/{}", self.destination.port()),
-            FlowProtocol::Udp => format!("udp/{}", self.destination.port()),
-            FlowProtocol::Icmp => "icmp".to_owned(),
-        }
+    /// The service asked for.
+    pub fn service(&self) -> Service {
+        self.protocol.service(self.destination.port())
     }
 }
 
@@ -223,7 +252,7 @@ impl Serialize for FlowLine<'_> {
             onramp: &'static str,
             source: SocketAddr,
             destination: SocketAddr,
-            protocol: &'static str,
+            protocol: String,
             service: String,
             verdict: &'static str,
             rule: Option<&'a str>,
@@ -252,8 +281,8 @@ impl Serialize for FlowLine<'_> {
             onramp: r.onramp.as_str(),
             source: r.source,
             destination: r.destination,
-            protocol: r.protocol.as_str(),
-            service: r.service(),
+            protocol: r.protocol.to_string(),
+            service: r.service().to_string(),
             verdict: if r.allowed { "allow" } else { "deny" },
             rule: r.rule.as_deref(),
             revision: r.revision,

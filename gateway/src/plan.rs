@@ -6,13 +6,13 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use portcullis_policy::plan::{Change, Kind, Subject};
-use portcullis_policy::{Request, Ruleset, Service, Verdict};
+use portcullis_policy::{Request, Ruleset, Verdict};
 
 use crate::config::Config;
 use crate::control::api::Problem;
 use crate::control::plan::{AccessChange, EndingFlow, PlanReport, PlanRequest, Who};
 use crate::directory::Directory;
-use crate::flow_record::{FlowProtocol, FlowRecord};
+use crate::flow_record::FlowRecord;
 use crate::rulesets::{in_file, policy_context};
 use crate::shard::link::Snapshot;
 
@@ -60,17 +60,12 @@ pub fn plan(
 /// What to say of a live flow that `then` would end, with its devices in `directory`.
 fn ending(directory: &Directory, then: &Ruleset, flow: &FlowRecord, at: Timestamp) -> Option<EndingFlow> {
     let device = directory.device(&flow.device)?;
-    let port = flow.destination.port();
-    let service = match flow.protocol {
-        FlowProtocol::Tcp => Service::Tcp(port),
-        FlowProtocol::Udp => Service::Udp(port),
-        FlowProtocol::Icmp => Service::Icmp,
-    };
+    let service = flow.service();
     let (source, destination) = (flow.source.ip(), flow.destination.ip());
     let verdict = then.evaluate(&Request { identity: &device.identity, source, destination, service }, at);
     let goes_on = match &verdict {
-        // A ping has no port, whatever the rule says.
-        Verdict::Allow(permit) if flow.protocol == FlowProtocol::Icmp => {
+        // Without ports it goes to none, whatever the rule says.
+        Verdict::Allow(permit) if !flow.protocol.has_ports() => {
             permit.target(flow.destination).ip() == flow.target.unwrap_or(flow.destination).ip()
         }
         Verdict::Allow(permit) => permit.target(flow.destination) == flow.target.unwrap_or(flow.destination),

@@ -174,9 +174,8 @@ impl Stack {
                 self.mark_changed(id);
                 taken.map(|()| Handled::Known(id))
             }
-            (FlowKind::Tcp(_), Transport::Udp(_) | Transport::Echo(_)) | (FlowKind::Forward(_), _) => {
-                Err(DropReason::Malformed)
-            }
+            (FlowKind::Tcp(_), Transport::Udp(_) | Transport::Echo(_) | Transport::Other(_))
+            | (FlowKind::Forward(_), _) => Err(DropReason::Malformed),
         }
     }
 
@@ -201,7 +200,9 @@ impl Stack {
                 }
                 return Err(DropReason::NoFlow);
             }
-            Transport::Udp(_) | Transport::Echo(_) => FlowKind::Datagram(DatagramFlow::new(now, packet)),
+            Transport::Udp(_) | Transport::Echo(_) | Transport::Other(_) => {
+                FlowKind::Datagram(DatagramFlow::new(now, packet))
+            }
         };
         let traffic = Traffic { packets_up: packet.count() as u64, ..Traffic::default() };
         Ok(Handled::Opened(self.enter(now, key, from.mtu, kind, traffic)))

@@ -22,11 +22,13 @@ pub enum Protocol {
     Udp,
     /// ICMP or ICMPv6 echo, RFC 792 and RFC 4443.
     Echo,
+    /// Any other, by its number in the registry of Internet protocol numbers. Its packets can only go on as they are.
+    Other(u8),
 }
 
 /// Source and destination of a flow as the client's packets carry them.
 ///
-/// An echo exchange has its identifier as source port and 0 as destination port.
+/// An echo exchange has its identifier as source port and 0 as destination port; other protocols have 0 for both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FiveTuple {
     /// Transport.

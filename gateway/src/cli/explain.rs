@@ -74,7 +74,7 @@ fn from_files(config: Config, question: &ExplainRequest) -> Result<Explanation, 
     explain(&snapshot, (&config, &offramps), question, now, false).map_err(|error| {
         let _ = writeln!(err, "portcullis: {error}");
         match error {
-            ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_) => ExitStatus::Usage,
+            ExplainError::Target(_) | ExplainError::Who => ExitStatus::Usage,
             ExplainError::UnknownDevice(_) | ExplainError::UnknownUser(_) | ExplainError::NoDevice(_) => {
                 ExitStatus::Failed
             }

@@ -122,7 +122,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::BadRequest(_)
-            | Self::Explain(ExplainError::Target(_) | ExplainError::Who | ExplainError::Protocol(_))
+            | Self::Explain(ExplainError::Target(_) | ExplainError::Who)
             | Self::Statement(StatementError::Report(_)) => StatusCode::BAD_REQUEST,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use nix::errno::Errno;
 
 use super::ProxyError;
-use crate::flow_record::FlowEnd;
+use crate::flow_record::{FlowEnd, FlowProtocol};
 use crate::limits::LimitName;
 
 /// Why no socket towards a target could be had.
@@ -47,6 +47,9 @@ pub enum DialError {
     /// The off-ramp sends packets on, and the flow's are to become ones of the other family.
     #[error("the off-ramp sends packets on: a rule that rewrites IPv4 to IPv6, or back, needs another")]
     OtherFamily,
+    /// The off-ramp has no way to carry what the flow is of.
+    #[error("the off-ramp carries no {0}")]
+    CannotCarry(FlowProtocol),
     /// Nobody knows where the site's peer is, or it does not answer.
     #[error("there is no tunnel to the site")]
     NoTunnel,
@@ -63,7 +66,9 @@ impl DialError {
     pub fn flow_end(&self) -> FlowEnd {
         match self {
             Self::Refused => FlowEnd::TargetRefused,
-            Self::Unreachable(_) | Self::OtherFamily | Self::NoSiteAddress => FlowEnd::TargetUnreachable,
+            Self::Unreachable(_) | Self::OtherFamily | Self::NoSiteAddress | Self::CannotCarry(_) => {
+                FlowEnd::TargetUnreachable
+            }
             Self::Timeout => FlowEnd::DialTimeout,
             Self::PortsExhausted | Self::Descriptors => FlowEnd::Limit,
             Self::Proxy { why: ProxyError::CannotCarry(_), .. } => FlowEnd::TargetUnreachable,
@@ -84,6 +89,7 @@ impl DialError {
             | Self::InterfaceUnavailable(_)
             | Self::Proxy { .. }
             | Self::OtherFamily
+            | Self::CannotCarry(_)
             | Self::NoTunnel
             | Self::NoSiteAddress => true,
             Self::Refused
@@ -108,6 +114,7 @@ impl DialError {
             | Self::InterfaceUnavailable(_)
             | Self::Proxy { .. }
             | Self::OtherFamily
+            | Self::CannotCarry(_)
             | Self::NoTunnel
             | Self::NoSiteAddress
             | Self::Io(_) => None,

@@ -275,6 +275,19 @@ impl Offramp {
         &self.name
     }
 
+    /// Whether it has a way to carry flows of `protocol`. What nobody looks into can only go on as it is, and with the client's
+    /// own address: without ports, two clients behind one address could not be told apart.
+    pub fn carries(&self, protocol: FlowProtocol) -> bool {
+        match (&self.kind, protocol) {
+            (Kind::Proxy(_), FlowProtocol::Icmp) | (Kind::Direct { .. } | Kind::Proxy(_), FlowProtocol::Other(_)) => {
+                false
+            }
+            (Kind::Proxy(proxy), FlowProtocol::Udp) => proxy.carries_udp(),
+            (Kind::Wireguard(site), FlowProtocol::Other(_)) => site.keeps_client(),
+            (Kind::Direct { .. } | Kind::Proxy(_) | Kind::Kernel | Kind::Wireguard(_), _) => true,
+        }
+    }
+
     /// How a permitted flow goes on.
     pub fn way(&self, permit: &Permit, protocol: FlowProtocol) -> Way {
         let _ = permit;
@@ -329,8 +342,7 @@ impl Offramp {
             FlowProtocol::Tcp => Some(to),
             // The kernel gives a port to one UDP socket, whatever its target.
             FlowProtocol::Udp => None,
-            // Echo has no ports.
-            FlowProtocol::Icmp => return Ok(None),
+            FlowProtocol::Icmp | FlowProtocol::Other(_) => return Ok(None),
         };
         ports.shares.take(now, device, towards, ports.len()).map(Some).ok_or(DialError::PortsExhausted)
     }
@@ -371,7 +383,7 @@ impl Offramp {
                 let socket = self.sockets.start(Transport::Udp, to)?;
                 return Ok(Opening::Open(DatagramSocket::new(socket, to)?));
             }
-            Kind::Proxy(proxy) if !proxy.carries_udp() => return Err(proxy.cannot_carry("UDP")),
+            Kind::Proxy(proxy) if !proxy.carries_udp() => return Err(DialError::CannotCarry(FlowProtocol::Udp)),
             Kind::Proxy(proxy) => Arc::clone(proxy),
         };
         let patience = self.proxy_patience();
@@ -386,8 +398,7 @@ impl Offramp {
 
     fn connect_ping(&self, to: IpAddr) -> Result<DatagramSocket, DialError> {
         match &self.kind {
-            Kind::Proxy(proxy) => return Err(proxy.cannot_carry("ping")),
-            Kind::Wireguard(_) => return Err(DialError::NoTunnel),
+            Kind::Proxy(_) | Kind::Wireguard(_) => return Err(DialError::CannotCarry(FlowProtocol::Icmp)),
             Kind::Direct { .. } | Kind::Kernel => {}
         }
         let to = SocketAddr::new(to, 0);

@@ -24,7 +24,7 @@ impl Shard {
     ) -> Result<Share, LimitName> {
         match protocol {
             Protocol::Tcp => owner.share(&[Resource::Flows, Resource::HalfOpen, Resource::Dials]),
-            Protocol::Udp | Protocol::Echo => {
+            Protocol::Udp | Protocol::Echo | Protocol::Other(_) => {
                 let needed = [Resource::Flows, Resource::Associations];
                 let own = LimitName::Share(Resource::Associations, Scope::Device);
                 if self.associations.count(&device.identity.device) >= self.associations_here(onramp)

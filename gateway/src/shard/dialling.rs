@@ -56,6 +56,10 @@ impl Shard {
         };
         flow.offramp = Some(Arc::clone(offramp.name()));
         flow.expiry = expiry(now, permit, [&*flow.device]);
+        if !offramp.carries(flow.protocol()) {
+            let error = DialError::CannotCarry(flow.protocol());
+            return self.dial_failed(now, flow, &error);
+        }
         // One that was taken on the way before goes back first.
         flow.port = None;
         match offramp.way(permit, flow.protocol()) {
@@ -81,6 +85,7 @@ impl Shard {
                 Opening::Asking(dial) => self.spawn_dial(now, &flow, async { dial.await.map(Connection::Udp) }),
             }),
             Protocol::Echo => offramp.open_ping(permit, target.ip()).map(Target::Ping),
+            Protocol::Other(_) => Err(DialError::CannotCarry(flow.protocol())),
         };
         match opened {
             Ok(target) => {

@@ -235,6 +235,7 @@ impl Flow {
             Protocol::Tcp => FlowProtocol::Tcp,
             Protocol::Udp => FlowProtocol::Udp,
             Protocol::Echo => FlowProtocol::Icmp,
+            Protocol::Other(number) => FlowProtocol::Other(number),
         }
     }
 
@@ -243,8 +244,7 @@ impl Flow {
         match &self.decision {
             Decision::Permitted(permit) => {
                 let target = permit.target(self.destination());
-                let has_port = self.key.tuple.protocol != Protocol::Echo;
-                if has_port { target } else { SocketAddr::new(target.ip(), 0) }
+                if self.protocol().has_ports() { target } else { SocketAddr::new(target.ip(), 0) }
             }
             Decision::Denied { .. } => self.destination(),
         }

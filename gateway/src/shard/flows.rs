@@ -104,7 +104,7 @@ impl Shard {
             (Protocol::Tcp, false) => self.refuse(flow, FlowEnd::Denied, refusal),
             (Protocol::Tcp, true) => self.linger(now, flow, FlowEnd::Denied, refusal, SILENCE),
             // Packets of the association are answered as they are delivered, this one too.
-            (Protocol::Udp | Protocol::Echo, _) => {
+            (Protocol::Udp | Protocol::Echo | Protocol::Other(_), _) => {
                 let record = flow.record(now, self.stack.traffic(flow.id), Some(FlowEnd::Denied));
                 self.write_down(record, FlowEnd::Denied);
                 self.enter(flow);
@@ -311,6 +311,14 @@ impl Shard {
             | Target::Udp(_)
             | Target::Dialling { .. }
             | Target::Forward(_) => {}
+        }
+    }
+
+    /// A packet that can only go on as it is, of a flow whose packets do not.
+    pub(super) fn deliver_opaque(&mut self, id: FlowId) {
+        if let Some(Flow { target: Target::Nobody { silent }, .. }) = self.flows.get_mut(id) {
+            let silent = *silent;
+            self.deny_again(id, silent, 1);
         }
     }
 

@@ -134,6 +134,7 @@ impl Shard {
             Transport::Tcp(_) => return true,
             Transport::Udp(udp) => self.stack.delivered(id, udp.payload.len()),
             Transport::Echo(echo) => self.stack.delivered(id, echo.data.len()),
+            Transport::Other(data) => self.stack.delivered(id, data.len()),
         }
         self.send_on(now, passage, (from, onramp), packet);
         true

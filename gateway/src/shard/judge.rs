@@ -89,6 +89,7 @@ fn service(tuple: &FiveTuple) -> Service {
         Protocol::Tcp => Service::Tcp(tuple.destination_port),
         Protocol::Udp => Service::Udp(tuple.destination_port),
         Protocol::Echo => Service::Icmp,
+        Protocol::Other(number) => Service::Protocol(number),
     }
 }
 

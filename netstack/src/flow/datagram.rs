@@ -1,4 +1,4 @@
-//! UDP associations and echo exchanges: no connection, only a memory of who spoke when.
+//! UDP associations, echo exchanges, and what is known of protocols that go on as they are: no connection, only a memory of who spoke when.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::tuple::{FiveTuple, Protocol};
 
 const DNS: u16 = 53;
 
-/// A UDP association or an echo exchange.
+/// A UDP association, an echo exchange, or the packets of another protocol.
 #[derive(Clone)]
 pub(crate) struct DatagramFlow {
     last_up: Instant,
@@ -33,7 +33,7 @@ impl DatagramFlow {
         // Of a super-packet the first datagram is remembered.
         let first = match packet.transport() {
             Transport::Udp(udp) => bytes.len() - udp.payload.len() + udp.size(),
-            Transport::Tcp(_) | Transport::Echo(_) => bytes.len(),
+            Transport::Tcp(_) | Transport::Echo(_) | Transport::Other(_) => bytes.len(),
         };
         self.quote_len = first.min(QUOTE);
         let (Some(to), Some(from)) = (self.quote.get_mut(..self.quote_len), bytes.get(..self.quote_len)) else {
@@ -74,7 +74,8 @@ impl DatagramFlow {
         let idle = match (tuple.protocol, self.last_down) {
             (Protocol::Echo | Protocol::Tcp, _) => limits.echo_idle,
             (Protocol::Udp, Some(_)) if tuple.destination_port != DNS => limits.udp_idle,
-            (Protocol::Udp, _) => limits.udp_idle_one_way,
+            (Protocol::Other(_), Some(_)) => limits.udp_idle,
+            (Protocol::Udp | Protocol::Other(_), _) => limits.udp_idle_one_way,
         };
         self.last_down.map_or(self.last_up, |down| down.max(self.last_up)) + idle
     }

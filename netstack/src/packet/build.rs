@@ -104,6 +104,11 @@ pub struct Reply {
     pub identification: u32,
 }
 
+/// A packet of a protocol that we do not look into, in fragments where it does not fit.
+pub(crate) fn opaque(batch: &mut PacketBatch, reply: Reply, number: u8, payload: &[u8]) -> usize {
+    datagram(batch, reply, IpProtocol::from(number), &[], payload)
+}
+
 /// A UDP datagram from the target, in fragments where it does not fit.
 pub fn udp(batch: &mut PacketBatch, reply: Reply, payload: &[u8]) -> usize {
     let length = UDP_HEADER + payload.len();

@@ -8,7 +8,7 @@ use etherparse::{
 
 use super::build::{IPV4_HEADER, IPV6_HEADER, UDP_HEADER, put8, put16};
 use super::extension::{self, MAX_EXTENSION_HEADERS};
-use super::{ChecksumPolicy, IcmpMessage, IpPacket, checksum};
+use super::{ChecksumPolicy, IcmpMessage, IpPacket, checksum, parse};
 use crate::DropReason;
 
 /// Bytes of an ICMP header.
@@ -130,6 +130,7 @@ impl<'p> IpFragment<'p> {
             IpNumber::IPV6_ROUTE_HEADER | IpNumber::IPV6_FRAGMENTATION_HEADER | IpNumber::IPV6_HEADER_HOP_BY_HOP => {
                 return Err(DropReason::ExtensionHeader);
             }
+            number if parse::opaque(number) => true,
             _ => return Err(DropReason::Protocol),
         };
         if whole { Ok(()) } else { Err(DropReason::Fragment) }

@@ -6,7 +6,7 @@ use etherparse::{IpNumber, IpSlice};
 use smoltcp::wire::IpProtocol;
 
 use super::build::{self, IPV4_HEADER, IPV6_HEADER, LEAST_MTU_V4, LEAST_MTU_V6};
-use super::{ChecksumPolicy, checksum};
+use super::{ChecksumPolicy, checksum, parse};
 use crate::tuple::{FiveTuple, Protocol};
 
 /// Bytes of an ICMP header.
@@ -166,6 +166,12 @@ fn error(quoted: &[u8], says: impl FnOnce(u32) -> IcmpKind) -> Option<(IcmpKind,
         }
         _ => return None,
     };
+    if parse::opaque(IpNumber(protocol)) {
+        // Nothing of it is read, and it may be shorter.
+        let about =
+            FiveTuple { protocol: Protocol::Other(protocol), source, source_port: 0, destination, destination_port: 0 };
+        return Some((says(0), about));
+    }
     let transport = quoted.get(header..header + QUOTED)?;
     let [a, b, c, d, e, f, g, h] = *transport else { return None };
     let ports = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));

@@ -132,9 +132,10 @@ impl<'p> IpPacket<'p> {
                 };
                 echo(header, icmp.payload())
             }
+            number if opaque(number) => (Protocol::Other(number.0), 0, 0, Transport::Other(body)),
             _ => return Err(DropReason::Protocol),
         };
-        if destination_port == 0 && protocol != Protocol::Echo {
+        if destination_port == 0 && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
             return Err(DropReason::Malformed);
         }
         check_source(source)?;
@@ -167,18 +168,22 @@ impl<'p> IpPacket<'p> {
         self.header
     }
 
-    /// Says that a packet lacks its checksum, and with a segment size that it stands for many TCP segments or UDP datagrams,
+    /// Says that a packet of TCP, UDP or ICMP lacks its checksum, and with a segment size that it stands for many TCP segments or UDP datagrams,
     /// with as many octets of payload each, of which the last may be shorter: its lengths are those of all of them together.
     ///
     /// # Errors
-    /// `malformed`: with a segment size it is of another protocol, has no payload or something behind it, or the size is 0.
+    /// `malformed`: it is of another protocol, whose checksum is nowhere we know; or with a segment size it is no TCP or UDP,
+    /// has no payload or something behind it, or the size is 0.
     pub fn with_offload(mut self, offload: Offload) -> Result<Self, DropReason> {
+        if matches!(self.transport, Transport::Other(_)) {
+            return Err(DropReason::Malformed);
+        }
         self.lacking = Some(offload);
         let Some(size) = offload.segment_size.map(usize::from) else { return Ok(self) };
         let payload = match &self.transport {
             Transport::Tcp(segment) => segment.payload,
             Transport::Udp(udp) => udp.payload,
-            Transport::Echo(_) => return Err(DropReason::Malformed),
+            Transport::Echo(_) | Transport::Other(_) => return Err(DropReason::Malformed),
         };
         // What follows the payload would belong to none of them.
         let ends_with_payload = self.bytes.as_ptr_range().end == payload.as_ptr_range().end;
@@ -203,6 +208,7 @@ impl<'p> IpPacket<'p> {
             Protocol::Tcp => IpProtocol::Tcp,
             Protocol::Udp => IpProtocol::Udp,
             Protocol::Echo => IpProtocol::Icmpv6,
+            Protocol::Other(number) => IpProtocol::from(number),
         };
         match self.tuple.source {
             IpAddr::V4(_) => self.bytes.first() == Some(&0x45),
@@ -272,6 +278,16 @@ impl Sums<'_> {
 fn echo(header: IcmpEchoHeader, data: &[u8]) -> (Protocol, u16, u16, Transport<'_>) {
     let echo = Echo { identifier: header.id, sequence: header.seq, data };
     (Protocol::Echo, header.id, 0, Transport::Echo(echo))
+}
+
+/// Whether packets of a protocol may go on without anybody looking into them. Behind an extension header of IPv6 stands
+/// something else, and behind an authentication header of IPv4 too; the other family's ICMP is nobody's. What is encrypted
+/// (RFC 4303) hides from its hops by design, and a rule that allows it says so.
+pub(super) fn opaque(number: IpNumber) -> bool {
+    let known = matches!(number, IpNumber::TCP | IpNumber::UDP | IpNumber::ICMP | IpNumber::IPV6_ICMP);
+    let esp = number == IpNumber::ENCAPSULATING_SECURITY_PAYLOAD;
+    let header = number.is_ipv6_ext_header_value() || number == IpNumber::IPV6_NO_NEXT_HEADER;
+    !known && (esp || !header)
 }
 
 /// An address of no single host: a flow towards it cannot be, and an answer must not be (RFC 1122 section 3.2.2).

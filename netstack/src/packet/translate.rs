@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
+use etherparse::IpNumber;
 use smoltcp::wire::IpProtocol;
 
 use super::build::{IPV4_HEADER, IPV6_HEADER, put, put16, set_header_checksum};
-use super::checksum;
+use super::{checksum, parse};
 use crate::tuple::{FiveTuple, Protocol};
 
 /// Where in an ICMP header its checksum and an echo's identifier stand.
@@ -24,6 +25,8 @@ pub(crate) fn set_tuple(packet: &mut [u8], header: usize, old: &FiveTuple, new: 
         Protocol::Tcp => TCP_CHECKSUM,
         Protocol::Udp => UDP_CHECKSUM,
         Protocol::Echo => ICMP_CHECKSUM,
+        // RFC 3022 section 4.1: an address in its checksum would be a matter of each protocol.
+        Protocol::Other(_) => return set_addresses(packet, new.source, new.destination),
     };
     let before = get16(packet, header + at);
     set_addresses(packet, new.source, new.destination);
@@ -89,8 +92,10 @@ fn ip_header(packet: &[u8]) -> Option<usize> {
     match packet.first()? >> 4 {
         4 => Some(usize::from(packet.first()? & 15) * 4).filter(|header| *header >= IPV4_HEADER),
         6 => {
-            let carried = [IpProtocol::Tcp, IpProtocol::Udp, IpProtocol::Icmpv6].map(u8::from);
-            carried.contains(packet.get(6)?).then_some(IPV6_HEADER)
+            let number = IpNumber(*packet.get(6)?);
+            let carried =
+                [IpNumber::TCP, IpNumber::UDP, IpNumber::IPV6_ICMP].contains(&number) || parse::opaque(number);
+            carried.then_some(IPV6_HEADER)
         }
         _ => None,
     }
@@ -126,6 +131,7 @@ fn set_ports(packet: &mut [u8], header: usize, tuple: &FiveTuple) {
             put16(packet, header + 2, tuple.destination_port);
         }
         Protocol::Echo => put16(packet, header + ICMP_IDENTIFIER, tuple.source_port),
+        Protocol::Other(_) => {}
     }
 }
 
@@ -138,6 +144,7 @@ mod tests {
     use super::*;
     use crate::packet::{ChecksumPolicy, IcmpKind, IcmpMessage, IpPacket};
     use etherparse::{IcmpEchoHeader, Icmpv4Type, Icmpv6Type, PacketBuilder};
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     fn packet(tuple: &FiveTuple, data: &[u8]) -> Vec<u8> {
@@ -151,6 +158,7 @@ mod tests {
                     Protocol::Tcp => ip.tcp(from, to, 77, 1000).write(&mut bytes, data),
                     Protocol::Udp => ip.udp(from, to).write(&mut bytes, data),
                     Protocol::Echo => ip.icmpv4(Icmpv4Type::EchoRequest(header)).write(&mut bytes, data),
+                    Protocol::Other(number) => ip.write(&mut bytes, IpNumber(number), data),
                 }
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -159,6 +167,7 @@ mod tests {
                     Protocol::Tcp => ip.tcp(from, to, 77, 1000).write(&mut bytes, data),
                     Protocol::Udp => ip.udp(from, to).write(&mut bytes, data),
                     Protocol::Echo => ip.icmpv6(Icmpv6Type::EchoRequest(header)).write(&mut bytes, data),
+                    Protocol::Other(number) => ip.write(&mut bytes, IpNumber(number), data),
                 }
             }
             _ => unreachable!("one family"),
@@ -168,22 +177,26 @@ mod tests {
     }
 
     fn tuple() -> impl Strategy<Value = (FiveTuple, FiveTuple)> {
-        let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Echo];
+        let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Echo, Protocol::Other(47)];
         let addresses = |v6: bool, octets: [u8; 16]| {
             let [_, a, b, c, ..] = octets;
             let mut unique_local = octets;
             unique_local[0] = 0xfd;
             if v6 { unique_local.into() } else { [10, a, b, c].into() }
         };
-        (0..3usize, any::<bool>(), any::<[[u8; 16]; 4]>(), any::<[u16; 4]>()).prop_map(
+        (0..4usize, any::<bool>(), any::<[[u8; 16]; 4]>(), any::<[u16; 4]>()).prop_map(
             move |(which, v6, hosts, ports)| {
                 let protocol = protocols[which];
                 let of = |i: usize| FiveTuple {
                     protocol,
                     source: addresses(v6, hosts[i]),
-                    source_port: ports[i],
+                    source_port: if protocol == Protocol::Other(47) { 0 } else { ports[i] },
                     destination: addresses(v6, hosts[i + 1]),
-                    destination_port: if protocol == Protocol::Echo { 0 } else { ports[i + 1].max(1) },
+                    destination_port: if matches!(protocol, Protocol::Tcp | Protocol::Udp) {
+                        ports[i + 1].max(1)
+                    } else {
+                        0
+                    },
                 };
                 (of(0), of(2))
             },
@@ -192,7 +205,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_translated_packet_is_the_one_the_other_would_have_sent((old, new) in tuple(), data: Vec<u8>) {
+        fn a_translated_packet_is_the_one_the_other_would_have_sent((old, new) in tuple(), data in vec(any::<u8>(), 1..200)) {
             let mut bytes = packet(&old, &data);
             let header = IpPacket::parse(&bytes, ChecksumPolicy::Verify).unwrap().header();
             set_tuple(&mut bytes, header, &old, &new, true);

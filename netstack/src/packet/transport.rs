@@ -13,6 +13,8 @@ pub enum Transport<'p> {
     Udp(UdpDatagram<'p>),
     /// An ICMP or ICMPv6 echo request.
     Echo(Echo<'p>),
+    /// What is in a packet of another protocol.
+    Other(&'p [u8]),
 }
 
 /// The fields of a TCP segment the flow table looks at.

@@ -12,7 +12,7 @@ use crate::flow::{Flow, FlowKind};
 use crate::packet::build::{self, Reply, UDP_HEADER};
 use crate::packet::{ChecksumPolicy, IcmpKind, IcmpMessage, IpPacket, Transport, translate};
 use crate::segment::Offload;
-use crate::tuple::{FiveTuple, FlowId, FlowKey, IngressId};
+use crate::tuple::{FiveTuple, FlowId, FlowKey, IngressId, Protocol};
 
 /// How a packet of a forwarded flow goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,12 +98,15 @@ impl Stack {
                     self.rearm(now, id);
                 }
             }
-            (Watch::Datagram(datagram), Transport::Udp(_) | Transport::Echo(_)) if direction == Direction::Up => {
+            (Watch::Datagram(datagram), Transport::Udp(_) | Transport::Echo(_) | Transport::Other(_))
+                if direction == Direction::Up =>
+            {
                 datagram.heard_client(now, packet);
                 let bytes = match packet.transport() {
                     Transport::Tcp(_) => 0,
                     Transport::Udp(udp) => udp.payload.len(),
                     Transport::Echo(echo) => echo.data.len(),
+                    Transport::Other(data) => data.len(),
                 };
                 self.count(id, direction, packet.count(), bytes);
             }
@@ -111,7 +114,11 @@ impl Stack {
                 datagram.heard_target(now);
                 self.count(id, direction, packet.count(), datagrams.payload.len());
             }
-            (Watch::Tcp(_), Transport::Udp(_) | Transport::Echo(_))
+            (Watch::Datagram(datagram), Transport::Other(data)) => {
+                datagram.heard_target(now);
+                self.count(id, direction, packet.count(), data.len());
+            }
+            (Watch::Tcp(_), Transport::Udp(_) | Transport::Echo(_) | Transport::Other(_))
             | (Watch::Datagram(_), Transport::Tcp(_) | Transport::Echo(_)) => return Err(DropReason::Malformed),
         }
         Ok(Handled::Passes(id, Passage { to, tuple, hop }))
@@ -162,16 +169,23 @@ impl Stack {
                 }
                 passage.push(batch, packet, packet.bytes(), offload);
             }
-            (offload, Transport::Echo(_)) if packet.bytes().len() <= room => {
+            (offload, Transport::Echo(_) | Transport::Other(_)) if packet.bytes().len() <= room => {
                 passage.push(batch, packet, packet.bytes(), offload);
             }
-            (_, Transport::Udp(_) | Transport::Echo(_)) if !packet.may_be_cut() => return Err(DropReason::TooBig),
+            (_, Transport::Udp(_) | Transport::Echo(_) | Transport::Other(_)) if !packet.may_be_cut() => {
+                return Err(DropReason::TooBig);
+            }
             (_, Transport::Udp(udp)) => {
                 let made: usize = udp.datagrams().map(|payload| build::udp(batch, cut, payload)).sum();
                 batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, hops));
             }
             (_, Transport::Echo(echo)) => {
                 let made = build::echo_request(batch, cut, echo.sequence, echo.data);
+                batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, hops));
+            }
+            (_, Transport::Other(data)) => {
+                let Protocol::Other(number) = packet.tuple().protocol else { return Err(DropReason::Malformed) };
+                let made = build::opaque(batch, cut, number, data);
                 batch.each_of_last(made, |fragment| build::set_hop_limit(fragment, hops));
             }
         }

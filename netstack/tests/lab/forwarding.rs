@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use std::net::IpAddr;
 
-use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
+use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, PacketBuilder};
 use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpFragment, IpPacket};
 use portcullis_netstack::segment::Offload;
 use portcullis_netstack::{
@@ -313,6 +313,56 @@ fn datagrams_and_echoes_go_on_and_come_back() {
     assert_eq!(between.stack.traffic(id).bytes_down, 4);
     let header = etherparse::IcmpEchoHeader { id: 8, seq: 1 };
     assert_eq!(message(&mut between, TARGET, Icmpv4Type::EchoReply(header), b"ping"), Err(DropReason::NoFlow));
+}
+
+#[test]
+fn what_nobody_looks_into_goes_on_and_comes_back() {
+    const GRE: IpNumber = IpNumber::GRE;
+    let packet = |from, to, data: &[u8]| {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(from, to, 60).write(&mut bytes, GRE, data).unwrap();
+        bytes
+    };
+    let mut between = Between::new(limits());
+    let ask = packet(CLIENT, TARGET, &[0, 0, 8]);
+    let id = between.open_with(&ask, 3);
+    assert_eq!(between.made(), [(OUT, ask.clone())]);
+    assert_eq!(between.pass(29 * SECOND), []);
+    between.passes(OUT, &packet(TARGET, CLIENT, &[7; 1200]));
+    between.passes(PEER, &packet(CLIENT, TARGET, &[]));
+    assert_eq!(between.stack.traffic(id), Traffic { bytes_up: 3, bytes_down: 1200, packets_up: 2, packets_down: 1 });
+    let too_big = Icmpv4Type::Unknown { type_u8: 3, code_u8: 4, bytes5to8: [0, 0, 5, 0] };
+    message(&mut between, [10, 9, 9, 9], too_big.clone(), &ask).unwrap();
+    let esp = {
+        let mut bytes = ask.clone();
+        bytes[9] = 50;
+        bytes
+    };
+    assert_eq!(message(&mut between, [10, 9, 9, 9], too_big, &esp), Err(DropReason::NoFlow), "of another protocol");
+
+    // Cut where it may be, as it came; else its sender is to hear.
+    let large = packet(TARGET, CLIENT, &[9; 3_000]);
+    let parsed = IpPacket::parse(&large, ChecksumPolicy::Verify).unwrap();
+    between.take_on(OUT, &parsed.of_fragments());
+    assert_eq!(whole(&between.made(), PEER, 1280), [9; 3_000]);
+    let mut whole_only = large.clone();
+    whole_only[6] |= 0x40;
+    whole_only[10..12].fill(0);
+    let sum = !whole_only[..20].chunks(2).fold(0u32, |sum, word| {
+        let sum = sum + u32::from(u16::from_be_bytes([word[0], word[1]]));
+        (sum & 0xffff) + (sum >> 16)
+    });
+    whole_only[10..12].copy_from_slice(&u16::try_from(sum & 0xffff).unwrap().to_be_bytes());
+    let parsed = IpPacket::parse(&whole_only, ChecksumPolicy::Verify).unwrap();
+    let Ok(Handled::Passes(_, passage)) = between.take(OUT, &whole_only) else { panic!("it passes") };
+    assert_eq!(between.stack.send_on(passage, &parsed), Err(DropReason::TooBig));
+
+    assert_eq!(between.pass(119 * SECOND), []);
+    assert_eq!(between.pass(2 * SECOND), [id]);
+    assert!(
+        matches!(between.take(PEER, &packet(CLIENT, [10, 20, 0, 11], &[])), Ok(Handled::Opened(_))),
+        "another target"
+    );
 }
 
 /// Hands in an ICMP message from the target's side, which must come out as it is.

@@ -155,7 +155,7 @@ fn what_does_not_fit_is_cut_or_refused() {
         assert!(parts.iter().all(|part| part.bytes().len() <= 1280));
         let carried = parts.iter().flat_map(|part| match part.transport() {
             Transport::Tcp(segment) => segment.payload.to_vec(),
-            Transport::Udp(_) | Transport::Echo(_) => panic!("TCP"),
+            Transport::Udp(_) | Transport::Echo(_) | Transport::Other(_) => panic!("TCP"),
         });
         assert_eq!((parts.len(), carried.collect::<Vec<_>>()), (2, payload.clone()));
     }

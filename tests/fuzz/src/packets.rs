@@ -21,6 +21,7 @@ pub fn packet(data: &[u8]) {
         Transport::Tcp(segment) => segment.payload,
         Transport::Udp(datagram) => datagram.payload,
         Transport::Echo(echo) => echo.data,
+        Transport::Other(data) => data,
     };
     assert!(payload.len() < packet.bytes().len());
     let source = packet.tuple().source;
@@ -49,7 +50,7 @@ fn datagrams(packet: IpPacket<'_>, size: u16) {
             let bytes = (together.count() - 1) * usize::from(size);
             return assert!((bytes + 1..=bytes + usize::from(size)).contains(&segment.payload.len()));
         }
-        Transport::Echo(_) => panic!("a ping is one packet"),
+        Transport::Echo(_) | Transport::Other(_) => panic!("one packet"),
     };
     assert!(size > 0 && together.count() == udp.datagrams().count());
     assert!(udp.datagrams().take(udp.count() - 1).all(|one| one.len() == usize::from(size)));

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use etherparse::PacketBuilder;
+use etherparse::{IpNumber, PacketBuilder};
 use portcullis_netstack::packet::build::{Reported, Unreachable};
 use portcullis_netstack::packet::{Arrival, ChecksumPolicy, IpPacket, Transport};
 use portcullis_netstack::segment::Offload;
@@ -130,7 +130,22 @@ impl Bench<'_> {
                 let (v6, port, len) =
                     (self.input.byte() & 1 == 1, self.input.word() % 4, usize::from(self.input.byte()));
                 let mut packet = Vec::new();
-                ip(v6).udp(1000 + port, 52 + port).write(&mut packet, &vec![1; len]).unwrap();
+                let data = vec![1; len];
+                if port == 3 {
+                    // Of no port: the same flow whatever is in it, and what may be its answer.
+                    ip(v6).write(&mut packet, IpNumber::GRE, &data).unwrap();
+                    if len % 2 == 1 {
+                        packet.clear();
+                        turned(v6).write(&mut packet, IpNumber::GRE, &data).unwrap();
+                        let tuple = IpPacket::parse(&packet, ChecksumPolicy::Trusted).map(|answer| answer.tuple());
+                        if tuple.is_ok_and(|tuple| self.stack.forwarded_of(OUT, tuple).is_some()) {
+                            self.inject_from(OUT, &packet);
+                        }
+                        return;
+                    }
+                } else {
+                    ip(v6).udp(1000 + port, 52 + port).write(&mut packet, &data).unwrap();
+                }
                 self.inject(&packet);
             }
             7 => {

@@ -387,6 +387,7 @@ impl Shard {
             Transport::Tcp(_) => {}
             Transport::Udp(datagrams) => self.deliver_datagrams(id, datagrams, hops),
             Transport::Echo(echo) => self.deliver_echo(id, packet.tuple().destination, echo, hops),
+            Transport::Other(_) => self.deliver_opaque(id),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Tests of parsing.
 
 use super::*;
-use etherparse::PacketBuilder;
+use etherparse::{IpNumber, PacketBuilder};
 
 const TARGET: [u8; 4] = [10, 20, 0, 80];
 const CLIENT: [u8; 4] = [100, 96, 0, 2];
@@ -133,8 +133,36 @@ fn headers_that_hide_the_transport() {
     for count in 9..12 {
         assert_eq!(parse(&with(DESTINATION_OPTIONS, count)), Err(DropReason::ExtensionHeader), "{count}");
     }
-    // The next header is one that nobody knows.
-    assert_eq!(parse(&with(253, 0)), Err(DropReason::Protocol));
+}
+
+/// What goes on as it is: nothing that hides something else.
+#[test]
+fn other_protocols() {
+    const HEADERS: [u8; 11] = [0, 43, 44, 51, 59, 60, 135, 139, 140, 253, 254];
+    const KNOWN: [u8; 4] = [1, 6, 17, 58];
+    for number in 0..=u8::MAX {
+        let mut v4 = Vec::new();
+        PacketBuilder::ipv4(CLIENT, TARGET, 64).write(&mut v4, IpNumber(number), &[0xa5; 9]).unwrap();
+        let mut v6 = udp_v6();
+        v6[6] = number;
+        for packet in [v4, v6] {
+            let answer = IpPacket::parse(&packet, ChecksumPolicy::Verify);
+            if HEADERS.contains(&number) || KNOWN.contains(&number) {
+                assert!(KNOWN.contains(&number) || answer.is_err(), "{number}");
+                continue;
+            }
+            let parsed = answer.unwrap();
+            let tuple = parsed.tuple();
+            let ports = (tuple.source_port, tuple.destination_port);
+            assert_eq!((tuple.protocol, ports), (Protocol::Other(number), (0, 0)));
+            let Transport::Other(body) = parsed.transport() else { panic!("{parsed:?}") };
+            assert_eq!(*body, &packet[packet.len() - body.len()..]);
+            assert!(parsed.is_plain() && parsed.with_offload(Offload { segment_size: None }).is_err());
+        }
+    }
+    let mut empty = Vec::new();
+    PacketBuilder::ipv4(CLIENT, TARGET, 64).write(&mut empty, IpNumber(47), &[]).unwrap();
+    assert_eq!(parse(&empty), Ok(Protocol::Other(47)));
 }
 
 #[test]
