@@ -279,13 +279,15 @@ impl Connection {
         self.state == State::Aborted
     }
 
-    /// Ends it. Returns what to say to the client and to the target, as segments of each that a reset answers; `None`: they
-    /// know already.
-    pub(crate) fn abort(&mut self, now: Instant) -> Option<[TcpSegment<'static>; 2]> {
-        let opening = match self.state {
-            State::Opening { .. } => true,
+    /// Ends it. Returns what to say to the client, where it is to hear anything, and to the target, as segments of each that a
+    /// reset answers; `None`: they know already.
+    pub(crate) fn abort(&mut self, now: Instant) -> Option<(Option<TcpSegment<'static>>, TcpSegment<'static>)> {
+        let (opening, heard) = match self.state {
+            State::Opening { .. } => (true, false),
+            // A target that answers after all is to hear that nobody waits any more. Its client still asks, which is a new flow.
+            State::Over(ForwardEnd::NoAnswer | ForwardEnd::TargetUnreachable) => (true, true),
             // Of silence they know nothing.
-            State::Open | State::Over(ForwardEnd::Idle) => false,
+            State::Open | State::Over(ForwardEnd::Idle) => (false, false),
             State::Over(_) | State::Aborted => return None,
         };
         self.state = State::Aborted;
@@ -305,7 +307,7 @@ impl Connection {
         // acknowledges that. The target may have heard of neither.
         let client = segment(self.up.next, (!opening).then_some(self.down.acknowledged));
         let target = segment(0, Some(if opening { self.up.next } else { self.up.acknowledged }));
-        Some([client, target])
+        Some((Some(client).filter(|_| !heard), target))
     }
 
     /// Ends what is due. Returns whether it is to be looked at: over now, or gone when it was over before.

@@ -316,10 +316,12 @@ impl Stack {
         };
         let Flow { key, kind: FlowKind::Forward(forward), superseded: false, .. } = flow else { return false };
         let Watch::Tcp(connection) = &mut forward.watch else { return false };
-        let Some([client, target]) = connection.abort(now) else { return false };
-        build::tcp_reset(&mut self.batch, reply(Ingress { id: key.ingress, mtu: flow.mtu }, key.tuple), &client);
+        let Some((client, target)) = connection.abort(now) else { return false };
+        if let Some(client) = client {
+            build::tcp_reset(&mut self.batch, reply(Ingress { id: key.ingress, mtu: flow.mtu }, key.tuple), &client);
+            flow.traffic.packets_down += 1;
+        }
         build::tcp_reset(&mut self.batch, reply(forward.out, forward.sent.turned()), &target);
-        flow.traffic.packets_down += 1;
         flow.released = true;
         self.rearm(now, id);
         true

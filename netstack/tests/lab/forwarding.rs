@@ -272,7 +272,15 @@ fn silence_ends_it() {
     between.passes(PEER, &segment(SYN, UP, 0, 20_000));
     between.pass(2 * SECOND);
     assert_eq!(between.stack.forward_end(id), Some(ForwardEnd::NoAnswer), "however often the client asks");
-    between.stack.remove(id);
+    between.stack.abort(between.now, id);
+    let resets = |between: &mut Between| -> Vec<_> {
+        between.made().into_iter().map(|(to, packet)| (to, told(&packet))).collect()
+    };
+    assert_eq!(resets(&mut between), [(OUT, (4, UP + 1, 0))], "the client goes on asking");
+    assert_eq!(between.take(OUT, &back(SYN | ACK, DOWN, UP + 1, &[])), Err(DropReason::NoFlow));
+    assert_eq!(resets(&mut between), [(OUT, (4, UP + 1, 0))], "too late");
+    let Ok(Handled::Opened(again)) = between.take(PEER, &segment(SYN, UP, 0, 20_000)) else { panic!("a new flow") };
+    between.stack.remove(again);
     let id = between.connected();
     between.pass(60 * SECOND);
     between.passes(PEER, &segment(ACK, UP, DOWN + 1, 9));
