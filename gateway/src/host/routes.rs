@@ -1,10 +1,11 @@
 //! Steering traffic into the TUN device, fail closed.
 //!
-//! Two rules a family. `not iif lo lookup T` sends what this host forwards through table T. There each network of
+//! Three rules a family. `not iif lo lookup T` sends what this host forwards through table T. There each network of
 //! `routes` stands twice: towards the device with a low metric, and `unreachable` with a high one. When the process dies
 //! the kernel takes the device and the routes through it away, and what was routed in is refused.
 //! A network of `exclude` is a `throw` route: the search goes on in the tables after ours. Before it, `iif DEVICE lookup
-//! main` keeps our own answers from it: clients may live in a network of `routes` themselves.
+//! main` keeps our own answers from it: clients may live in a network of `routes` themselves. What that table has no way for
+//! is `unreachable`: it would come back to the device until its hop limit is used up.
 //!
 //! Why `iif lo`: to the kernel, what this host sends itself comes in by `lo`, whatever address or mark it has. A packet of
 //! the host is no device's, so the gateway could only drop it: steered, the host would lose its own connections with the
@@ -48,7 +49,9 @@ pub const PROTOCOL: u8 = 81;
 /// Preference of our rules: after `local`, before `main`.
 pub const RULE_PRIORITY: u32 = 5188;
 /// Preference of the rule for what comes out of the device.
-pub const ANSWERS_PRIORITY: u32 = RULE_PRIORITY - 1;
+pub const ANSWERS_PRIORITY: u32 = RULE_PRIORITY - 2;
+/// Preference of the rule for what comes out of the device and has no way.
+pub const NO_WAY_PRIORITY: u32 = RULE_PRIORITY - 1;
 /// Metric of `throw` routes. Not 0, which IPv6 reads as 1024.
 const EXCLUDE_METRIC: u32 = 10;
 /// Metric of routes towards the device.
@@ -182,20 +185,19 @@ impl SteeredRoutes {
                 kernel.add_rule(rule.message(family)).await?;
             }
             let is_needed = |found: &RuleMessage| needed.iter().any(|rule| rule.is(found));
-            for found in kernel.rules(family, ANSWERS_PRIORITY).await? {
-                if self.answers().has_interface(&found) && !is_needed(&found) {
+            for found in self.rules_of_device(kernel, family).await? {
+                if !is_needed(&found) {
                     kernel.delete_rule(found).await?;
                 }
             }
             for found in kernel.rules(family, RULE_PRIORITY).await? {
-                let other = table_of_rule(&found);
-                if other != table {
-                    tracing::warn!(
+                match table_of_rule(&found) {
+                    Some(other) if other != table => tracing::warn!(
                         table = other,
                         "a rule of another gateway, or of this one before its [tun] table changed; `ip rule del lookup {other}` removes it"
-                    );
-                } else if !is_needed(&found) {
-                    kernel.delete_rule(found).await?;
+                    ),
+                    Some(_) | None if !is_needed(&found) => kernel.delete_rule(found).await?,
+                    Some(_) | None => {}
                 }
             }
         }
@@ -259,15 +261,22 @@ impl SteeredRoutes {
         if !self.steers(family) {
             return Vec::new();
         }
-        let steer = Rule { priority: RULE_PRIORITY, interface: LOOPBACK, inverted: true, to: None, table: self.table };
+        let steer =
+            Rule { priority: RULE_PRIORITY, interface: LOOPBACK, inverted: true, to: None, table: Some(self.table) };
         let returns = self.returns.iter().filter(|net| family_of(net) == family);
         let returns = returns.map(|net| Rule { inverted: false, to: Some(*net), ..steer });
-        [self.answers(), steer].into_iter().chain(returns).collect()
+        let answers =
+            Rule { priority: ANSWERS_PRIORITY, interface: &self.device, inverted: false, to: None, table: Some(MAIN) };
+        let no_way = Rule { priority: NO_WAY_PRIORITY, table: None, ..answers };
+        [answers, no_way, steer].into_iter().chain(returns).collect()
     }
 
-    /// The rule for what comes out of the device.
-    fn answers(&self) -> Rule<'_> {
-        Rule { priority: ANSWERS_PRIORITY, interface: &self.device, inverted: false, to: None, table: MAIN }
+    /// Our rules for what comes out of the device, as the kernel has them.
+    async fn rules_of_device(&self, kernel: &Kernel, family: AddressFamily) -> Result<Vec<RuleMessage>, RouteError> {
+        let mut rules = kernel.rules(family, ANSWERS_PRIORITY).await?;
+        rules.extend(kernel.rules(family, NO_WAY_PRIORITY).await?);
+        rules.retain(|rule| has_interface(rule, &self.device));
+        Ok(rules)
     }
 
     /// Takes everything away, or with [`OnStop::Block`] everything but rules, exclusions and backstops. Call while the
@@ -277,14 +286,12 @@ impl SteeredRoutes {
         if on_stop == OnStop::Remove {
             for family in [AddressFamily::Inet, AddressFamily::Inet6] {
                 for rule in kernel.rules(family, RULE_PRIORITY).await? {
-                    if table_of_rule(&rule) == self.table {
+                    if table_of_rule(&rule) == Some(self.table) {
                         kernel.delete_rule(rule).await?;
                     }
                 }
-                for rule in kernel.rules(family, ANSWERS_PRIORITY).await? {
-                    if self.answers().has_interface(&rule) {
-                        kernel.delete_rule(rule).await?;
-                    }
+                for rule in self.rules_of_device(&kernel, family).await? {
+                    kernel.delete_rule(rule).await?;
                 }
             }
         }
@@ -408,21 +415,22 @@ struct Rule<'a> {
     inverted: bool,
     /// Only what goes there.
     to: Option<IpNet>,
-    table: u32,
+    /// Where its way is looked up; `None`: it has none.
+    table: Option<u32>,
 }
 
 impl Rule<'_> {
     fn message(&self, family: AddressFamily) -> RuleMessage {
         let mut message = RuleMessage::default();
         message.header.family = family;
-        message.header.action = RuleAction::ToTable;
+        message.header.action = self.action();
         message.header.flags = if self.inverted { RuleFlags::Invert } else { RuleFlags::empty() };
         message.attributes = vec![
             RuleAttribute::Priority(self.priority),
             RuleAttribute::Iifname(self.interface.to_owned()),
-            RuleAttribute::Table(self.table),
             RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
         ];
+        message.attributes.extend(self.table.map(RuleAttribute::Table));
         if let Some(to) = self.to {
             message.header.dst_len = to.prefix_len();
             message.attributes.push(RuleAttribute::Destination(to.addr()));
@@ -431,17 +439,21 @@ impl Rule<'_> {
     }
 
     fn is(&self, found: &RuleMessage) -> bool {
-        found.header.action == RuleAction::ToTable
+        found.header.action == self.action()
             && found.header.flags.contains(RuleFlags::Invert) == self.inverted
             && found.attributes.contains(&RuleAttribute::Priority(self.priority))
-            && self.has_interface(found)
+            && has_interface(found, self.interface)
             && destination_of_rule(found) == self.to
             && table_of_rule(found) == self.table
     }
 
-    fn has_interface(&self, found: &RuleMessage) -> bool {
-        found.attributes.iter().any(|found| matches!(found, RuleAttribute::Iifname(name) if name == self.interface))
+    fn action(&self) -> RuleAction {
+        if self.table.is_some() { RuleAction::ToTable } else { RuleAction::Unreachable }
     }
+}
+
+fn has_interface(rule: &RuleMessage, interface: &str) -> bool {
+    rule.attributes.iter().any(|attribute| matches!(attribute, RuleAttribute::Iifname(name) if name == interface))
 }
 
 #[cfg(test)]

@@ -453,7 +453,9 @@ fn routes_that_somebody_takes_away_are_put_back() {
             "-4 rule del pref 5188",
             "-6 rule del pref 5188",
             "-4 rule del pref 5187",
+            "-4 rule del pref 5186",
             "-6 rule del pref 5187",
+            "-6 rule del pref 5186",
             "-4 route del unreachable 10.20.0.0/24 table 51880 metric 1000000",
         ] {
             let warnings = |log: String| log.matches("somebody took away routes or rules").count();

@@ -198,6 +198,36 @@ fn narrow(world: &mut World<'_>) {
 }
 on_both_ramps!(a_path_that_narrows_in_the_middle_is_learnt, setup = |setup| setup.keep().policy(anything()), narrow);
 
+/// What this host has no way for does not come back to the device: it would until its hop limit is used up.
+#[test]
+fn what_has_no_way_does_not_go_round() {
+    scenario(Setup::new(OnRamp::Tun).keep(), |world| {
+        for family in FAMILIES {
+            let (version, private) = match family {
+                Family::V4 => ("-4", "10.20.0.0/24"),
+                Family::V6 => ("-6", "fd00:20::/64"),
+            };
+            world.lab.gateway.ip(&format!("{version} route flush {private}"));
+            let errors = match family {
+                Family::V4 => "meta l4proto icmp icmp type destination-unreachable",
+                Family::V6 => "meta l4proto icmpv6 icmpv6 type destination-unreachable",
+            };
+            let told = Counter::arriving(world.client().netns, &format!("told{family:?}"), errors);
+            let sent = || -> u64 {
+                let said = world.lab.gateway.ip("-s -j link show portcullis0");
+                let links: serde_json::Value = serde_json::from_str(&said).expect("JSON of ip(8)");
+                links[0]["stats64"]["tx"]["packets"].as_u64().expect("a number")
+            };
+            let before = sent();
+            let socket = world.client().udp(SocketAddr::new(Host::Open.address(family), 9));
+            socket.send(b"anybody?").expect("a way to the gateway");
+            wait::until("the host's word", || (told.packets() > 0).then_some(()));
+            let came = sent() - before;
+            assert!(came <= 4, "{came} packets went into the device for one");
+        }
+    });
+}
+
 fn anything() -> serde_json::Value {
     serde_json::json!({ "version": 1, "rules": [{ "id": "all", "action": "allow", "from": ["*"], "to": ["*"] }] })
 }

@@ -7,7 +7,7 @@ use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteType};
-use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use nix::errno::Errno;
 use rtnetlink::IpVersion;
 
@@ -30,9 +30,10 @@ pub(super) fn family_of(net: &IpNet) -> AddressFamily {
     }
 }
 
-/// The table a rule looks up.
-pub(super) fn table_of_rule(rule: &RuleMessage) -> u32 {
-    attribute!(rule, RuleAttribute::Table(table) => *table).unwrap_or_else(|| u32::from(rule.header.table))
+/// The table a rule looks up; `None`: it looks up none.
+pub(super) fn table_of_rule(rule: &RuleMessage) -> Option<u32> {
+    let table = attribute!(rule, RuleAttribute::Table(table) => *table).unwrap_or_else(|| u32::from(rule.header.table));
+    Some(table).filter(|_| rule.header.action == RuleAction::ToTable)
 }
 
 /// The table a route is in.

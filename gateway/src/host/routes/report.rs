@@ -9,7 +9,9 @@ use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use serde::Serialize;
 
 use super::kernel::{Kernel, destination, destination_of_rule, metric, table_of_rule};
-use super::{ANSWERS_PRIORITY, MAIN, PROTOCOL, RULE_PRIORITY, RouteError, Rule, SteeredRoutes, Target};
+use super::{
+    ANSWERS_PRIORITY, MAIN, NO_WAY_PRIORITY, PROTOCOL, RULE_PRIORITY, RouteError, Rule, SteeredRoutes, Target,
+};
 use crate::config::resolved::TunConfig;
 
 /// How a route or rule stands to `gateway.toml`.
@@ -96,10 +98,9 @@ pub async fn report(config: &TunConfig) -> Result<Vec<Entry>, RouteError> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let ipv6 = family == AddressFamily::Inet6;
         let rules = wanted.rules(family);
-        let mut there = kernel.rules(family, ANSWERS_PRIORITY).await?;
-        there.retain(|found| wanted.answers().has_interface(found));
+        let mut there = wanted.rules_of_device(&kernel, family).await?;
         let steering = kernel.rules(family, RULE_PRIORITY).await?;
-        there.extend(steering.into_iter().filter(|found| table_of_rule(found) == wanted.table));
+        there.extend(steering.into_iter().filter(|found| table_of_rule(found) == Some(wanted.table)));
         for rule in &rules {
             let state = state(there.iter().any(|found| rule.is(found)));
             entries.push(Entry { state, ipv6, kind: "rule", spec: rule.to_string() });
@@ -139,12 +140,21 @@ fn left_rule(found: &RuleMessage) -> String {
     });
     let iif = interface.map(|interface| format!("iif {interface} ")).unwrap_or_default();
     let not = if found.header.flags.contains(RuleFlags::Invert) { "not " } else { "" };
-    let priority = if table_of_rule(found) == MAIN { ANSWERS_PRIORITY } else { RULE_PRIORITY };
-    format!("pref {priority} {not}{to}{iif}lookup {} protocol {PROTOCOL}", table_name(table_of_rule(found)))
+    let priority = match table_of_rule(found) {
+        Some(MAIN) => ANSWERS_PRIORITY,
+        Some(_) => RULE_PRIORITY,
+        None => NO_WAY_PRIORITY,
+    };
+    format!("pref {priority} {not}{to}{iif}{} protocol {PROTOCOL}", action(table_of_rule(found)))
 }
 
-fn table_name(table: u32) -> String {
-    if table == MAIN { "main".to_owned() } else { table.to_string() }
+/// What a rule does that looks up this table.
+fn action(table: Option<u32>) -> String {
+    match table {
+        Some(MAIN) => "lookup main".to_owned(),
+        Some(table) => format!("lookup {table}"),
+        None => "unreachable".to_owned(),
+    }
 }
 
 fn left(found: &RouteMessage, config: &TunConfig) -> Entry {
@@ -159,7 +169,6 @@ impl fmt::Display for Rule<'_> {
         let not = if self.inverted { "not " } else { "" };
         let to = self.to.map(|to| format!("to {to} ")).unwrap_or_default();
         let Self { priority, interface, .. } = self;
-        let table = table_name(self.table);
-        write!(f, "pref {priority} {not}{to}iif {interface} lookup {table} protocol {PROTOCOL}")
+        write!(f, "pref {priority} {not}{to}iif {interface} {} protocol {PROTOCOL}", action(self.table))
     }
 }
