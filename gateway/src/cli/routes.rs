@@ -62,5 +62,6 @@ fn page(entries: &[Entry]) -> String {
     if entries.is_empty() {
         return "nothing is steered: [tun] routes is empty\n".to_owned();
     }
-    entries.iter().map(|entry| format!("{:<9} {:<5} {}\n", entry.state, entry.kind, entry.spec)).collect()
+    let line = |entry: &Entry| format!("{:<9} {} {:<5} {}\n", entry.state, entry.family.flag(), entry.kind, entry.spec);
+    entries.iter().map(line).collect()
 }

@@ -215,9 +215,6 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
     });
     let rules = Arc::clone(rulesets);
     let config_warning = tokio::task::spawn_blocking(move || rules.config_warning()).await?;
-    let mut users: Vec<_> = snapshot.directory.devices().map(|d| &d.identity.user).collect();
-    users.sort_unstable();
-    users.dedup();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -235,7 +232,7 @@ async fn status(State(context): State<Context>) -> Result<Json<Status>, ApiError
         config_warning,
         policy: config.policy.display().to_string(),
         directory: config.directory.display().to_string(),
-        users: users.len(),
+        users: snapshot.directory.users().count(),
         devices: snapshot.directory.devices().count(),
         offramps: context.offramps.all().map(|offramp| offramp_status(offramp)).collect(),
         last_reload: rulesets.last_reload(),

@@ -52,9 +52,10 @@ impl DatagramFlow {
         self.last_down.map_or(self.last_up, |down| down.max(self.last_up))
     }
 
-    /// Notes a packet from the target.
-    pub(crate) fn heard_target(&mut self, now: Instant) {
-        self.last_down = Some(now);
+    /// Notes a packet from the target. Returns whether it is the first: another time counts from then on, which may be over
+    /// sooner.
+    pub(crate) fn heard_target(&mut self, now: Instant) -> bool {
+        self.last_down.replace(now).is_none()
     }
 
     /// Makes the remembered packet the echo request with this sequence number: the client knows its own by that.

@@ -79,10 +79,13 @@ impl Stack {
         let reply = self.reply(to, &key);
         let Some(flow) = self.flows.get_mut(id.index()) else { return };
         let FlowKind::Datagram(datagram) = &mut flow.kind else { return };
-        datagram.heard_target(now);
+        let first = datagram.heard_target(now);
         flow.traffic.packets_down += make(&mut self.batch, reply) as u64;
         flow.traffic.bytes_down += len as u64;
         self.total.bytes_down += len as u64;
+        if first {
+            self.rearm(now, id);
+        }
     }
 
     /// Tells the client of an association that its last packet, or the echo request that is named, did not arrive. The flow

@@ -10,7 +10,7 @@ use crate::flow::forward::{Connection, Direction, ForwardEnd, ForwardFlow, Watch
 use crate::flow::tcp::TcpFlow;
 use crate::flow::{Flow, FlowKind};
 use crate::packet::build::{self, Reply, UDP_HEADER};
-use crate::packet::{ChecksumPolicy, IcmpKind, IcmpMessage, IpPacket, Transport, translate};
+use crate::packet::{ChecksumPolicy, IcmpKind, IcmpMessage, IpPacket, Transport, UdpDatagram, translate};
 use crate::segment::Offload;
 use crate::tuple::{FiveTuple, FlowId, FlowKey, IngressId, Protocol};
 
@@ -110,12 +110,10 @@ impl Stack {
                 };
                 self.count(id, direction, packet.count(), bytes);
             }
-            (Watch::Datagram(datagram), Transport::Udp(datagrams)) => {
-                datagram.heard_target(now);
-                self.count(id, direction, packet.count(), datagrams.payload.len());
-            }
-            (Watch::Datagram(datagram), Transport::Other(data)) => {
-                datagram.heard_target(now);
+            (Watch::Datagram(datagram), Transport::Udp(UdpDatagram { payload: data, .. }) | Transport::Other(data)) => {
+                if datagram.heard_target(now) {
+                    self.rearm(now, id);
+                }
                 self.count(id, direction, packet.count(), data.len());
             }
             (Watch::Tcp(_), Transport::Udp(_) | Transport::Echo(_) | Transport::Other(_))

@@ -324,6 +324,21 @@ fn datagrams_and_echoes_go_on_and_come_back() {
 }
 
 #[test]
+fn one_that_was_answered_may_be_over_sooner() {
+    let mut between = Between::new(StackLimits { udp_idle: 5 * SECOND, ..limits() });
+    let forwarded = between.open_with(&udp(false, 7, b"question"), 8);
+    let Ok(Handled::Opened(ended_here)) = between.take(PEER, &udp(false, 8, b"question")) else { panic!("a new flow") };
+    assert_eq!(between.pass(4 * SECOND), []);
+    let mut answer = Vec::new();
+    PacketBuilder::ipv4(TARGET, CLIENT, 60).udp(7, PORT).write(&mut answer, b"answer").unwrap();
+    between.made();
+    between.passes(OUT, &answer);
+    between.stack.send_datagram(between.now, ended_here, b"answer");
+    assert_eq!(between.pass(4 * SECOND), []);
+    assert_eq!(between.pass(2 * SECOND), [forwarded, ended_here]);
+}
+
+#[test]
 fn what_nobody_looks_into_goes_on_and_comes_back() {
     const GRE: IpNumber = IpNumber::GRE;
     let packet = |from, to, data: &[u8]| {

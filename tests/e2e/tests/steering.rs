@@ -81,10 +81,14 @@ fn routes_shows_what_is_in_force_and_the_commands_that_make_it_so() {
         let running = world.lab.gateway.routing();
         let said = world.gateway.verb(&["routes"]);
         assert!(
-            said.contains("in force  route 10.20.0.0/24 dev portcullis0 table 51880 metric 20 proto 81\n"),
+            said.contains("in force  -4 route 10.20.0.0/24 dev portcullis0 table 51880 metric 20 proto 81\n"),
             "{said}"
         );
-        assert!(said.contains("in force  rule  pref 5188 not iif lo lookup 51880 protocol 81\n"), "{said}");
+        assert!(
+            ["-4", "-6"].into_iter().all(|family| said
+                .contains(&format!("in force  {family} rule  pref 5188 not iif lo lookup 51880 protocol 81\n"))),
+            "{said}"
+        );
         assert!(!said.contains("missing"), "{said}");
         assert_eq!(world.gateway.verb(&["routes", "--dry-run"]), "# everything is in force\n");
         let json: serde_json::Value = serde_json::from_str(&world.gateway.verb(&["routes", "--json"])).expect("JSON");

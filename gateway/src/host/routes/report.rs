@@ -36,14 +36,40 @@ impl fmt::Display for State {
     }
 }
 
+/// A version of IP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// RFC 791.
+    Ipv4,
+    /// RFC 8200.
+    Ipv6,
+}
+
+impl Family {
+    fn of(net: &IpNet) -> Self {
+        match net {
+            IpNet::V4(_) => Self::Ipv4,
+            IpNet::V6(_) => Self::Ipv6,
+        }
+    }
+
+    /// As ip(8) takes it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "-4",
+            Self::Ipv6 => "-6",
+        }
+    }
+}
+
 /// One route or rule of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// How it stands to the file.
     pub state: State,
-    /// It is IPv6's.
-    #[serde(skip)]
-    ipv6: bool,
+    /// Whose it is.
+    pub family: Family,
     /// `route` or `rule`.
     pub kind: &'static str,
     /// The rest of it as ip(8) spells it.
@@ -59,8 +85,7 @@ impl Entry {
             (State::Missing, _) => "add",
             (State::Left, _) => "del",
         };
-        let family = if self.ipv6 { " -6" } else { "" };
-        Some(format!("ip{family} {} {verb} {}", self.kind, self.spec))
+        Some(format!("ip {} {} {verb} {}", self.family.flag(), self.kind, self.spec))
     }
 }
 
@@ -85,7 +110,7 @@ pub async fn report(config: &TunConfig) -> Result<Vec<Entry>, RouteError> {
             let via = matches!(route.target, Target::Device(_)).then_some(config.name.as_str());
             Entry {
                 state,
-                ipv6: is_ipv6(&route.net),
+                family: Family::of(&route.net),
                 kind: "route",
                 spec: spec(kind, &route.net, via, config.table, route.metric(), route.mtu),
             }
@@ -95,25 +120,20 @@ pub async fn report(config: &TunConfig) -> Result<Vec<Entry>, RouteError> {
     for found in ours.filter(|found| !wanted.wanted.iter().any(|route| route.is(found))) {
         entries.push(left(found, config));
     }
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let ipv6 = family == AddressFamily::Inet6;
-        let rules = wanted.rules(family);
-        let mut there = wanted.rules_of_device(&kernel, family).await?;
-        let steering = kernel.rules(family, RULE_PRIORITY).await?;
+    for (version, family) in [(AddressFamily::Inet, Family::Ipv4), (AddressFamily::Inet6, Family::Ipv6)] {
+        let rules = wanted.rules(version);
+        let mut there = wanted.rules_of_device(&kernel, version).await?;
+        let steering = kernel.rules(version, RULE_PRIORITY).await?;
         there.extend(steering.into_iter().filter(|found| table_of_rule(found) == Some(wanted.table)));
         for rule in &rules {
             let state = state(there.iter().any(|found| rule.is(found)));
-            entries.push(Entry { state, ipv6, kind: "rule", spec: rule.to_string() });
+            entries.push(Entry { state, family, kind: "rule", spec: rule.to_string() });
         }
         for found in there.iter().filter(|found| !rules.iter().any(|rule| rule.is(found))) {
-            entries.push(Entry { state: State::Left, ipv6, kind: "rule", spec: left_rule(found) });
+            entries.push(Entry { state: State::Left, family, kind: "rule", spec: left_rule(found) });
         }
     }
     Ok(entries)
-}
-
-fn is_ipv6(net: &IpNet) -> bool {
-    matches!(net, IpNet::V6(_))
 }
 
 /// What ip(8) puts before the destination of a route.
@@ -160,7 +180,7 @@ fn action(table: Option<u32>) -> String {
 fn left(found: &RouteMessage, config: &TunConfig) -> Entry {
     let net = destination(found);
     let spec = spec(word(&found.header.kind), &net, None, config.table, metric(found).unwrap_or(0), None);
-    Entry { state: State::Left, ipv6: is_ipv6(&net), kind: "route", spec }
+    Entry { state: State::Left, family: Family::of(&net), kind: "route", spec }
 }
 
 impl fmt::Display for Rule<'_> {
