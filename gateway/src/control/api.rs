@@ -48,7 +48,7 @@ pub struct Status {
     pub policy: String,
     /// The directory file.
     pub directory: String,
-    /// Users in the directory that have a device.
+    /// Users in the directory.
     pub users: usize,
     /// Devices in the directory.
     pub devices: usize,
@@ -91,11 +91,11 @@ pub struct Onramp {
 pub struct OfframpStatus {
     /// Its name.
     pub name: String,
-    /// Whether new flows may go that way; `None` when nobody probes it.
+    /// Whether new flows may go that way; `None` when nobody probes it, and no flow found it down.
     pub up: Option<bool>,
     /// Since when.
     pub since: Option<Timestamp>,
-    /// Why the last probe failed, when it did.
+    /// Why the last probe, or flow, failed, when it did.
     pub error: Option<String>,
 }
 

@@ -142,7 +142,7 @@ impl Collector for Gateway {
         let failures = self.reload_failures.load(Ordering::Relaxed);
         out.counter("reload_failures", "Reloads refused; the policy before stayed in force", failures)?;
         let probed = self.offramps.all().filter_map(|offramp| Some((&**offramp.name(), offramp.report()?.up)));
-        let help = "Whether new flows may go over an off-ramp that is probed";
+        let help = "Whether new flows may go over an off-ramp that is probed, or that flows found down";
         let mut family = out.0.encode_descriptor("offramp_up", help, None, MetricType::Gauge)?;
         for (name, up) in probed {
             ConstGauge::new(i64::from(up)).encode(family.encode_family(&[("offramp", name)])?)?;

@@ -1,10 +1,10 @@
 //! Off-ramps: how allowed flows go on towards their targets.
 //!
 //! Nothing can be dialled without a [`Permit`], which only the policy makes. An off-ramp is chosen by
-//! [`Offramps::select`]: the first of those in question that is up ([`health`]) and was not tried for this flow. Its
-//! sockets are the host kernel's, and carry a mark; they go to the target, or to a proxy that goes there for us. Two kinds
-//! have none ([`Offramp::way`]): the client's own packets go on, routed by this host or through the tunnel of a site; or
-//! there a shard opens a connection of its own.
+//! [`Offramps::select`]: the first of those in question that is up ([`health`], or by what its dials say) and was not
+//! tried for this flow. Its sockets are the host kernel's, and carry a mark; they go to the target, or to a proxy that goes
+//! there for us. Two kinds have none ([`Offramp::way`]): the client's own packets go on, routed by this host or through the
+//! tunnel of a site; or there a shard opens a connection of its own.
 
 pub mod datagram;
 mod error;
@@ -16,6 +16,7 @@ mod proxy_protocol;
 pub mod site;
 mod socket;
 mod stream;
+mod trouble;
 
 use std::collections::HashMap;
 use std::fs;
@@ -46,6 +47,7 @@ pub use proxy_protocol::Origin;
 use site::Site;
 use socket::{Sockets, Transport};
 pub use stream::TargetStream;
+use trouble::Trouble;
 
 use crate::config::Config;
 use crate::config::resolved::{OfframpConfig, OfframpKind};
@@ -138,7 +140,7 @@ impl Offramps {
     ) -> Option<&Arc<Offramp>> {
         let left =
             || self.in_question(named, from, destination).iter().filter(|offramp| !tried.contains(&offramp.name));
-        left().find(|offramp| offramp.is_up()).or_else(|| left().next())
+        left().find(|offramp| offramp.is_up() || offramp.is_due()).or_else(|| left().next())
     }
 
     fn in_question(&self, named: Option<&str>, from: &str, destination: IpAddr) -> &[Arc<Offramp>] {
@@ -179,8 +181,10 @@ pub struct Offramp {
     sockets: Arc<Sockets>,
     kind: Kind,
     dial_timeout: Duration,
-    /// `None`: nobody probes it, and it counts as up.
+    /// `None`: nobody probes it.
     health: Option<Health>,
+    /// What its dials say where nobody does.
+    trouble: Arc<Trouble>,
 }
 
 /// What its sockets go to.
@@ -244,17 +248,30 @@ impl Offramp {
             },
             dial_timeout,
             health: config.health.clone().map(Health::new),
+            trouble: Arc::default(),
         })
     }
 
     /// Whether new flows may go this way.
     pub fn is_up(&self) -> bool {
-        self.states().all(health::State::is_up)
+        self.states().all(health::State::is_up) && (self.is_probed() || self.trouble.is_up())
     }
 
-    /// What probes and the handshakes of a tunnel say: what is down, else what came up last; `None` when nobody asks.
+    /// Whether a flow may try it although it is down, to find out whether it still is.
+    fn is_due(&self) -> bool {
+        !self.is_probed() && self.trouble.is_due()
+    }
+
+    /// Whether its health is found out by others than the flows that go that way.
+    fn is_probed(&self) -> bool {
+        self.states().next().is_some()
+    }
+
+    /// What probes and the handshakes of a tunnel say: what is down, else what came up last. Where nobody asks, what dials
+    /// say; `None` as long as that is nothing.
     pub fn report(&self) -> Option<health::Report> {
-        self.states().map(health::State::report).max_by_key(|report| (!report.up, report.since))
+        let probed = self.states().map(health::State::report).max_by_key(|report| (!report.up, report.since));
+        probed.or_else(|| self.trouble.report())
     }
 
     fn states(&self) -> impl Iterator<Item = &health::State> {
@@ -362,17 +379,24 @@ impl Offramp {
             // No socket of ours leads there.
             Kind::Wireguard(_) => return Either::Left(ready(Err(DialError::NoTunnel))),
         };
+        self.trouble.begin();
+        let (trouble, name) = (Arc::clone(&self.trouble), Arc::clone(&self.name));
         let connecting = self.sockets.connect_tcp(towards, patience);
         Either::Right(async move {
-            if let Some(proxy) = proxy {
-                return proxy.open(connecting, to, patience).await;
-            }
-            let mut stream = connecting.await?;
-            if let Some(header) = header {
-                // The socket's buffer is empty yet, so it is written at once.
-                stream.write_all(&header?).await?;
-            }
-            Ok(stream.into())
+            let connected = async {
+                if let Some(proxy) = proxy {
+                    return proxy.open(connecting, to, patience).await;
+                }
+                let mut stream = connecting.await?;
+                if let Some(header) = header {
+                    // The socket's buffer is empty yet, so it is written at once.
+                    stream.write_all(&header?).await?;
+                }
+                Ok(stream.into())
+            };
+            let connected = connected.await;
+            trouble.note(&name, &connected);
+            connected
         })
     }
 
@@ -380,7 +404,7 @@ impl Offramp {
         let proxy = match &self.kind {
             Kind::Wireguard(_) => return Err(DialError::NoTunnel),
             Kind::Direct { .. } | Kind::Kernel => {
-                let socket = self.sockets.start(Transport::Udp, to)?;
+                let socket = self.noted(self.sockets.start(Transport::Udp, to))?;
                 return Ok(Opening::Open(DatagramSocket::new(socket, to)?));
             }
             Kind::Proxy(proxy) if !proxy.carries_udp() => return Err(DialError::CannotCarry(FlowProtocol::Udp)),
@@ -388,9 +412,12 @@ impl Offramp {
         };
         let patience = self.proxy_patience();
         let connecting = self.sockets.connect_tcp(proxy.address(), patience);
-        let sockets = Arc::clone(&self.sockets);
+        self.trouble.begin();
+        let (trouble, name, sockets) = (Arc::clone(&self.trouble), Arc::clone(&self.name), Arc::clone(&self.sockets));
         Ok(Opening::Asking(Box::pin(async move {
-            let (control, relay) = proxy.associate(connecting, patience).await?;
+            let associated = proxy.associate(connecting, patience).await;
+            trouble.note(&name, &associated);
+            let (control, relay) = associated?;
             let socket = sockets.start(Transport::Udp, relay)?;
             Ok(DatagramSocket::relayed(socket, relay, Relay::new(to, control))?)
         })))
@@ -402,8 +429,15 @@ impl Offramp {
             Kind::Direct { .. } | Kind::Kernel => {}
         }
         let to = SocketAddr::new(to, 0);
-        let socket = self.sockets.start(Transport::Ping, to)?;
+        let socket = self.noted(self.sockets.start(Transport::Ping, to))?;
         Ok(DatagramSocket::new(socket, to)?)
+    }
+
+    /// What became of a dial without a proxy.
+    fn noted<T>(&self, dialled: Result<T, DialError>) -> Result<T, DialError> {
+        self.trouble.begin();
+        self.trouble.note(&self.name, &dialled);
+        dialled
     }
 
     /// How long a proxy may take until it hears of the target, so that there is time left for the target, or for another

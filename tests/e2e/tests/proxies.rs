@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portcullis_e2e::expect;
 use portcullis_e2e::flow_log::FlowLine;
@@ -203,8 +203,40 @@ fn a_proxy_may_die_and_return() {
             down(8 + round);
         }
         let log = world.gateway.report();
-        assert_eq!(log.matches("the proxy of an off-ramp fails").count(), 3, "it is said once each time");
-        assert_eq!(log.matches("the proxy of an off-ramp answers again").count(), 2);
+        assert_eq!(log.matches("an off-ramp fails").count(), 3, "it is said once each time");
+        assert_eq!(log.matches("an off-ramp works again").count(), 2);
+    });
+}
+
+/// A proxy that says nothing costs the first flows a part of their time and those that follow nothing, and is taken again
+/// when it speaks.
+#[test]
+fn a_silent_proxy_is_left_until_it_answers() {
+    let proxied = Proxied::new(Speaks::Socks5, false);
+    scenario(proxied.setup(OnRamp::Tun, ", \"direct\""), |world| {
+        let way = || {
+            let target = TcpTarget::serve(world.private(), Host::Open.address(Family::V4), drop);
+            let began = Instant::now();
+            drop(world.client().connect(target.address()).expect("the target accepts"));
+            (record(world, target.address()).offramp.expect("a way"), began.elapsed())
+        };
+        assert!(world.gateway.verb(&["status"]).contains("off-ramp   proxy not probed\n"));
+        let silent = world.private().run(|| TcpListener::bind(PROXY).expect("a free port"));
+        for _ in 0..3 {
+            let (over, took) = way();
+            assert!(over == "direct" && took > Duration::from_secs(2), "{over} after {took:?}");
+        }
+        let (over, took) = way();
+        assert!(over == "direct" && took < Duration::from_secs(1), "{over} after {took:?}");
+        let status = world.gateway.verb(&["status"]);
+        assert!(status.contains("off-ramp   proxy DOWN") && status.contains("does not answer"), "{status}");
+        world.gateway.wait_for_metric("portcullis_offramp_up", Some(("offramp", "proxy")), 0.0);
+        drop(silent);
+        let proxy = proxied.serve(world.private());
+        wait::until("a flow over the proxy", || (way().0 == "proxy").then_some(()));
+        assert_eq!(way().0, "proxy");
+        assert!(world.gateway.verb(&["status"]).contains("off-ramp   proxy up"));
+        drop(proxy);
     });
 }
 

@@ -9,7 +9,6 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -56,8 +55,6 @@ pub(super) struct Proxy {
     address: SocketAddr,
     credentials: Option<Credentials>,
     tls: Option<Tls>,
-    /// The last answer was about the proxy itself.
-    failing: AtomicBool,
 }
 
 impl Proxy {
@@ -68,7 +65,6 @@ impl Proxy {
             address: config.address,
             credentials: config.credentials_file.as_deref().map(Credentials::load).transpose()?,
             tls: config.tls.as_ref().map(|tls| Tls::load(config, tls)).transpose()?,
-            failing: AtomicBool::new(false),
         })
     }
 
@@ -95,17 +91,14 @@ impl Proxy {
         to: SocketAddr,
         patience: Duration,
     ) -> Result<TargetStream, DialError> {
-        let opened = async {
-            let stream = self.met(connecting, patience).await?;
-            let opened = match self.scheme {
-                ProxyScheme::Socks5 => socks5::connect(self, stream, to).await?,
-                ProxyScheme::HttpConnect => http_connect::connect(self, stream, to).await?,
-            };
-            // From here on it ends as a connection does.
-            SockRef::from(opened.tcp()).set_linger(None).map_err(DialError::Io)?;
-            Ok(opened)
+        let stream = self.met(connecting, patience).await?;
+        let opened = match self.scheme {
+            ProxyScheme::Socks5 => socks5::connect(self, stream, to).await?,
+            ProxyScheme::HttpConnect => http_connect::connect(self, stream, to).await?,
         };
-        self.noted(opened.await)
+        // From here on it ends as a connection does.
+        SockRef::from(opened.tcp()).set_linger(None).map_err(DialError::Io)?;
+        Ok(opened)
     }
 
     /// Asks over the connection that `connecting` becomes for a relay of datagrams. Returns the connection, with which the
@@ -115,12 +108,9 @@ impl Proxy {
         connecting: impl Future<Output = Result<TcpStream, DialError>>,
         patience: Duration,
     ) -> Result<(ProxyStream, SocketAddr), DialError> {
-        let associated = async {
-            let mut stream = self.met(connecting, patience).await?;
-            let relay = socks5::associate(self, &mut stream).await?;
-            Ok((stream, relay))
-        };
-        self.noted(associated.await)
+        let mut stream = self.met(connecting, patience).await?;
+        let relay = socks5::associate(self, &mut stream).await?;
+        Ok((stream, relay))
     }
 
     /// A connection to the proxy that is ready for a request.
@@ -170,26 +160,6 @@ impl Proxy {
             ProxyScheme::HttpConnect => "HTTP CONNECT",
         };
         self.error(ProxyError::Protocol { scheme, why: why.to_string() })
-    }
-
-    /// Says once that the proxy itself is the trouble, and once that it is over.
-    fn noted<T>(&self, result: Result<T, DialError>) -> Result<T, DialError> {
-        match &result {
-            // These say nothing of how it is.
-            Err(DialError::Proxy { why: ProxyError::CannotCarry(_), .. }) => {}
-            Err(error) if error.limit().is_some() => {}
-            Err(DialError::Proxy { why, .. }) => {
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(proxy = %self.address, %why, "the proxy of an off-ramp fails");
-                }
-            }
-            Ok(_) | Err(_) => {
-                if self.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!(proxy = %self.address, "the proxy of an off-ramp answers again");
-                }
-            }
-        }
-        result
     }
 }
 
