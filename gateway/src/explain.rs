@@ -283,6 +283,70 @@ mod tests {
     }
 
     #[test]
+    fn the_way_out_is_said_of_every_kind() {
+        const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+        let site = |name: &str, more: &str| {
+            format!(
+                "[[offramp]]\nname = \"{name}\"\nkind = \"wireguard\"\npublic_key = \"{KEY}\"\nendpoint = [\"192.0.2.7:51820\"]\n{more}\n"
+            )
+        };
+        let route = |to: &str, names: &str| format!("[[route]]\nto = \"{to}\"\nofframp = [{names}]\n");
+        let tables = [
+            "[wireguard]\naddresses = [\"100.96.0.1/16\"]\n".to_owned(),
+            "[[offramp]]\nname = \"keep\"\nkind = \"kernel\"\n".to_owned(),
+            "[[offramp]]\nname = \"socks\"\nkind = \"socks5\"\naddress = \"192.0.2.8:1080\"\n".to_owned(),
+            "[[offramp]]\nname = \"http\"\nkind = \"http-connect\"\naddress = \"192.0.2.8:3128\"\n".to_owned(),
+            site("berlin", "addresses = [\"10.99.0.2/32\"]\nsource = \"site\""),
+            route("10.1.0.0/16", "\"keep\""),
+            route("10.2.0.0/16", "\"socks\", \"direct\""),
+            route("10.3.0.0/16", "\"http\", \"keep\""),
+            route("10.4.0.0/16", "\"berlin\""),
+            route("10.5.0.0/16", "\"direct\""),
+        ];
+        let files = Files::with(&tables.concat());
+        files.write_directory(
+            r#"{ "users": { "ann": {} }, "devices": {
+              "laptop": { "user": "ann", "public_key": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=", "addresses": ["100.96.0.2"] },
+              "phone": { "user": "ann", "public_key": "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=", "addresses": ["100.96.0.3"] }
+            } }"#,
+        );
+        files.write_policy(
+            r#"{ "version": 1, "rules": [
+              { "id": "named", "action": "allow", "from": ["*"], "to": ["10.6.0.0/16"], "offramp": "socks" },
+              { "id": "all", "action": "allow", "from": ["*"], "to": ["*"] }
+            ] }"#,
+        );
+        let offramps = Offramps::new(&files.config).unwrap();
+        let snapshot = files.rulesets().current();
+        let ways = |to: &str| {
+            let question =
+                ExplainRequest { device: Some("laptop".to_owned()), to: to.to_owned(), ..ExplainRequest::default() };
+            let said = explain(&snapshot, (&files.config, &offramps), &question, Timestamp::UNIX_EPOCH, true).unwrap();
+            let [answer] = &said.answers[..] else { panic!("{said:?}") };
+            let line = answer.text.lines().last().unwrap().to_owned();
+            (answer.ways.clone().unwrap().join(" "), line)
+        };
+        for (to, names, text) in [
+            ("10.1.0.1:22/tcp", "keep", "way out: keep"),
+            ("10.1.0.1/proto/47", "keep", "way out: keep"),
+            ("10.2.0.1:53/udp", "socks direct", "way out: socks, then direct"),
+            ("10.2.0.1/icmp", "direct", "way out: direct; not socks, which carries no icmp"),
+            ("10.2.0.1/proto/47", "", "way out: none; not socks, direct, which carries no proto/47"),
+            ("10.3.0.1:53/udp", "keep", "way out: keep; not http, which carries no udp"),
+            ("10.3.0.1:443/tcp", "http keep", "way out: http, then keep"),
+            ("10.4.0.1:22/tcp", "berlin", "way out: berlin"),
+            ("10.4.0.1/proto/47", "", "way out: none; not berlin, which carries no proto/47"),
+            ("10.5.0.1:22/tcp", "direct", "way out: direct"),
+            ("10.6.0.1:22/tcp", "socks", "way out: socks"),
+            ("10.7.0.1:22/tcp", "", "way out: none, no [[route]] of network \"default\" leads to 10.7.0.1"),
+            ("100.96.0.3:22/tcp", "device:phone", "way out: device:phone, by its tunnel"),
+            ("100.96.0.9:22/tcp", "", "way out: none, 100.96.0.9 is of the tunnel network and no device has it"),
+        ] {
+            assert_eq!(ways(to), (names.to_owned(), text.to_owned()), "{to}");
+        }
+    }
+
+    #[test]
     fn a_file_that_is_not_in_force_has_no_revision() {
         let file = ask("ann", "10.0.0.1:80/tcp", false).unwrap();
         assert!(file.revision.is_none() && file.answers[0].policy["revision"].is_null(), "{file:?}");

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::output::print;
 use super::{CheckArgs, ExitStatus};
-use crate::config::resolved::{Limits, OfframpKind};
+use crate::config::resolved::{Limits, OfframpKind, RouteConfig};
 use crate::config::{Config, ConfigProblem};
 use crate::directory::names::Names;
 use crate::directory::{Directory, DirectoryContext, DirectoryError};
@@ -262,11 +262,32 @@ fn warn_about_directory(config: &Config, directory: &Directory, warnings: &mut V
         }
         Some(_) => {}
     }
+    for (device, route) in taken_over(config, directory) {
+        warnings.push(format!(
+            "the networks of {device} are reached by its own tunnel, with the clients' addresses: [[route]] to = \"{route}\" and its offramp do not count there"
+        ));
+    }
     let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o007 != 0 && directory.devices().any(|device| device.preshared_key.is_some()) {
         let path = path.display();
         warnings.push(format!("{path} holds preshared keys and everybody can read it; `chmod o= {path}`"));
     }
+}
+
+/// Devices with a tunnel and networks behind it, and routes that were made for these.
+fn taken_over<'a>(config: &'a Config, directory: &'a Directory) -> Vec<(&'a str, IpNet)> {
+    let mut found = Vec::new();
+    for device in directory.devices().filter(|device| device.public_key.is_some()) {
+        let is_for = |route: &&RouteConfig| {
+            let overlaps = |net: &IpNet| net.contains(&route.to) || route.to.contains(net);
+            *route.network == *device.identity.network
+                && route.to.prefix_len() > 0
+                && device.networks.iter().any(overlaps)
+        };
+        found.extend(config.routes.iter().filter(is_for).map(|route| (&*device.identity.device, route.to)));
+    }
+    found.sort_unstable();
+    found
 }
 
 fn count_tests(policy: &str) -> usize {
@@ -422,6 +443,38 @@ mod tests {
         let private = "routes = [\"10.20.0.0/16\"]";
         assert!(warned(private, "kernel") && !warned(private, "direct"));
         assert!(!warned("routes = [\"10.20.0.0/16\", \"192.168.0.0/16\"]", "kernel"));
+    }
+
+    #[test]
+    fn routes_that_a_device_takes_over_are_warned_about() {
+        let (dir, path) = files();
+        let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+        let directory = |network: &str, key: &str| {
+            format!(
+                r#"{{ "users": {{ "ann": {{}} }}, "devices": {{ "berlin": {{ "user": "ann", {key}"networks": ["{network}"] }} }} }}"#
+            )
+        };
+        let gateway = fs::read_to_string(&path).unwrap();
+        let route = |to: &str| format!("{gateway}\n[[route]]\nto = \"{to}\"\nofframp = [\"direct\"]\n");
+        let keyed = format!("\"public_key\": \"{key}\", ");
+        for (network, key, to, expected) in [
+            ("10.60.0.0/16", &*keyed, "10.60.0.0/16", true),
+            ("10.60.7.0/24", &keyed, "10.60.0.0/16", true),
+            ("10.60.0.0/16", &keyed, "10.60.7.0/24", true),
+            ("10.61.0.0/16", &keyed, "10.60.0.0/16", false),
+            ("10.60.0.0/16", &keyed, "0.0.0.0/0", false),
+            ("10.60.0.0/16", "", "10.60.0.0/16", false),
+        ] {
+            fs::write(dir.path().join("directory.json"), directory(network, key)).unwrap();
+            fs::write(&path, route(to)).unwrap();
+            let report = check(&path);
+            assert!(report.problems.is_empty(), "{:?}", report.problems);
+            let said = report
+                .warnings
+                .iter()
+                .any(|warning| warning.starts_with("the networks of berlin are reached by its own"));
+            assert_eq!(said, expected, "{network} {to}: {:?}", report.warnings);
+        }
     }
 
     #[test]

@@ -52,13 +52,19 @@ pub(crate) struct Files {
 
 impl Files {
     pub(crate) fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With these tables behind the usual ones of `gateway.toml`.
+    pub(crate) fn with(tables: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gateway.toml");
         let text = "control = \"run/control.sock\"\nstate_dir = \"state\"\nlocal_services = [\"192.0.2.9:22\"]\n\
                     [tun]\naddresses = [\"100.97.0.1/32\"]\n[log]\nflows = \"log/flows.jsonl\"\n\
                     [runtime]\nshards = 2\n[metrics]\nlisten = \"127.0.0.1:9464\"\n";
-        fs::write(&path, text).unwrap();
-        let mut config = Config::resolve(text, &path, 2).unwrap();
+        let text = format!("{text}{tables}");
+        fs::write(&path, &text).unwrap();
+        let mut config = Config::resolve(&text, &path, 2).unwrap();
         config.tun = None;
         config.metrics = None;
         let files = Self { dir, config };
