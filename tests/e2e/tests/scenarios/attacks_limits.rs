@@ -242,7 +242,7 @@ fn open_and_sit(world: &mut World<'_>) {
         assert!(during < before + bound, "{before} KiB before, {during} KiB with flows that sit, {bound} KiB allowed");
         // They answer every probe, and it does not help them: nothing moves.
         let idle = |line: &FlowLine| line.device == "laptop-0" && line.ended == "idle";
-        wait::until_within(Duration::from_secs(60), "flows without progress to end", || {
+        wait::until_within(Duration::from_secs(120), "flows without progress to end", || {
             (world.gateway.flow_log().iter().filter(|line| idle(line)).count() == SITTING).then_some(())
         });
         use_service(&world.clients[1], service.address());
