@@ -2,6 +2,9 @@
 //!
 //! A dial that fails because of the way goes on over the next off-ramp; one that waits for a silent proxy has lost half of
 //! its time by then. So after some in a row new flows go over the next at once, and one in a while tries the first again.
+//!
+//! What a proxy says once it knows the target may be about that one only, and so what its client wanted: it is reported, and
+//! moves nobody.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -22,8 +25,10 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 pub(super) struct Trouble {
     /// Dials in a row that failed because of the way.
     failures: AtomicU32,
-    /// Whether it ever was down, so that there is something to report.
+    /// Whether there ever was something to report.
     known: AtomicBool,
+    /// The last dial failed in a way that may be the target's.
+    doubted: AtomicBool,
     state: State,
     /// When a flow may try it again.
     again: Mutex<Option<Instant>>,
@@ -41,7 +46,7 @@ impl Trouble {
         again.is_none_or(|again| again <= Instant::now())
     }
 
-    /// What is known, for people; `None` as long as it never was down.
+    /// What is known, for people; `None` as long as there was no trouble.
     pub(super) fn report(&self) -> Option<Report> {
         self.known.load(Ordering::Relaxed).then(|| self.state.report())
     }
@@ -67,8 +72,18 @@ impl Trouble {
                     self.state.set(false, Some(why));
                 }
             }
+            Blame::Doubted(why) => {
+                if !self.doubted.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(offramp = name, why, "an off-ramp fails, maybe for one target only");
+                }
+                self.known.store(true, Ordering::Relaxed);
+                self.state.set(self.is_up(), Some(why));
+            }
             Blame::Nothing => {
-                if self.failures.load(Ordering::Relaxed) != 0 && self.failures.swap(0, Ordering::Relaxed) != 0 {
+                let troubled = self.failures.load(Ordering::Relaxed) != 0 || self.doubted.load(Ordering::Relaxed);
+                if troubled
+                    && (self.failures.swap(0, Ordering::Relaxed) != 0) | self.doubted.swap(false, Ordering::Relaxed)
+                {
                     self.state.set(true, None);
                     tracing::info!(offramp = name, "an off-ramp works again");
                 }
@@ -86,6 +101,8 @@ impl Trouble {
 enum Blame {
     /// It fails, whatever the target.
     Way(String),
+    /// It fails, maybe because of the target.
+    Doubted(String),
     /// It leads to the target, or to whatever speaks for it.
     Nothing,
     /// Nothing at all.
@@ -99,7 +116,8 @@ fn blame<T>(result: &Result<T, DialError>) -> Blame {
             Blame::Way(error.to_string())
         }
         Err(DialError::Proxy { why: ProxyError::CannotCarry(_), .. }) => Blame::Unknown,
-        Err(error @ DialError::Proxy { .. }) => Blame::Way(error.to_string()),
+        Err(error @ DialError::Proxy { asked: true, .. }) => Blame::Doubted(error.to_string()),
+        Err(error @ DialError::Proxy { asked: false, .. }) => Blame::Way(error.to_string()),
         Err(
             DialError::PortsExhausted
             | DialError::Descriptors
@@ -119,7 +137,7 @@ mod tests {
 
     fn fails() -> Result<(), DialError> {
         let proxy = "192.0.2.1:1080".parse().unwrap();
-        Err(DialError::Proxy { proxy, why: ProxyError::Silent })
+        Err(DialError::Proxy { proxy, why: ProxyError::Silent, asked: false })
     }
 
     #[tokio::test(start_paused = true)]
@@ -145,5 +163,17 @@ mod tests {
         assert!(trouble.is_up() && report.up && report.error.is_none());
         trouble.note("one", &fails());
         assert!(trouble.is_up(), "it begins anew");
+    }
+
+    #[test]
+    fn what_may_be_about_one_target_is_said_and_moves_nobody() {
+        let trouble = Trouble::default();
+        for _ in 0..9 {
+            trouble.note("one", &fails().map_err(DialError::once_asked));
+        }
+        let report = trouble.report().unwrap();
+        assert!(trouble.is_up() && report.up && report.error.is_some());
+        trouble.note("one", &Ok(()));
+        assert_eq!(trouble.report().unwrap().error, None);
     }
 }

@@ -93,9 +93,10 @@ impl Proxy {
     ) -> Result<TargetStream, DialError> {
         let stream = self.met(connecting, patience).await?;
         let opened = match self.scheme {
-            ProxyScheme::Socks5 => socks5::connect(self, stream, to).await?,
-            ProxyScheme::HttpConnect => http_connect::connect(self, stream, to).await?,
+            ProxyScheme::Socks5 => socks5::connect(self, stream, to).await,
+            ProxyScheme::HttpConnect => http_connect::connect(self, stream, to).await,
         };
+        let opened = opened.map_err(DialError::once_asked)?;
         // From here on it ends as a connection does.
         SockRef::from(opened.tcp()).set_linger(None).map_err(DialError::Io)?;
         Ok(opened)
@@ -150,7 +151,7 @@ impl Proxy {
     }
 
     fn error(&self, why: ProxyError) -> DialError {
-        DialError::Proxy { proxy: self.address, why }
+        DialError::Proxy { proxy: self.address, why, asked: false }
     }
 
     /// The proxy's answer makes no sense.
