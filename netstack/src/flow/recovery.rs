@@ -401,6 +401,16 @@ impl Recovery {
         true
     }
 
+    /// The client can be reached again after a silence: what went unanswered is taken for lost now and not when the next
+    /// timeout is due, which may be a minute (RFC 6069 section 4). Returns whether there was anything.
+    pub(crate) fn try_again(&mut self, now: Instant, out: Outstanding) -> bool {
+        let Some(una) = self.una.filter(|_| self.backoff > 0 && self.timeout_at(out).is_some()) else { return false };
+        self.backoff = 0;
+        self.probe = false;
+        self.take_all_for_lost(now, una, out);
+        true
+    }
+
     /// Everything under way is lost. What arrived behind a hole may have been thrown away since, RFC 2018 section 8.
     fn take_all_for_lost(&mut self, now: Instant, una: u32, out: Outstanding) {
         self.scoreboard = Scoreboard::default();

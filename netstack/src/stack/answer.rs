@@ -124,6 +124,13 @@ impl Stack {
         build::unreachable(&mut self.batch, reply, error, quote);
     }
 
+    /// The client of a connection can be reached again: what went unanswered is sent to it now.
+    pub fn try_again(&mut self, now: Instant, id: FlowId) {
+        if self.socket(id).is_some_and(|socket| socket.try_again(now)) {
+            self.mark_changed(id);
+        }
+    }
+
     /// How many answers were not made since the last call, because their clients caused too many.
     pub fn poll_unanswered(&mut self) -> usize {
         std::mem::take(&mut self.unanswered)

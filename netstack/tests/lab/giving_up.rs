@@ -38,6 +38,35 @@ fn a_client_that_vanishes_with_data_outstanding_is_given_up() {
     assert!(given_up(&mut lab));
 }
 
+/// RFC 6069 section 4: what was repeated in vain is repeated when the path is back, not when the next timeout is due.
+#[test]
+fn a_client_that_comes_back_is_sent_at_once_what_it_missed() {
+    let mut lab = Lab::new(limits());
+    let first = establish(&mut lab, Target::stays_open(3_000), 65_000);
+    let flow = lab.opened[0];
+    let again = |lab: &mut Lab| {
+        lab.stack.try_again(lab.instant(), flow);
+        lab.settle();
+        answers(&lab.take_out()).iter().map(|answer| answer.sequence).collect::<Vec<_>>()
+    };
+    lab.take_out();
+    assert_eq!(again(&mut lab), [], "nothing went unanswered yet");
+    lab.pass(SECOND * 20);
+    lab.take_out();
+    lab.pass(SECOND);
+    assert!(lab.take_out().is_empty(), "the next time is far");
+    assert_eq!(again(&mut lab)[..1], [first]);
+    assert_eq!(again(&mut lab), [], "once");
+    // And from then on as after any loss.
+    lab.pass(SECOND * 2);
+    assert!(answers(&lab.take_out()).iter().any(|answer| answer.sequence == first));
+    let end = first + 3_000;
+    lab.inject(&segment(ACK, ISN + 1, end, 65_000)).unwrap();
+    lab.settle();
+    lab.pass(SECOND * 30);
+    assert_eq!((again(&mut lab), lab.ended.len()), (Vec::new(), 0), "all of it arrived");
+}
+
 #[test]
 fn a_target_that_trickles_does_not_keep_a_vanished_client_alive() {
     let mut lab = Lab::new(limits());

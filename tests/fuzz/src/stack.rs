@@ -182,6 +182,9 @@ impl Bench<'_> {
             13 => {
                 let Some(id) = self.flow() else { return };
                 let (more, appetite, closes) = (self.input.word(), self.input.word(), self.input.byte());
+                if closes == b'R' {
+                    self.stack.try_again(self.now, id);
+                }
                 if let Some(side) = self.sides.get_mut(&id) {
                     side.to_send += usize::from(more) % 10_000;
                     side.appetite += usize::from(appetite);

@@ -40,6 +40,8 @@ const MAX_UNUSED_SESSIONS: u32 = SESSIONS - 2;
 /// A session is in use for this long after its last datagram: WireGuard's Keepalive-Timeout and Rekey-Timeout, after
 /// which a client that hears nothing begins a new one.
 const IN_USE: Duration = Duration::from_secs(15);
+/// Of a peer that roams without a pause what was lost meanwhile comes again by itself.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Longest datagram the kernel hands up, and so the least length of a buffer `boringtun` decrypts into.
 const SCRATCH: usize = 65_536;
 
@@ -143,6 +145,8 @@ pub struct Peers {
     by_key: HashMap<[u8; 32], usize>,
     /// Peers to send an initiation to once more.
     again: VecDeque<[u8; 32]>,
+    /// Peers that came back from elsewhere after a silence: what was sent to them meanwhile went nowhere.
+    returned: Vec<usize>,
     scratch: Box<[u8]>,
 }
 
@@ -150,12 +154,18 @@ impl Peers {
     /// An empty table of shard `shard` of `shards`.
     pub fn new(identity: Arc<WireguardIdentity>, shard: ShardIndex, shards: usize) -> Self {
         let scratch = vec![0; SCRATCH].into_boxed_slice();
-        Self { identity, shard, shards, slots: Slab::new(), by_key: HashMap::new(), again: VecDeque::new(), scratch }
+        let (slots, by_key, again, returned) = (Slab::new(), HashMap::new(), VecDeque::new(), Vec::new());
+        Self { identity, shard, shards, slots, by_key, again, returned, scratch }
     }
 
     /// The peer in a slot.
     pub fn get(&self, slot: usize) -> Option<&Peer> {
         self.slots.get(slot)
+    }
+
+    /// The slot of a peer that came back from elsewhere after a silence, each once.
+    pub fn poll_returned(&mut self) -> Option<usize> {
+        self.returned.pop()
     }
 
     /// Every peer with its slot.
@@ -348,18 +358,22 @@ impl Peers {
         match result {
             TunnResult::Done => {
                 // A cookie reply can be forged by whoever saw our initiation: only a session moves the endpoint.
-                if kind == Some(MESSAGE_DATA) {
-                    peer.heard(around, from, datagram);
+                if kind == Some(MESSAGE_DATA) && peer.heard(around, from, datagram) {
+                    self.returned.push(index.slot);
                 }
                 Ok(Route::Here)
             }
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                peer.heard(around, from, datagram);
+                if peer.heard(around, from, datagram) {
+                    self.returned.push(index.slot);
+                }
                 deliver(index.slot, &peer.party, packet);
                 Ok(Route::Here)
             }
             TunnResult::WriteToNetwork(answer) => {
-                peer.heard(around, from, datagram);
+                if peer.heard(around, from, datagram) {
+                    self.returned.push(index.slot);
+                }
                 if kind == Some(MESSAGE_RESPONSE) {
                     peer.asked = 0;
                     peer.last_handshake = Some(around.now);
@@ -493,8 +507,11 @@ impl Peers {
 }
 
 impl Peer {
-    /// Notes an authentic datagram: the peer is where it came from, and a session it is the first of is in use.
-    fn heard(&mut self, around: &Surroundings<'_>, from: Endpoint, datagram: &[u8]) {
+    /// Notes an authentic datagram: the peer is where it came from, and a session it is the first of is in use. Returns whether
+    /// it was silent for a while and comes from elsewhere now.
+    fn heard(&mut self, around: &Surroundings<'_>, from: Endpoint, datagram: &[u8]) -> bool {
+        let was_silent = self.heard_at.is_some_and(|at| around.clock.saturating_duration_since(at) >= SILENCE);
+        let returned = was_silent && self.endpoint != Some(from);
         self.moved |= self.endpoint != Some(from) || word(datagram, 0) == Some(MESSAGE_RESPONSE);
         self.opening = None;
         self.endpoint = Some(from);
@@ -512,6 +529,7 @@ impl Peer {
             self.last_handshake = Some(around.now);
             around.counters.handshakes.add(1);
         }
+        returned
     }
 
     /// Whether one more session may be begun for it.

@@ -200,8 +200,13 @@ impl Shard {
     }
 
     fn finish_intake(&mut self, now: Instant, intake: Intake<'_>) {
-        let Intake { coalescer, mtu, .. } = intake;
+        let Intake { coalescer, mtu, peers, .. } = intake;
         coalescer.flush(|id, party, packet| self.handle_peer_packet(now, Ingress { id, mtu }, party, packet));
+        while let Some(slot) = peers.poll_returned() {
+            for flow in self.flows.iter().filter(|flow| flow.key.ingress == peer_ingress(slot)) {
+                self.stack.try_again(now, flow.id);
+            }
+        }
     }
 
     pub(super) fn poll_tun(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {

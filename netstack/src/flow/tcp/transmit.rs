@@ -17,6 +17,16 @@ const PACKETS_A_TURN: u32 = 64;
 const LOOKS: usize = 4;
 
 impl TcpSocket {
+    /// The client can be reached again. Returns whether that changes anything.
+    pub(crate) fn try_again(&mut self, now: Instant) -> bool {
+        let outstanding = self.outstanding();
+        let again = self.recovery.try_again(now, outstanding);
+        if again {
+            self.gate.wanted.clear();
+        }
+        again
+    }
+
     /// Lets smoltcp make a packet. Returns whether it made one.
     pub(super) fn poll_egress(&mut self, time: StackInstant, link: &mut FlowLink<'_>) -> bool {
         let before = link.made;

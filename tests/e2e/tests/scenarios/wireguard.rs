@@ -9,7 +9,7 @@ use std::time::Duration;
 use portcullis_e2e::expect;
 use portcullis_e2e::lab::{FAMILIES, Family, Host, client_address};
 use portcullis_e2e::metrics::HANDSHAKES;
-use portcullis_e2e::nft::Counter;
+use portcullis_e2e::nft::{self, Counter};
 use portcullis_e2e::setup::{OnRamp, Setup};
 use portcullis_e2e::stream::MIB;
 use portcullis_e2e::target::UdpTarget;
@@ -23,6 +23,35 @@ fn endpoint(world: &World<'_>, device: &str) -> Option<SocketAddr> {
         serde_json::from_str(&world.gateway.verb(&["status", "--json"])).expect("status prints JSON");
     let peers = status["peers"].as_array().expect("peers are a list");
     peers.iter().find(|peer| peer["device"] == device)?["endpoint"].as_str()?.parse().ok()
+}
+
+/// What was repeated in vain while nobody knew where the client is reaches it when it comes from elsewhere, and not a timeout
+/// later, by when it may be elsewhere again.
+#[test]
+fn a_client_that_roamed_in_silence_is_sent_what_it_missed() {
+    scenario(Setup::new(OnRamp::Wireguard), |world| {
+        let client = world.client();
+        let host = Host::Open.address(Family::V4);
+        let endless = Endless::start(client, world.private(), host);
+        wait::until("some of it", || (endless.received() > MIB).then_some(()));
+        // Only what came over the wire: the tunnel's own packets are on no real device.
+        nft::drop_arriving(client.netns, "silence", "iifname != lo udp sport 51820");
+        let before = wait::until("silence", || {
+            let before = endless.received();
+            std::thread::sleep(Duration::from_millis(500));
+            (endless.received() == before).then_some(before)
+        });
+        // Tries after 0.2 s, 0.6, 1.4, 3, 6.2 and 12.6.
+        std::thread::sleep(Duration::from_secs(7));
+        nft::remove(client.netns, "silence");
+        let interface = client.wg.as_ref().expect("a WireGuard client").interface();
+        client.netns.output("wg", &["set", interface, "listen-port", "50001"]);
+        assert_eq!(endless.received(), before, "nobody knows that it is back");
+        let out = client.ping(&["-n", "-c", "1", "-W", "5"], host);
+        assert!(out.status.success(), "{out:?}");
+        wait::until_within(Duration::from_secs(2), "what it missed", || (endless.received() > before).then_some(()));
+        endless.finish();
+    });
 }
 
 /// The tunnel itself over IPv6, both families inside it.
