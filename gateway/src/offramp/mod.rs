@@ -183,7 +183,7 @@ pub struct Offramp {
     dial_timeout: Duration,
     /// `None`: nobody probes it.
     health: Option<Health>,
-    /// What its dials say where nobody does.
+    /// What dials say of its proxy where nobody does.
     trouble: Arc<Trouble>,
 }
 
@@ -383,20 +383,17 @@ impl Offramp {
         let (trouble, name) = (Arc::clone(&self.trouble), Arc::clone(&self.name));
         let connecting = self.sockets.connect_tcp(towards, patience);
         Either::Right(async move {
-            let connected = async {
-                if let Some(proxy) = proxy {
-                    return proxy.open(connecting, to, patience).await;
-                }
-                let mut stream = connecting.await?;
-                if let Some(header) = header {
-                    // The socket's buffer is empty yet, so it is written at once.
-                    stream.write_all(&header?).await?;
-                }
-                Ok(stream.into())
-            };
-            let connected = connected.await;
-            trouble.note(&name, &connected);
-            connected
+            if let Some(proxy) = proxy {
+                let opened = proxy.open(connecting, to, patience).await;
+                trouble.note(&name, &opened);
+                return opened;
+            }
+            let mut stream = connecting.await?;
+            if let Some(header) = header {
+                // The socket's buffer is empty yet, so it is written at once.
+                stream.write_all(&header?).await?;
+            }
+            Ok(stream.into())
         })
     }
 
@@ -404,7 +401,7 @@ impl Offramp {
         let proxy = match &self.kind {
             Kind::Wireguard(_) => return Err(DialError::NoTunnel),
             Kind::Direct { .. } | Kind::Kernel => {
-                let socket = self.noted(self.sockets.start(Transport::Udp, to))?;
+                let socket = self.sockets.start(Transport::Udp, to)?;
                 return Ok(Opening::Open(DatagramSocket::new(socket, to)?));
             }
             Kind::Proxy(proxy) if !proxy.carries_udp() => return Err(DialError::CannotCarry(FlowProtocol::Udp)),
@@ -429,15 +426,8 @@ impl Offramp {
             Kind::Direct { .. } | Kind::Kernel => {}
         }
         let to = SocketAddr::new(to, 0);
-        let socket = self.noted(self.sockets.start(Transport::Ping, to))?;
+        let socket = self.sockets.start(Transport::Ping, to)?;
         Ok(DatagramSocket::new(socket, to)?)
-    }
-
-    /// What became of a dial without a proxy.
-    fn noted<T>(&self, dialled: Result<T, DialError>) -> Result<T, DialError> {
-        self.trouble.begin();
-        self.trouble.note(&self.name, &dialled);
-        dialled
     }
 
     /// How long a proxy may take until it hears of the target, so that there is time left for the target, or for another

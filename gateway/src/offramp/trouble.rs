@@ -1,7 +1,7 @@
-//! What flows tell of an off-ramp that nobody probes: whether its own way is the trouble, and not their targets.
+//! What flows tell of a proxy that nobody probes: whether it is the trouble, and not their targets.
 //!
-//! A dial that fails because of the way goes on over the next off-ramp; one that waits for a silent proxy has lost half of
-//! its time by then. So after some in a row new flows go over the next at once, and one in a while tries the first again.
+//! A dial that fails because of the way goes on over the next off-ramp, at once where it has no socket; one that waits for a
+//! silent proxy has lost half of its time by then. So after some in a row new flows go over the next at once, and one in a while tries the first again.
 //!
 //! What a proxy says once it knows the target may be about that one only, and so what its client wanted: it is reported, and
 //! moves nobody.
@@ -112,15 +112,14 @@ enum Blame {
 fn blame<T>(result: &Result<T, DialError>) -> Blame {
     match result {
         Ok(_) | Err(DialError::Refused | DialError::Timeout | DialError::Unreachable(_)) => Blame::Nothing,
-        Err(error @ (DialError::SourceUnavailable(_) | DialError::InterfaceUnavailable(_))) => {
-            Blame::Way(error.to_string())
-        }
         Err(DialError::Proxy { why: ProxyError::CannotCarry(_), .. }) => Blame::Unknown,
         Err(error @ DialError::Proxy { asked: true, .. }) => Blame::Doubted(error.to_string()),
         Err(error @ DialError::Proxy { asked: false, .. }) => Blame::Way(error.to_string()),
         Err(
             DialError::PortsExhausted
             | DialError::Descriptors
+            | DialError::SourceUnavailable(_)
+            | DialError::InterfaceUnavailable(_)
             | DialError::PingNotPermitted
             | DialError::OtherFamily
             | DialError::CannotCarry(_)
