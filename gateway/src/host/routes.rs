@@ -271,10 +271,10 @@ impl SteeredRoutes {
         [answers, no_way, steer].into_iter().chain(returns).collect()
     }
 
-    /// Our rules for what comes out of the device, as the kernel has them.
+    /// Our rules for what comes out of the device, as the kernel has them, in the order in which they may go away.
     async fn rules_of_device(&self, kernel: &Kernel, family: AddressFamily) -> Result<Vec<RuleMessage>, RouteError> {
-        let mut rules = kernel.rules(family, ANSWERS_PRIORITY).await?;
-        rules.extend(kernel.rules(family, NO_WAY_PRIORITY).await?);
+        let mut rules = kernel.rules(family, NO_WAY_PRIORITY).await?;
+        rules.extend(kernel.rules(family, ANSWERS_PRIORITY).await?);
         rules.retain(|rule| has_interface(rule, &self.device));
         Ok(rules)
     }

@@ -157,7 +157,7 @@ impl Offramps {
 
     /// Whether a flow over `offramp` that is not up has a way that is.
     pub fn has_better(&self, offramp: &str, permit: &Permit, from: &str, destination: IpAddr) -> bool {
-        self.select(permit, from, destination, &[]).is_some_and(|now| *now.name != *offramp && now.is_up())
+        self.ways(permit, from, destination).iter().any(|way| *way.name != *offramp && way.is_up())
     }
 
     /// The sites behind WireGuard peers, by name.

@@ -77,13 +77,16 @@ impl Trouble {
                     tracing::warn!(offramp = name, why, "an off-ramp fails, maybe for one target only");
                 }
                 self.known.store(true, Ordering::Relaxed);
-                self.state.set(self.is_up(), Some(why));
+                // It took the request, so it is there.
+                self.failures.store(0, Ordering::Relaxed);
+                self.state.set(true, Some(why));
             }
             Blame::Nothing => {
-                let troubled = self.failures.load(Ordering::Relaxed) != 0 || self.doubted.load(Ordering::Relaxed);
-                if troubled
-                    && (self.failures.swap(0, Ordering::Relaxed) != 0) | self.doubted.swap(false, Ordering::Relaxed)
-                {
+                // The state is asked, too: another shard may have said down after its failures were forgotten.
+                let failed = self.failures.load(Ordering::Relaxed) != 0;
+                if failed || self.doubted.load(Ordering::Relaxed) || !self.is_up() {
+                    self.failures.store(0, Ordering::Relaxed);
+                    self.doubted.store(false, Ordering::Relaxed);
                     self.state.set(true, None);
                     tracing::info!(offramp = name, "an off-ramp works again");
                 }
@@ -174,5 +177,14 @@ mod tests {
         assert!(trouble.is_up() && report.up && report.error.is_some());
         trouble.note("one", &Ok(()));
         assert_eq!(trouble.report().unwrap().error, None);
+        // It took a request, so it is there, and what came before is forgotten.
+        for _ in 0..DOWN_AFTER {
+            trouble.note("one", &fails());
+        }
+        assert!(!trouble.is_up());
+        trouble.note("one", &fails().map_err(DialError::once_asked));
+        assert!(trouble.is_up());
+        trouble.note("one", &fails());
+        assert!(trouble.is_up(), "the first of a row");
     }
 }

@@ -110,7 +110,8 @@ impl Proxy {
         patience: Duration,
     ) -> Result<(ProxyStream, SocketAddr), DialError> {
         let mut stream = self.met(connecting, patience).await?;
-        let relay = socks5::associate(self, &mut stream).await?;
+        // One that carries no datagrams carries connections all the same.
+        let relay = socks5::associate(self, &mut stream).await.map_err(DialError::once_asked)?;
         Ok((stream, relay))
     }
 

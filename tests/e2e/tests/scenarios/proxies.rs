@@ -218,7 +218,8 @@ fn a_silent_proxy_is_left_until_it_answers() {
             let target = TcpTarget::serve(world.private(), Host::Open.address(Family::V4), drop);
             let began = Instant::now();
             drop(world.client().connect(target.address()).expect("the target accepts"));
-            (record(world, target.address()).offramp.expect("a way"), began.elapsed())
+            let took = began.elapsed();
+            (record(world, target.address()).offramp.expect("a way"), took)
         };
         assert!(world.gateway.verb(&["status"]).contains("off-ramp   proxy not probed\n"));
         let silent = world.private().run(|| TcpListener::bind(PROXY).expect("a free port"));
