@@ -3,4 +3,5 @@
 pub mod handshake_limits;
 pub mod owners;
 pub mod peers;
+mod reuseport;
 pub mod socket;

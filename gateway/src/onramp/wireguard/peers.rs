@@ -45,10 +45,11 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// Longest datagram the kernel hands up, and so the least length of a buffer `boringtun` decrypts into.
 const SCRATCH: usize = 65_536;
 
-const MESSAGE_INITIATION: u32 = 1;
-const MESSAGE_RESPONSE: u32 = 2;
-const MESSAGE_COOKIE: u32 = 3;
-const MESSAGE_DATA: u32 = 4;
+/// Types of WireGuard's messages (its paper, section 5.4), with three zero bytes behind.
+pub(super) const MESSAGE_INITIATION: u32 = 1;
+pub(super) const MESSAGE_RESPONSE: u32 = 2;
+pub(super) const MESSAGE_COOKIE: u32 = 3;
+pub(super) const MESSAGE_DATA: u32 = 4;
 
 /// One peer with its tunnel.
 pub struct Peer {

@@ -10,6 +10,8 @@ use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 
+use super::reuseport;
+
 /// Bytes of each receive buffer: the kernel joins at most this much by GRO.
 const RECEIVE_BUFFER: usize = 65_536;
 /// Receive buffers of one call.
@@ -93,7 +95,8 @@ pub struct Outbox {
     sent: usize,
 }
 
-/// Binds the sockets of `shards` shards to one address. The kernel spreads peers among them by their address.
+/// Binds the sockets of `shards` shards to one address. The kernel spreads handshakes among them by their sender, and hands
+/// everything else to the shard that it is for.
 ///
 /// # Errors
 /// What the kernel says about a socket, an option or the address.
@@ -122,6 +125,9 @@ pub fn bind(listen: SocketAddr, shards: usize, fwmark: Option<u32>) -> io::Resul
         // Port 0 is chosen once, for all.
         listen.set_port(socket.local_addr()?.port());
         sockets.push(socket);
+    }
+    if let Err(error) = reuseport::steer(&sockets) {
+        tracing::debug!(%error, "the kernel does not look at receiver indexes: shards hand datagrams to each other");
     }
     Ok(sockets)
 }
@@ -211,7 +217,15 @@ impl WireguardSocket {
         let state = UdpSocketState::new((&socket).into())?;
         // The inner MTU is fixed by configuration: a smaller outer path must cost speed, not reachability.
         // quinn-udp sets "don't fragment", which QUIC needs and WireGuard does not.
-        crate::sys::allow_fragments(socket.as_fd(), socket.local_addr()?.is_ipv6())?;
+        let ipv6 = socket.local_addr()?.is_ipv6();
+        crate::sys::allow_fragments(socket.as_fd(), ipv6)?;
+        // What it asks the kernel to tell of each datagram and nobody reads here: for the time, the kernel looks at the
+        // clock for every packet of this host.
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &false)?;
+        setsockopt(&socket, sockopt::IpRecvTos, &false)?;
+        if ipv6 {
+            setsockopt(&socket, sockopt::Ipv6RecvTClass, &false)?;
+        }
         let io = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Self { io, state })
     }
