@@ -10,7 +10,7 @@ readonly HTTP=$PRIVATE_WEB:80 ECHO=$PRIVATE_ECHO:7778 UDP_SINK=$PRIVATE_ECHO:777
 
 # CANDIDATE is what runs; COLUMN is where its figures go, the same unless a group says
 # otherwise. Kernel forwarding has no process, so no GATEWAY_PID.
-CANDIDATE='' COLUMN='' GATEWAY_PID='' SITE_PID='' CLIENT_PID='' CROWD_PID='' HOLD_PID=''
+CANDIDATE='' COLUMN='' CONGESTION_CONTROL='' GATEWAY_PID='' SITE_PID='' CLIENT_PID='' CROWD_PID='' HOLD_PID=''
 
 # --- the private network -------------------------------------------------------------
 
@@ -33,6 +33,21 @@ need_private() { wait_for 15 reach_private || cannot_measure 'a connection to th
 # the load hands over in one call as one packet, and its rate would count system calls.
 lab_single_datagrams() {
     in_ns "$NS_CLIENT" ethtool -K eth0 tx-udp-segmentation off
+}
+
+# lab_congestion_control: Linux's own default, as CONGESTION_CONTROL, whatever this host's is. BBR
+# paces every connection with a timer of its own, which would be measured in the place of the gateway.
+lab_congestion_control() {
+    local ns candidate
+    for candidate in cubic reno; do
+        CONGESTION_CONTROL=$candidate
+        for ns in "$NS_CLIENT" "$NS_GATEWAY" "$NS_PRIVATE"; do
+            # A namespace may use only what the host allows everybody.
+            in_ns "$ns" sysctl -qw net.ipv4.tcp_congestion_control="$candidate" 2>/dev/null || continue 2
+        done
+        return 0
+    done
+    die 'the host allows neither cubic nor reno: see net.ipv4.tcp_allowed_congestion_control'
 }
 
 # lab_many_connections: tens of thousands of short connections a second, from one

@@ -46,8 +46,8 @@ install_peer() {
 describe_machine() {
     local model
     model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
-    printf '%s cores, %s, Linux %s, load average at the start %s\n' "$(nproc)" "${model:-unknown processor}" \
-        "$(uname -r)" "$(cut -d' ' -f1 /proc/loadavg)"
+    printf '%s cores, %s, Linux %s, TCP %s, load average at the start %s\n' "$(nproc)" \
+        "${model:-unknown processor}" "$(uname -r)" "$CONGESTION_CONTROL" "$(cut -d' ' -f1 /proc/loadavg)"
     printf '%s, %s, %s, %s, %s\n' "$("$PORTCULLIS_BIN" --version)" "$("$PEERS_BIN/boringtun-cli" --version)" \
         "$("$PEERS_BIN/gotatun" --version)" "$(wireguard-go --version | head -n 1)" \
         "$(iperf3 --version | head -n 1 | cut -d' ' -f1,2)"
