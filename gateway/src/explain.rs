@@ -332,6 +332,8 @@ mod tests {
             ("10.2.0.1:53/udp", "socks direct", "way out: socks, then direct"),
             ("10.2.0.1/icmp", "direct", "way out: direct; not socks, which carries no icmp"),
             ("10.2.0.1/proto/47", "", "way out: none; not socks, direct, which carries no proto/47"),
+            ("10.3.0.1/proto/47", "keep", "way out: keep; not http, which carries no proto/47"),
+            ("10.3.0.1/proto/51", "", "way out: none; not http, keep, which carries no proto/51"),
             ("10.3.0.1:53/udp", "keep", "way out: keep; not http, which carries no udp"),
             ("10.3.0.1:443/tcp", "http keep", "way out: http, then keep"),
             ("10.4.0.1:22/tcp", "berlin", "way out: berlin"),

@@ -38,7 +38,8 @@ pub struct Report {
     pub error: Option<String>,
 }
 
-/// Whether the far side of one off-ramp is held to be there. Shards read it; one task writes it.
+/// Whether the far side of one off-ramp is held to be there. Shards read it; who probes it, or
+/// who dials where nobody does, writes it.
 #[derive(Debug)]
 pub struct State {
     up: AtomicBool,

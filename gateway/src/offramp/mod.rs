@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, ready};
 use ipnet::IpNet;
+use portcullis_netstack::packet::goes_unseen;
 use portcullis_policy::{DEFAULT_NETWORK, Permit};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
@@ -106,14 +107,15 @@ impl Offramps {
     pub fn check_files(config: &OfframpConfig) -> Result<(), OfframpFileError> {
         match &config.kind {
             OfframpKind::Direct { .. } | OfframpKind::Kernel => Ok(()),
-            OfframpKind::Proxy(proxy) => Proxy::load(proxy).map(drop),
+            OfframpKind::Proxy(proxy) => Proxy::load(&config.name, proxy).map(drop),
             OfframpKind::Wireguard(site) => Site::load(&config.name, site).map(drop),
         }
     }
 
     /// The off-ramp of a flow from the virtual network `from` that `tried` those already. In question are the one that the
-    /// permit names, else those of the network's longest route, else (no routes at all of the default one) `direct`; of these it is the first that is up, or where none is, the first:
-    /// then the target's silence tells more than a refusal of ours.
+    /// permit names, else those of the network's longest route, else (no routes at all of the default one) `direct`; of
+    /// these it is the first that is up or due for another try, or where none is, the first: then the target's silence
+    /// tells more than a refusal of ours.
     ///
     /// `None` when nothing is in question that was not tried.
     pub fn select(
@@ -183,8 +185,6 @@ pub struct Offramp {
     dial_timeout: Duration,
     /// `None`: nobody probes it.
     health: Option<Health>,
-    /// What dials say of its proxy where nobody does.
-    trouble: Arc<Trouble>,
 }
 
 /// What its sockets go to.
@@ -242,36 +242,38 @@ impl Offramp {
             sockets: Arc::new(Sockets::new(config, mark, kernel_ports)),
             kind: match &config.kind {
                 OfframpKind::Direct { proxy_protocol } => Kind::Direct { proxy_protocol: *proxy_protocol },
-                OfframpKind::Proxy(proxy) => Kind::Proxy(Arc::new(Proxy::load(proxy)?)),
+                OfframpKind::Proxy(proxy) => Kind::Proxy(Arc::new(Proxy::load(&config.name, proxy)?)),
                 OfframpKind::Kernel => Kind::Kernel,
                 OfframpKind::Wireguard(site) => Kind::Wireguard(Arc::new(Site::load(&config.name, site)?)),
             },
             dial_timeout,
             health: config.health.clone().map(Health::new),
-            trouble: Arc::default(),
         })
     }
 
     /// Whether new flows may go this way.
     pub fn is_up(&self) -> bool {
-        self.states().all(health::State::is_up) && (self.is_probed() || self.trouble.is_up())
+        self.states().all(health::State::is_up) && self.trouble().is_none_or(|trouble| trouble.is_up())
     }
 
     /// Whether a flow may try it although it is down, to find out whether it still is.
     fn is_due(&self) -> bool {
-        !self.is_probed() && self.trouble.is_due()
+        self.trouble().is_some_and(|trouble| trouble.is_due())
     }
 
-    /// Whether its health is found out by others than the flows that go that way.
-    fn is_probed(&self) -> bool {
-        self.states().next().is_some()
+    /// What dials say of its proxy, where nobody probes it.
+    fn trouble(&self) -> Option<&Arc<Trouble>> {
+        match &self.kind {
+            Kind::Proxy(proxy) if self.health.is_none() => Some(proxy.trouble()),
+            Kind::Proxy(_) | Kind::Direct { .. } | Kind::Kernel | Kind::Wireguard(_) => None,
+        }
     }
 
     /// What probes and the handshakes of a tunnel say: what is down, else what came up last. Where nobody asks, what dials
     /// say; `None` as long as that is nothing.
     pub fn report(&self) -> Option<health::Report> {
         let probed = self.states().map(health::State::report).max_by_key(|report| (!report.up, report.since));
-        probed.or_else(|| self.trouble.report())
+        probed.or_else(|| self.trouble()?.report())
     }
 
     fn states(&self) -> impl Iterator<Item = &health::State> {
@@ -299,6 +301,7 @@ impl Offramp {
             (Kind::Proxy(_), FlowProtocol::Icmp) | (Kind::Direct { .. } | Kind::Proxy(_), FlowProtocol::Other(_)) => {
                 false
             }
+            (_, FlowProtocol::Other(number)) if !goes_unseen(number) => false,
             (Kind::Proxy(proxy), FlowProtocol::Udp) => proxy.carries_udp(),
             (Kind::Wireguard(site), FlowProtocol::Other(_)) => site.keeps_client(),
             (Kind::Direct { .. } | Kind::Proxy(_) | Kind::Kernel | Kind::Wireguard(_), _) => true,
@@ -374,19 +377,18 @@ impl Offramp {
             Kind::Direct { proxy_protocol } => {
                 (to, self.dial_timeout, None, proxy_protocol.then(|| proxy_protocol::header(origin)))
             }
-            Kind::Proxy(proxy) => (proxy.address(), self.proxy_patience(), Some(Arc::clone(proxy)), None),
+            Kind::Proxy(proxy) => {
+                let attempt = proxy.trouble().begin();
+                (proxy.address(), self.proxy_patience(), Some((Arc::clone(proxy), attempt)), None)
+            }
             Kind::Kernel => (to, self.dial_timeout, None, None),
             // No socket of ours leads there.
             Kind::Wireguard(_) => return Either::Left(ready(Err(DialError::NoTunnel))),
         };
-        self.trouble.begin();
-        let (trouble, name) = (Arc::clone(&self.trouble), Arc::clone(&self.name));
         let connecting = self.sockets.connect_tcp(towards, patience);
         Either::Right(async move {
-            if let Some(proxy) = proxy {
-                let opened = proxy.open(connecting, to, patience).await;
-                trouble.note(&name, &opened);
-                return opened;
+            if let Some((proxy, attempt)) = proxy {
+                return proxy.open(attempt, connecting, to, patience).await;
             }
             let mut stream = connecting.await?;
             if let Some(header) = header {
@@ -409,12 +411,9 @@ impl Offramp {
         };
         let patience = self.proxy_patience();
         let connecting = self.sockets.connect_tcp(proxy.address(), patience);
-        self.trouble.begin();
-        let (trouble, name, sockets) = (Arc::clone(&self.trouble), Arc::clone(&self.name), Arc::clone(&self.sockets));
+        let (attempt, sockets) = (proxy.trouble().begin(), Arc::clone(&self.sockets));
         Ok(Opening::Asking(Box::pin(async move {
-            let associated = proxy.associate(connecting, patience).await;
-            trouble.note(&name, &associated);
-            let (control, relay) = associated?;
+            let (control, relay) = proxy.associate(attempt, connecting, patience).await?;
             let socket = sockets.start(Transport::Udp, relay)?;
             Ok(DatagramSocket::relayed(socket, relay, Relay::new(to, control))?)
         })))

@@ -1,13 +1,14 @@
 //! What flows tell of a proxy that nobody probes: whether it is the trouble, and not their targets.
 //!
-//! A dial that fails because of the way goes on over the next off-ramp, at once where it has no socket; one that waits for a
-//! silent proxy has lost half of its time by then. So after some in a row new flows go over the next at once, and one in a while tries the first again.
+//! A dial that fails because of the way goes on over the next off-ramp, at once where it has no socket; one that waits for
+//! a silent proxy has lost half of its time by then. So after some in a row new flows go over the next at once, and one in
+//! a while tries the first again.
 //!
-//! What a proxy says once it knows the target may be about that one only, and so what its client wanted: it is reported, and
-//! moves nobody.
+//! What a proxy says once it knows the target may be about that one only, and so what its client wanted: it is reported,
+//! and moves nobody.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,9 +21,11 @@ const DOWN_AFTER: u32 = 3;
 /// How often a flow tries one that is down.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
-/// What is known of one off-ramp by its dials.
-#[derive(Debug, Default)]
+/// What is known of one proxy by the dials through it.
+#[derive(Debug)]
 pub(super) struct Trouble {
+    /// The off-ramp.
+    name: Arc<str>,
     /// Dials in a row that failed because of the way.
     failures: AtomicU32,
     /// Whether there ever was something to report.
@@ -35,6 +38,18 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
+    /// Nothing is known yet of the off-ramp `name`.
+    pub(super) fn new(name: &Arc<str>) -> Self {
+        Self {
+            name: Arc::clone(name),
+            failures: AtomicU32::default(),
+            known: AtomicBool::default(),
+            doubted: AtomicBool::default(),
+            state: State::default(),
+            again: Mutex::default(),
+        }
+    }
+
     /// Whether new flows may go that way.
     pub(super) fn is_up(&self) -> bool {
         self.state.is_up()
@@ -52,84 +67,103 @@ impl Trouble {
     }
 
     /// A dial begins: where it is down, no other is due for a while.
-    pub(super) fn begin(&self) {
+    pub(super) fn begin(self: &Arc<Self>) -> Attempt {
         if !self.is_up() {
-            self.wait();
+            self.try_again_at(Some(Instant::now() + TRY_AGAIN));
+        }
+        Attempt { trouble: Arc::clone(self), heard: false }
+    }
+
+    /// It is there, whatever becomes of the target.
+    fn works(&self) {
+        // The state is asked, too: another shard may have said down after its failures were forgotten.
+        if self.failures.swap(0, Ordering::Relaxed) != 0 || !self.is_up() {
+            self.state.set(true, None);
+            tracing::info!(offramp = &*self.name, "an off-ramp works again");
         }
     }
 
-    /// How a dial of the off-ramp `name` ended.
-    pub(super) fn note<T>(&self, name: &str, result: &Result<T, DialError>) {
-        match blame(result) {
-            Blame::Way(why) => {
-                let before = self.failures.fetch_add(1, Ordering::Relaxed);
-                if before == 0 {
-                    tracing::warn!(offramp = name, why, "an off-ramp fails");
-                }
-                if before + 1 >= DOWN_AFTER {
-                    self.known.store(true, Ordering::Relaxed);
-                    self.wait();
-                    self.state.set(false, Some(why));
-                }
-            }
-            Blame::Doubted(why) => {
-                if !self.doubted.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(offramp = name, why, "an off-ramp fails, maybe for one target only");
-                }
-                self.known.store(true, Ordering::Relaxed);
-                // It took the request, so it is there.
-                self.failures.store(0, Ordering::Relaxed);
-                self.state.set(true, Some(why));
-            }
-            Blame::Nothing => {
-                // The state is asked, too: another shard may have said down after its failures were forgotten.
-                let failed = self.failures.load(Ordering::Relaxed) != 0;
-                if failed || self.doubted.load(Ordering::Relaxed) || !self.is_up() {
-                    self.failures.store(0, Ordering::Relaxed);
-                    self.doubted.store(false, Ordering::Relaxed);
-                    self.state.set(true, None);
-                    tracing::info!(offramp = name, "an off-ramp works again");
-                }
-            }
-            Blame::Unknown => {}
+    fn fails(&self, why: String) {
+        let before = self.failures.fetch_add(1, Ordering::Relaxed);
+        if before == 0 {
+            tracing::warn!(offramp = &*self.name, why, "an off-ramp fails");
+        }
+        if before + 1 >= DOWN_AFTER {
+            self.known.store(true, Ordering::Relaxed);
+            self.try_again_at(Some(Instant::now() + TRY_AGAIN));
+            self.state.set(false, Some(why));
         }
     }
 
-    fn wait(&self) {
-        *self.again.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + TRY_AGAIN);
+    fn doubt(&self, why: String) {
+        if !self.doubted.swap(true, Ordering::Relaxed) {
+            tracing::warn!(offramp = &*self.name, why, "an off-ramp fails, maybe for one target only");
+        }
+        self.known.store(true, Ordering::Relaxed);
+        self.state.set(true, Some(why));
+    }
+
+    fn trust(&self) {
+        if self.doubted.swap(false, Ordering::Relaxed) {
+            self.state.set(true, None);
+            tracing::info!(offramp = &*self.name, "an off-ramp works for a target again");
+        }
+    }
+
+    fn try_again_at(&self, at: Option<Instant>) {
+        *self.again.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 }
 
-/// What a dial says of the way.
-enum Blame {
-    /// It fails, whatever the target.
-    Way(String),
-    /// It fails, maybe because of the target.
-    Doubted(String),
-    /// It leads to the target, or to whatever speaks for it.
-    Nothing,
-    /// Nothing at all.
-    Unknown,
+/// A dial through the proxy. Dropped before it heard of the proxy, it leaves the next try to another.
+pub(super) struct Attempt {
+    trouble: Arc<Trouble>,
+    heard: bool,
 }
 
-fn blame<T>(result: &Result<T, DialError>) -> Blame {
-    match result {
-        Ok(_) | Err(DialError::Refused | DialError::Timeout | DialError::Unreachable(_)) => Blame::Nothing,
-        Err(DialError::Proxy { why: ProxyError::CannotCarry(_), .. }) => Blame::Unknown,
-        Err(error @ DialError::Proxy { asked: true, .. }) => Blame::Doubted(error.to_string()),
-        Err(error @ DialError::Proxy { asked: false, .. }) => Blame::Way(error.to_string()),
-        Err(
-            DialError::PortsExhausted
-            | DialError::Descriptors
-            | DialError::SourceUnavailable(_)
-            | DialError::InterfaceUnavailable(_)
-            | DialError::PingNotPermitted
-            | DialError::OtherFamily
-            | DialError::CannotCarry(_)
-            | DialError::NoTunnel
-            | DialError::NoSiteAddress
-            | DialError::Io(_),
-        ) => Blame::Unknown,
+impl Attempt {
+    /// Whether the proxy came to where it can be asked for a target.
+    pub(super) fn met<T>(&mut self, result: Result<T, DialError>) -> Result<T, DialError> {
+        match &result {
+            Ok(_) => {
+                self.heard = true;
+                self.trouble.works();
+            }
+            Err(error @ DialError::Proxy { .. }) => {
+                self.heard = true;
+                self.trouble.fails(error.to_string());
+            }
+            // Of our own want of something it says nothing.
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// What became of the target it was asked for.
+    pub(super) fn asked<T>(self, result: Result<T, DialError>) -> Result<T, DialError> {
+        match result {
+            Ok(_) | Err(DialError::Refused | DialError::Timeout | DialError::Unreachable(_)) => {
+                self.trouble.trust();
+                result
+            }
+            Err(error) => {
+                let error = error.once_asked();
+                if let DialError::Proxy { why, .. } = &error
+                    && !matches!(why, ProxyError::CannotCarry(_))
+                {
+                    self.trouble.doubt(error.to_string());
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.heard && !self.trouble.is_up() {
+            self.trouble.try_again_at(None);
+        }
     }
 }
 
@@ -137,54 +171,96 @@ fn blame<T>(result: &Result<T, DialError>) -> Blame {
 mod tests {
     use super::*;
 
-    fn fails() -> Result<(), DialError> {
-        let proxy = "192.0.2.1:1080".parse().unwrap();
-        Err(DialError::Proxy { proxy, why: ProxyError::Silent, asked: false })
+    fn trouble() -> Arc<Trouble> {
+        Arc::new(Trouble::new(&"one".into()))
+    }
+
+    fn failure() -> DialError {
+        DialError::Proxy { proxy: "192.0.2.1:1080".parse().unwrap(), why: ProxyError::Silent, asked: false }
+    }
+
+    /// A dial that does not get as far as asking.
+    fn fails(trouble: &Arc<Trouble>, why: DialError) {
+        trouble.begin().met::<()>(Err(why)).unwrap_err();
+    }
+
+    /// A dial that asks.
+    fn asks(trouble: &Arc<Trouble>, answer: Result<(), DialError>) -> Result<(), DialError> {
+        let mut attempt = trouble.begin();
+        attempt.met(Ok(())).unwrap();
+        attempt.asked(answer)
     }
 
     #[tokio::test(start_paused = true)]
     async fn some_in_a_row_mean_down_and_one_in_a_while_tries_again() {
-        let trouble = Trouble::default();
-        for result in [fails(), fails(), Err(DialError::Refused), fails(), Err(DialError::Descriptors), fails()] {
-            trouble.note("one", &result);
-            assert!(trouble.is_up() && trouble.report().is_none(), "{result:?}");
+        let trouble = trouble();
+        fails(&trouble, failure());
+        fails(&trouble, failure());
+        assert!(asks(&trouble, Err(DialError::Refused)).is_err());
+        for why in [failure(), DialError::Descriptors, failure()] {
+            fails(&trouble, why);
+            assert!(trouble.is_up() && trouble.report().is_none());
         }
-        trouble.note("one", &fails());
+        fails(&trouble, failure());
         let report = trouble.report().unwrap();
         assert!(!report.up && report.error.unwrap().contains("does not answer"));
         for _ in 0..2 {
             assert!(!trouble.is_up() && !trouble.is_due());
             tokio::time::advance(TRY_AGAIN).await;
             assert!(trouble.is_due());
-            trouble.begin();
+            let mut attempt = trouble.begin();
             assert!(!trouble.is_due(), "one is enough");
-            trouble.note("one", &fails());
+            attempt.met::<()>(Err(failure())).unwrap_err();
         }
-        trouble.note("one", &Ok(()));
+        asks(&trouble, Ok(())).unwrap();
         let report = trouble.report().unwrap();
         assert!(trouble.is_up() && report.up && report.error.is_none());
-        trouble.note("one", &fails());
+        fails(&trouble, failure());
         assert!(trouble.is_up(), "it begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_up_when_it_takes_a_request_and_a_try_nobody_made_is_left_to_another() {
+        let trouble = trouble();
+        for _ in 0..DOWN_AFTER {
+            fails(&trouble, failure());
+        }
+        tokio::time::advance(TRY_AGAIN).await;
+        let given_up = trouble.begin();
+        assert!(!trouble.is_due());
+        drop(given_up);
+        assert!(trouble.is_due());
+        let mut without_room = trouble.begin();
+        without_room.met::<()>(Err(DialError::Descriptors)).unwrap_err();
+        drop(without_room);
+        assert!(trouble.is_due());
+        // A target that never answers.
+        let mut waits = trouble.begin();
+        waits.met(Ok(())).unwrap();
+        assert!(trouble.is_up());
+        drop(waits);
+        assert!(trouble.is_up());
     }
 
     #[test]
     fn what_may_be_about_one_target_is_said_and_moves_nobody() {
-        let trouble = Trouble::default();
+        let trouble = trouble();
         for _ in 0..9 {
-            trouble.note("one", &fails().map_err(DialError::once_asked));
+            let error = asks(&trouble, Err(failure())).unwrap_err();
+            assert!(matches!(error, DialError::Proxy { asked: true, .. }));
         }
         let report = trouble.report().unwrap();
         assert!(trouble.is_up() && report.up && report.error.is_some());
-        trouble.note("one", &Ok(()));
+        asks(&trouble, Ok(())).unwrap();
         assert_eq!(trouble.report().unwrap().error, None);
         // It took a request, so it is there, and what came before is forgotten.
         for _ in 0..DOWN_AFTER {
-            trouble.note("one", &fails());
+            fails(&trouble, failure());
         }
         assert!(!trouble.is_up());
-        trouble.note("one", &fails().map_err(DialError::once_asked));
+        asks(&trouble, Err(failure())).unwrap_err();
         assert!(trouble.is_up());
-        trouble.note("one", &fails());
+        fails(&trouble, failure());
         assert!(trouble.is_up(), "the first of a row");
     }
 }

@@ -11,5 +11,5 @@ mod transport;
 
 pub use fragment::{Arrival, IpFragment};
 pub use icmp::{IcmpKind, IcmpMessage};
-pub use parse::{ChecksumPolicy, IpPacket};
+pub use parse::{ChecksumPolicy, IpPacket, goes_unseen};
 pub use transport::{Echo, TcpSegment, Transport, UdpDatagram};

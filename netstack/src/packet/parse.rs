@@ -60,7 +60,7 @@ impl<'p> IpPacket<'p> {
             }
             IpSlice::Ipv6(v6) => {
                 extension::check(v6)?;
-                // 0 means a jumbogram, or nothing that we carry; etherparse takes all the bytes there are for it.
+                // 0 means a jumbogram, or that there is nothing in it; etherparse takes all the bytes there are for it.
                 let length = v6.header().payload_length();
                 if length == 0 {
                     return Err(DropReason::Malformed);
@@ -283,6 +283,11 @@ fn echo(header: IcmpEchoHeader, data: &[u8]) -> (Protocol, u16, u16, Transport<'
 /// Whether packets of a protocol may go on without anybody looking into them. Behind an extension header of IPv6 stands
 /// something else, and behind an authentication header of IPv4 too; the other family's ICMP is nobody's. What is encrypted
 /// (RFC 4303) hides from its hops by design, and a rule that allows it says so.
+pub fn goes_unseen(number: u8) -> bool {
+    opaque(IpNumber(number))
+}
+
+/// [`goes_unseen`] of a number that is parsed.
 pub(super) fn opaque(number: IpNumber) -> bool {
     let known = matches!(number, IpNumber::TCP | IpNumber::UDP | IpNumber::ICMP | IpNumber::IPV6_ICMP);
     let esp = number == IpNumber::ENCAPSULATING_SECURITY_PAYLOAD;

@@ -9,9 +9,7 @@ use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use serde::Serialize;
 
 use super::kernel::{Kernel, destination, destination_of_rule, metric, table_of_rule};
-use super::{
-    ANSWERS_PRIORITY, MAIN, NO_WAY_PRIORITY, PROTOCOL, RULE_PRIORITY, RouteError, Rule, SteeredRoutes, Target,
-};
+use super::{MAIN, PROTOCOL, RULE_PRIORITY, RouteError, Rule, SteeredRoutes, Target};
 use crate::config::resolved::TunConfig;
 
 /// How a route or rule stands to `gateway.toml`.
@@ -160,11 +158,12 @@ fn left_rule(found: &RuleMessage) -> String {
     });
     let iif = interface.map(|interface| format!("iif {interface} ")).unwrap_or_default();
     let not = if found.header.flags.contains(RuleFlags::Invert) { "not " } else { "" };
-    let priority = match table_of_rule(found) {
-        Some(MAIN) => ANSWERS_PRIORITY,
-        Some(_) => RULE_PRIORITY,
-        None => NO_WAY_PRIORITY,
-    };
+    // The kernel leaves a preference of 0 out.
+    let priority = found
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RuleAttribute::Priority(priority) = attribute { Some(*priority) } else { None });
+    let priority = priority.unwrap_or(0);
     format!("pref {priority} {not}{to}{iif}{} protocol {PROTOCOL}", action(table_of_rule(found)))
 }
 

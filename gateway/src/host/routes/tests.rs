@@ -199,6 +199,13 @@ fn the_rule_of_an_earlier_version_is_replaced() {
             ip(&format!("{family} rule add not fwmark 51880 lookup 51880 priority 5188 protocol 81"));
         }
         let tun = TunDevice::create(&config, 1).await.unwrap();
+        // One for answers had the preference that the refusal has now.
+        ip("rule add iif pcl0 lookup main priority 5187 protocol 81");
+        let left = report::report(&config).await.unwrap();
+        let left: Vec<_> = left.into_iter().filter(|entry| entry.state == report::State::Left).collect();
+        let specs: Vec<_> = left.iter().map(|entry| entry.spec.as_str()).collect();
+        let earlier = ["pref 5187 iif pcl0 lookup main protocol 81", "pref 5188 not lookup 51880 protocol 81"];
+        assert_eq!(specs, [earlier[0], earlier[1], earlier[1]]);
         let routes = SteeredRoutes::install(&config, tun.index()).await.unwrap();
         assert_eq!(rules().matches("not from all iif lo lookup 51880").count(), 2, "{}", rules());
         assert_eq!(rules().matches("51880").count(), 2, "nothing but these: {}", rules());

@@ -9,12 +9,14 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::stream::{ProxyStream, TargetStream};
+use super::trouble::{Attempt, Trouble};
 use super::{DialError, OfframpFileError};
 use crate::config::resolved::{ProxyConfig, ProxyScheme};
 use credentials::Credentials;
@@ -55,22 +57,29 @@ pub(super) struct Proxy {
     address: SocketAddr,
     credentials: Option<Credentials>,
     tls: Option<Tls>,
+    trouble: Arc<Trouble>,
 }
 
 impl Proxy {
-    /// Reads the files that `config` names.
-    pub(super) fn load(config: &ProxyConfig) -> Result<Self, OfframpFileError> {
+    /// That of the off-ramp `name`. Reads the files that `config` names.
+    pub(super) fn load(name: &Arc<str>, config: &ProxyConfig) -> Result<Self, OfframpFileError> {
         Ok(Self {
             scheme: config.scheme,
             address: config.address,
             credentials: config.credentials_file.as_deref().map(Credentials::load).transpose()?,
             tls: config.tls.as_ref().map(|tls| Tls::load(config, tls)).transpose()?,
+            trouble: Arc::new(Trouble::new(name)),
         })
     }
 
     /// Where it is.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What dials say of it.
+    pub(super) fn trouble(&self) -> &Arc<Trouble> {
+        &self.trouble
     }
 
     /// Whether it carries UDP.
@@ -87,16 +96,17 @@ impl Proxy {
     /// take `patience`.
     pub(super) async fn open(
         &self,
+        mut attempt: Attempt,
         connecting: impl Future<Output = Result<TcpStream, DialError>>,
         to: SocketAddr,
         patience: Duration,
     ) -> Result<TargetStream, DialError> {
-        let stream = self.met(connecting, patience).await?;
+        let stream = attempt.met(self.met(connecting, patience).await)?;
         let opened = match self.scheme {
             ProxyScheme::Socks5 => socks5::connect(self, stream, to).await,
             ProxyScheme::HttpConnect => http_connect::connect(self, stream, to).await,
         };
-        let opened = opened.map_err(DialError::once_asked)?;
+        let opened = attempt.asked(opened)?;
         // From here on it ends as a connection does.
         SockRef::from(opened.tcp()).set_linger(None).map_err(DialError::Io)?;
         Ok(opened)
@@ -106,12 +116,13 @@ impl Proxy {
     /// relay ends, and where it is. Until the proxy hears what is wanted it may take `patience`.
     pub(super) async fn associate(
         &self,
+        mut attempt: Attempt,
         connecting: impl Future<Output = Result<TcpStream, DialError>>,
         patience: Duration,
     ) -> Result<(ProxyStream, SocketAddr), DialError> {
-        let mut stream = self.met(connecting, patience).await?;
+        let mut stream = attempt.met(self.met(connecting, patience).await)?;
         // One that carries no datagrams carries connections all the same.
-        let relay = socks5::associate(self, &mut stream).await.map_err(DialError::once_asked)?;
+        let relay = attempt.asked(socks5::associate(self, &mut stream).await)?;
         Ok((stream, relay))
     }
 

@@ -21,7 +21,7 @@ fn proxy(scheme: ProxyScheme, address: SocketAddr, credentials: bool) -> Proxy {
     if credentials {
         config.credentials_file = Some(private(dir.path(), "proxy.txt", CREDENTIALS));
     }
-    Proxy::load(&config).unwrap()
+    Proxy::load(&"one".into(), &config).unwrap()
 }
 
 fn private(dir: &Path, name: &str, text: &str) -> PathBuf {
@@ -46,7 +46,7 @@ fn ask(scheme: ProxyScheme, credentials: bool, answers: &[(usize, &[u8])]) -> Re
             stream
         };
         let connecting = async { Ok(TcpStream::connect(proxy.address()).await?) };
-        let opening = proxy.open(connecting, "10.0.0.1:443".parse().unwrap(), PATIENCE);
+        let opening = proxy.open(proxy.trouble().begin(), connecting, "10.0.0.1:443".parse().unwrap(), PATIENCE);
         let opening = tokio::time::timeout(PATIENCE * 2, opening);
         let (_stream, opened) = tokio::join!(answering, opening);
         opened.expect("the proxy said all it has to say")
@@ -129,7 +129,9 @@ fn a_proxy_that_takes_connections_and_is_silent_is_passed_over() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = proxy(ProxyScheme::Socks5, listener.local_addr().unwrap(), false);
         let connecting = async { Ok(TcpStream::connect(proxy.address()).await?) };
-        let opened = proxy.open(connecting, "10.0.0.1:443".parse().unwrap(), Duration::from_millis(50)).await;
+        let opened = proxy
+            .open(proxy.trouble().begin(), connecting, "10.0.0.1:443".parse().unwrap(), Duration::from_millis(50))
+            .await;
         assert_eq!(meaning(opened), (FlowEnd::OfframpDown, true));
     });
 }
@@ -151,7 +153,8 @@ fn datagrams_go_to_a_relay_of_the_proxy_and_nowhere_else() {
                 stream
             };
             let connecting = async { Ok(TcpStream::connect(proxy.address()).await?) };
-            let (_stream, associated) = tokio::join!(answering, proxy.associate(connecting, PATIENCE));
+            let (_stream, associated) =
+                tokio::join!(answering, proxy.associate(proxy.trouble().begin(), connecting, PATIENCE));
             associated.map(|(_control, relay)| relay.to_string()).map_err(|error| error.flow_end())
         })
     };
@@ -196,7 +199,7 @@ fn files_are_refused_by_name() {
             tls: Some(TlsConfig::default()),
         };
         change(&mut config);
-        Proxy::load(&config).unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "")
+        Proxy::load(&"one".into(), &config).unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "")
     };
     let credentials = |text: &str, mode: u32| {
         fs::write(path("proxy.txt"), text).unwrap();
