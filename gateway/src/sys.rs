@@ -86,7 +86,7 @@ pub(crate) fn set_local_port_range(socket: BorrowedFd<'_>, ports: &RangeInclusiv
 
 /// `SO_SELECT_ERR_QUEUE`: an error of the socket is an urgent condition, which wakes a reader as data does.
 pub(crate) fn set_errors_wake_reader(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 1_u32)
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 1)
 }
 
 /// `IP_PMTUDISC_DONT` of both families: what does not fit the path is fragmented, by us or by routers.
@@ -94,7 +94,7 @@ pub(crate) fn allow_fragments(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<
     let dont = libc::IP_PMTUDISC_DONT.cast_unsigned();
     if ipv6 {
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, dont)?;
-        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0_u32)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
     }
     // An IPv6 socket also carries IPv4.
     set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, dont)
@@ -114,18 +114,26 @@ pub(crate) fn path_mtu(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<u32> {
 /// the datagram carries, from its first byte on.
 pub(crate) fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // The kernel copies the program, and writes nowhere.
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
-    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+    // SAFETY: the option is a `sock_fprog`, and pointer and length describe `program`. Its own name a slice that is borrowed
+    // for as long as the call, of which the kernel makes a copy and to which it does not write.
+    unsafe { set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program) }
 }
 
-/// Sets an option, a C value that the kernel reads.
-fn set_option<T: Copy>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: T) -> io::Result<()> {
-    // SAFETY: pointer and length describe `value`, which outlives the call and is only read; what a program points to outlives
-    // it, too.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<T>() as libc::socklen_t)
-    };
+/// Sets an option of 32 bits.
+fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: u32) -> io::Result<()> {
+    // SAFETY: an option of this size points to nothing.
+    unsafe { set(socket, level, name, &value) }
+}
+
+/// Sets an option.
+///
+/// # Safety
+/// `T` is what the option is in C, and what it points to is valid for the call.
+unsafe fn set<T>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    let len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: pointer and length describe `value`, which is only read; the rest is the caller's word.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), len) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

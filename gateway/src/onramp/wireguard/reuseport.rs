@@ -1,8 +1,13 @@
 //! Which shard's socket the kernel hands a datagram to.
 //!
 //! Left alone, it goes by a hash of the addresses: a peer that moved, or whose client was started again, sends to whatever
-//! shard that names, and each of its datagrams would be mailed on to the one that has its tunnel. The number of the shard is in
-//! the receiver index, so a classic BPF program of the socket group (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)) finds it there.
+//! shard that names, and each of its datagrams would be mailed on to the one that has its tunnel. The number of the shard
+//! is in the receiver index, so a classic BPF program of the socket group (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)) finds it
+//! there. Initiations have none; datagrams that the kernel joined (UDP_GRO) go together, by the first of them. What gets to
+//! the wrong shard all the same is mailed on as before.
+//!
+//! The choice is the sender's, who need not know a key. A flood of one index fills the queue of one shard, whatever the
+//! number of its sources: peers of that shard suffer sooner than from one that is spread, and those of all others less.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -28,9 +33,14 @@ pub(super) fn steer(sockets: &[std::net::UdpSocket]) -> io::Result<()> {
     sys::attach_reuseport_program(first.as_fd(), &program(shards))
 }
 
+/// Number of the first statement for a response.
+const RESPONSE_AT: u8 = 5;
+/// Number of the first for other messages of a session.
+const OTHERS_AT: u8 = RESPONSE_AT + 11;
+
 /// The program. A datagram too short for what it reads goes to the first socket, where it is dropped.
 fn program(shards: u32) -> Vec<libc::sock_filter> {
-    let shard_of = |at: u32| {
+    let shard_of = |at: u32| -> [_; (OTHERS_AT - RESPONSE_AT) as usize] {
         let byte = |at: u32| statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, at);
         // A becomes X << 8 | byte, through X.
         let shift = statement(libc::BPF_ALU | libc::BPF_LSH | libc::BPF_K, 8);
@@ -51,33 +61,27 @@ fn program(shards: u32) -> Vec<libc::sock_filter> {
             statement(libc::BPF_RET | libc::BPF_A, 0),
         ]
     };
-    let (others, response) = (shard_of(IN_OTHERS), shard_of(IN_RESPONSE));
-    let len = |part: &[libc::sock_filter]| u8::try_from(part.len()).unwrap_or(u8::MAX);
-    let (by_hash, to_others) = (1, 2 + len(&response));
     let mut program = vec![
         statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0),
-        // From the next statement on: where the message has this type, and where not.
-        jump_if(MESSAGE_DATA, to_others + 1, 0),
-        jump_if(MESSAGE_COOKIE, to_others, 0),
-        jump_if(MESSAGE_RESPONSE, by_hash, 0),
+        jump(1, MESSAGE_DATA, OTHERS_AT),
+        jump(2, MESSAGE_COOKIE, OTHERS_AT),
+        jump(3, MESSAGE_RESPONSE, RESPONSE_AT),
         statement(libc::BPF_RET | libc::BPF_K, BY_HASH),
     ];
-    program.extend(response);
-    program.extend(others);
+    program.extend(shard_of(IN_RESPONSE));
+    program.extend(shard_of(IN_OTHERS));
     program
 }
 
-fn statement(code: u32, operand: u32) -> libc::sock_filter {
-    instruction(code, operand, 0, 0)
+fn statement(code: u32, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
-/// Compares A, and skips as many statements.
-fn jump_if(value: u32, equal: u8, otherwise: u8) -> libc::sock_filter {
-    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, equal, otherwise)
-}
-
-fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
-    libc::sock_filter { code: u16::try_from(code).unwrap_or(u16::MAX), jt, jf, k }
+/// The statement with the number `from`: where A is `value`, the one with the number `to` is next.
+fn jump(from: u8, value: u32, to: u8) -> libc::sock_filter {
+    // Counted from the one behind.
+    let jt = to - from - 1;
+    libc::sock_filter { jt, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value) }
 }
 
 #[cfg(test)]
@@ -111,15 +115,17 @@ mod tests {
 
     #[test]
     fn the_receiver_index_chooses_the_shard_whatever_the_sender() {
+        // 256 is 1 modulo 3 or 5, where the order of the bytes would not matter.
+        const SHARDS: usize = 7;
         for (listen, from) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::]:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0")] {
-            let sockets = bind(listen.parse().unwrap(), 3, None).unwrap();
+            let sockets = bind(listen.parse().unwrap(), SHARDS, None).unwrap();
             let port = sockets[0].local_addr().unwrap().port();
-            for turn in 0..24 {
+            for turn in 0..28 {
                 // Another sender each time, so another hash.
                 let sender = UdpSocket::bind(from).unwrap();
                 let to = (sender.local_addr().unwrap().ip(), port);
-                let owner = PeerIndex { slot: 1 + turn * 70_001, shard: turn % 3 };
-                let receiver = owner.encode(3) << 8 | 0xa5;
+                let owner = PeerIndex { slot: 1 + turn * 70_001, shard: turn % SHARDS };
+                let receiver = owner.encode(SHARDS) << 8 | 0xa5;
                 for (kind, at) in [(MESSAGE_DATA, 4), (MESSAGE_COOKIE, 4), (MESSAGE_RESPONSE, 8)] {
                     sender.send_to(&message(kind, at, receiver), to).unwrap();
                     assert_eq!(taken_by(&sockets, Duration::from_secs(5)), Some(owner.shard), "{listen} {kind}");
@@ -141,7 +147,7 @@ mod tests {
         assert_eq!(seen, [true; 4], "by the hash of the sender");
         for short in [&[][..], &[4], &[4, 0, 0, 0, 1], &[2, 0, 0, 0, 1, 2, 3, 4, 5]] {
             UdpSocket::bind("127.0.0.1:0").unwrap().send_to(short, to).unwrap();
-            assert!(taken_by(&sockets, Duration::from_secs(5)).is_some(), "{short:?}");
+            assert_eq!(taken_by(&sockets, Duration::from_secs(5)), Some(0), "{short:?}");
         }
     }
 }

@@ -95,21 +95,19 @@ pub struct Outbox {
     sent: usize,
 }
 
-/// Binds the sockets of `shards` shards to one address. The kernel spreads handshakes among them by their sender, and hands
-/// everything else to the shard that it is for.
+/// Binds the sockets of `shards` shards to one address, in their order. The kernel [hands](super::reuseport) messages of a
+/// session to the shard they are for, and spreads initiations, and what is no message, by their sender.
 ///
 /// # Errors
 /// What the kernel says about a socket, an option or the address.
 pub fn bind(listen: SocketAddr, shards: usize, fwmark: Option<u32>) -> io::Result<Vec<std::net::UdpSocket>> {
     let mut listen = listen;
     let mut sockets = Vec::with_capacity(shards);
-    if shards > 1 {
-        // Sockets that share a port do not mind a stranger's that does: a second gateway would take half the clients.
-        open(listen, fwmark)?.bind(&listen.into())?;
-    }
-    for _ in 0..shards {
+    for shard in 0..shards {
         let socket = open(listen, fwmark)?;
-        if shards > 1 {
+        // The first binds alone: sockets that share a port do not mind a stranger's that does, and a second gateway would
+        // take half the clients.
+        if shard > 0 {
             socket.set_reuse_port(true)?;
         }
         // CAP_NET_ADMIN may pass the kernel's own limits. Without it they clip, which is no reason not to start.
@@ -121,6 +119,9 @@ pub fn bind(listen: SocketAddr, shards: usize, fwmark: Option<u32>) -> io::Resul
         }
         socket.set_nonblocking(true)?;
         socket.bind(&listen.into())?;
+        if shards > 1 {
+            socket.set_reuse_port(true)?;
+        }
         let socket = std::net::UdpSocket::from(socket);
         // Port 0 is chosen once, for all.
         listen.set_port(socket.local_addr()?.port());
@@ -219,12 +220,14 @@ impl WireguardSocket {
         // quinn-udp sets "don't fragment", which QUIC needs and WireGuard does not.
         let ipv6 = socket.local_addr()?.is_ipv6();
         crate::sys::allow_fragments(socket.as_fd(), ipv6)?;
-        // What it asks the kernel to tell of each datagram and nobody reads here: for the time, the kernel looks at the
-        // clock for every packet of this host.
-        setsockopt(&socket, sockopt::ReceiveTimestampns, &false)?;
-        setsockopt(&socket, sockopt::IpRecvTos, &false)?;
-        if ipv6 {
-            setsockopt(&socket, sockopt::Ipv6RecvTClass, &false)?;
+        // It also has the kernel say of each datagram when it came and how it was marked (RFC 3168), which nobody reads here.
+        let quiet = [
+            setsockopt(&socket, sockopt::ReceiveTimestampns, &false),
+            setsockopt(&socket, sockopt::IpRecvTos, &false),
+            if ipv6 { setsockopt(&socket, sockopt::Ipv6RecvTClass, &false) } else { Ok(()) },
+        ];
+        if let Some(error) = quiet.into_iter().find_map(Result::err) {
+            tracing::debug!(%error, "the kernel says more of each datagram than is read");
         }
         let io = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Self { io, state })
