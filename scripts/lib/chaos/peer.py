@@ -344,11 +344,24 @@ def initiation(server_key):
 
 def handshakes(arguments):
     """Handshakes of strangers who know the public key; tells what came back."""
+    key = base64.b64decode(arguments.server_key)
+    flood(arguments, [initiation(key) for _ in range(20_000)])
+
+
+def forged_data(arguments):
+    """Noise as data (WireGuard paper, section 5.4.6) of the first sessions of the first peer of each shard."""
+    indexes = [shard << 8 | session for shard in range(arguments.shards) for session in range(4)]
+    flood(arguments, [
+        b"\x04\0\0\0" + struct.pack("<IQ", indexes[number % len(indexes)], 1000 + number) + os.urandom(arguments.bytes)
+        for number in range(20_000)
+    ])
+
+
+def flood(arguments, messages):
+    """Sends messages to one port, and tells what came back."""
     socket_ = socket.socket(family(arguments.to[0]), socket.SOCK_DGRAM)
     socket_.connect(arguments.to)
     socket_.setblocking(False)
-    key = base64.b64decode(arguments.server_key)
-    messages = [initiation(key) for _ in range(20_000)]
     sent = replies = reply_bytes = 0
     for number in paced(arguments.rate, arguments.seconds):
         try:
@@ -435,6 +448,7 @@ def main():
     command("syn-flood", syn_flood, rate=50_000, seconds=10.0, source="")
     command("udp-spray", udp_spray, rate=50_000, seconds=10.0)
     command("handshakes", handshakes, rate=20_000, seconds=10.0, server_key="")
+    command("forged-data", forged_data, rate=100_000, seconds=10.0, shards=2, bytes=128)
     sub = command("relay", relay, delay=0.0, lose=0.0, duplicate=0.0, reorder=0.0, longest=65_535)
     sub.add_argument("--listen", type=address, required=True)
     arguments = parser.parse_args()
