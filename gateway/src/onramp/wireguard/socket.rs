@@ -95,8 +95,8 @@ pub struct Outbox {
     sent: usize,
 }
 
-/// Binds the sockets of `shards` shards to one address, in their order. The kernel [hands](super::reuseport) messages of a
-/// session to the shard they are for, and spreads initiations, and what is no message, by their sender.
+/// Binds the sockets of `shards` shards to one address, in their order. The kernel hands messages of a session to the shard
+/// they are for, and spreads initiations, and what is no message, by their sender.
 ///
 /// # Errors
 /// What the kernel says about a socket, an option or the address.
