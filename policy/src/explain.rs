@@ -223,7 +223,9 @@ impl fmt::Display for Explanation {
                 Outcome::Decided => write!(f, "\n  {rule} ({action}): matches and decides")?,
                 Outcome::Audited => write!(f, "\n  {rule} ({action}): matches, but only audits")?,
                 Outcome::Missed { selector, found, needed } => {
-                    write!(f, "\n  {rule} ({action}): does not match by {selector}: has {found}; needs {needed}")?;
+                    // A fact comes with a verb of its own.
+                    let has = if *selector == Selector::Posture { "" } else { "has " };
+                    write!(f, "\n  {rule} ({action}): does not match by {selector}: {has}{found}; needs {needed}")?;
                 }
             }
         }

@@ -59,7 +59,7 @@ fn why(flow: &Flow) -> String {
     match (flow.ended.as_deref(), &flow.limit, &flow.rule) {
         (Some("limit"), Some(limit), _) => format!("limit {limit}"),
         (Some("denied"), _, Some(_)) => "denied".to_owned(),
-        (Some("denied"), _, None) => "denied by no rule: `policy explain` tells why".to_owned(),
+        (Some("denied"), _, None) => "no rule, or never a destination: see `policy explain`".to_owned(),
         (ended, ..) => ended.unwrap_or("-").to_owned(),
     }
 }
@@ -113,7 +113,10 @@ mod tests {
         let page = denied_page(&serde_json::from_str(&json).unwrap());
         let lines: Vec<&str> = page.lines().collect();
         assert!(lines[1].ends_with("10.0.5.12    tcp/5432  dba-to-prod  denied"), "{page}");
-        assert!(lines[2].ends_with("tcp/5432  -            denied by no rule: `policy explain` tells why"), "{page}");
+        assert!(
+            lines[2].ends_with("tcp/5432  -            no rule, or never a destination: see `policy explain`"),
+            "{page}"
+        );
         let cli = Cli::try_parse_from("portcullis flows --denied --user a".split(' ')).unwrap();
         let Command::Flows(args) = cli.command else { panic!("another verb") };
         assert_eq!(path(&args), "/v1/flows?user=a&denied=true");

@@ -133,7 +133,7 @@ pub enum DeviceCommand {
     List(DeviceListArgs),
     /// Show one device
     Show(DeviceNameArgs),
-    /// Bar a device for good, but keep its entry
+    /// Bar a device until `revoked` is taken out of its entry, which stays
     Revoke(DeviceNameArgs),
     /// Take a device out of the directory
     Remove(DeviceNameArgs),

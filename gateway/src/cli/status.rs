@@ -57,7 +57,8 @@ fn page(status: &Status, now: Timestamp) -> String {
             Some(true) => format!("up, {}", ago(offramp.since, now)),
             Some(false) => format!("DOWN, {}", ago(offramp.since, now)),
         };
-        let why = offramp.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        let last = if offramp.up == Some(true) { ", but the last try failed" } else { "" };
+        let why = offramp.error.as_ref().map(|error| format!("{last}: {error}")).unwrap_or_default();
         let _ = writeln!(out, "off-ramp   {} {state}{why}", offramp.name);
     }
     if !status.peers.is_empty() {
@@ -110,6 +111,12 @@ mod tests {
                     since: Some("2027-01-01T00:01:50Z".parse().unwrap()),
                     error: Some("the target did not answer in time".to_owned()),
                 },
+                OfframpStatus {
+                    name: "lab".to_owned(),
+                    up: Some(true),
+                    since: Some("2027-01-01T00:01:50Z".parse().unwrap()),
+                    error: Some("the target did not answer in time".to_owned()),
+                },
             ],
             config: "/etc/portcullis/gateway.toml".to_owned(),
             config_warning: Some("gateway.toml has changed".to_owned()),
@@ -153,6 +160,7 @@ mod tests {
              on-ramp    wireguard [::]:51820 100.96.0.1/16, public key AQEB\n\
              off-ramp   direct not probed\n\
              off-ramp   office DOWN, 10s ago: the target did not answer in time\n\
+             off-ramp   lab up, 10s ago, but the last try failed: the target did not answer in time\n\
              \n\
              DEVICE      ENDPOINT        HANDSHAKE  RECEIVED  SENT  FLOWS\n\
              ann-laptop  192.0.2.7:1234  5s ago     2.0K      1     5\n"

@@ -5,14 +5,18 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use ipnet::IpNet;
+use nix::net::if_::if_nameindex;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{getegid, getgroups};
 
 use crate::config::Config;
-use crate::config::resolved::{OfframpKind, ProxyConfig, ProxyScheme};
+use crate::config::resolved::{OfframpConfig, OfframpKind, ProxyConfig, ProxyScheme};
+use crate::host::addresses::own_addresses;
 
 /// Descriptors beyond one a flow: listeners, files, the control socket's clients.
 const OTHER_DESCRIPTORS: u64 = 256;
@@ -39,6 +43,10 @@ pub struct HostFacts {
     pub forwarding_v6: Option<bool>,
     /// Soft limit on open files.
     pub nofile: u64,
+    /// Addresses of this host, sorted.
+    pub addresses: Vec<IpAddr>,
+    /// Names of its network interfaces.
+    pub interfaces: Vec<String>,
 }
 
 impl HostFacts {
@@ -55,6 +63,8 @@ impl HostFacts {
             forwarding_v4: sysctl("net/ipv4/ip_forward").map(|value| value != "0"),
             forwarding_v6: sysctl("net/ipv6/conf/all/forwarding").map(|value| value != "0"),
             nofile: getrlimit(Resource::RLIMIT_NOFILE)?.0,
+            addresses: own_addresses()?,
+            interfaces: if_nameindex()?.iter().map(|one| one.name().to_string_lossy().into_owned()).collect(),
         })
     }
 }
@@ -74,6 +84,20 @@ pub enum HostWarning {
         allowed: u64,
         /// How many `limits.flows` flows need.
         needed: u64,
+    },
+    /// Nothing can be sent from the source address of an off-ramp.
+    NoSuchSource {
+        /// The off-ramp.
+        offramp: Arc<str>,
+        /// Its source address.
+        source: IpAddr,
+    },
+    /// The interface of an off-ramp is not there.
+    NoSuchInterface {
+        /// The off-ramp.
+        offramp: Arc<str>,
+        /// Its interface.
+        interface: String,
     },
 }
 
@@ -95,6 +119,18 @@ impl fmt::Display for HostWarning {
                     "{allowed} open files are allowed, but limits.flows may need {needed}: flows beyond will fail"
                 )
             }
+            Self::NoSuchSource { offramp, source } => {
+                write!(
+                    f,
+                    "{source}, the source of the off-ramp {offramp:?}, is not an address of this host: flows that go by it will fail"
+                )
+            }
+            Self::NoSuchInterface { offramp, interface } => {
+                write!(
+                    f,
+                    "this host has no interface {interface}, by which the off-ramp {offramp:?} is to go: its flows will fail"
+                )
+            }
         }
     }
 }
@@ -109,6 +145,8 @@ impl HostWarning {
             Self::FewDescriptors { needed, .. } => {
                 format!("LimitNOFILE={needed} in the systemd unit, or `ulimit -n {needed}` before starting")
             }
+            Self::NoSuchSource { source, .. } => format!("ip address add {source} dev INTERFACE"),
+            Self::NoSuchInterface { interface, .. } => format!("ip link set {interface} up, once it is there"),
         }
     }
 }
@@ -139,6 +177,13 @@ pub fn check(facts: &HostFacts, config: &Config) -> Vec<HostWarning> {
     if facts.nofile < needed {
         warnings.push(HostWarning::FewDescriptors { allowed: facts.nofile, needed });
     }
+    for OfframpConfig { name, source, interface, .. } in &config.offramps {
+        let foreign = source.iter().filter(|source| facts.addresses.binary_search(source).is_err());
+        warnings.extend(foreign.map(|&source| HostWarning::NoSuchSource { offramp: Arc::clone(name), source }));
+        if let Some(interface) = interface.as_ref().filter(|interface| !facts.interfaces.contains(interface)) {
+            warnings.push(HostWarning::NoSuchInterface { offramp: Arc::clone(name), interface: interface.clone() });
+        }
+    }
     warnings
 }
 
@@ -158,6 +203,8 @@ mod tests {
             forwarding_v4: Some(true),
             forwarding_v6: Some(true),
             nofile: 1 << 20,
+            addresses: vec!["192.0.2.10".parse().unwrap()],
+            interfaces: vec!["eth1".to_owned()],
         }
     }
 
@@ -188,6 +235,25 @@ mod tests {
     }
 
     #[test]
+    fn offramps_that_this_host_cannot_go_by_are_warned_about() {
+        let offramp = |source: &str, interface: &str| Config {
+            offramps: vec![OfframpConfig {
+                name: "line".into(),
+                source: vec![source.parse().unwrap()],
+                interface: Some(interface.to_owned()),
+                ..OfframpConfig::direct()
+            }],
+            ..config(None)
+        };
+        assert_eq!(check(&good(), &offramp("192.0.2.10", "eth1")), []);
+        let warnings = check(&good(), &offramp("192.0.2.11", "eth2"));
+        let [source, interface] = &warnings[..] else { panic!("{warnings:?}") };
+        assert!(source.to_string().starts_with("192.0.2.11, the source of the off-ramp \"line\", is not"));
+        assert!(interface.to_string().starts_with("this host has no interface eth2"));
+        assert!(source.mend().contains("192.0.2.11") && interface.mend().contains("eth2"));
+    }
+
+    #[test]
     fn facts_are_those_of_the_namespace() {
         in_namespace(async || {
             set("net.ipv4.ping_group_range", "5 6");
@@ -197,6 +263,8 @@ mod tests {
             assert_eq!(facts.ping_group_range, Some(5..=6));
             assert_eq!((facts.forwarding_v4, facts.forwarding_v6), (Some(true), Some(false)));
             assert!(facts.nofile > 0);
+            assert!(facts.addresses.iter().all(IpAddr::is_loopback), "{:?}", facts.addresses);
+            assert_eq!(facts.interfaces, ["lo"]);
         });
     }
 
