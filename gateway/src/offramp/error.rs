@@ -43,8 +43,6 @@ pub enum DialError {
         proxy: SocketAddr,
         /// What is wrong with it.
         why: ProxyError,
-        /// It was asked for the target already, so that this may be what it says of that one only.
-        asked: bool,
     },
     /// The off-ramp sends packets on, and the flow's are to become ones of the other family.
     #[error("the off-ramp sends packets on: a rule that rewrites IPv4 to IPv6, or back, needs another")]
@@ -64,14 +62,6 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// Of a proxy that was asked for the target.
-    pub(super) fn once_asked(mut self) -> Self {
-        if let Self::Proxy { asked, .. } = &mut self {
-            *asked = true;
-        }
-        self
-    }
-
     /// How a flow ends for which this dial was made.
     pub fn flow_end(&self) -> FlowEnd {
         match self {

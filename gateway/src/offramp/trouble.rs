@@ -141,21 +141,14 @@ impl Attempt {
 
     /// What became of the target it was asked for.
     pub(super) fn asked<T>(self, result: Result<T, DialError>) -> Result<T, DialError> {
-        match result {
-            Ok(_) | Err(DialError::Refused | DialError::Timeout | DialError::Unreachable(_)) => {
-                self.trouble.trust();
-                result
-            }
-            Err(error) => {
-                let error = error.once_asked();
-                if let DialError::Proxy { why, .. } = &error
-                    && !matches!(why, ProxyError::CannotCarry(_))
-                {
-                    self.trouble.doubt(error.to_string());
-                }
-                Err(error)
-            }
+        match &result {
+            Ok(_) | Err(DialError::Refused | DialError::Timeout | DialError::Unreachable(_)) => self.trouble.trust(),
+            Err(DialError::Proxy { why: ProxyError::CannotCarry(_), .. }) => {}
+            Err(error @ DialError::Proxy { .. }) => self.trouble.doubt(error.to_string()),
+            // Of our own want of something it says nothing.
+            Err(_) => {}
         }
+        result
     }
 }
 
@@ -176,7 +169,7 @@ mod tests {
     }
 
     fn failure() -> DialError {
-        DialError::Proxy { proxy: "192.0.2.1:1080".parse().unwrap(), why: ProxyError::Silent, asked: false }
+        DialError::Proxy { proxy: "192.0.2.1:1080".parse().unwrap(), why: ProxyError::Silent }
     }
 
     /// A dial that does not get as far as asking.
@@ -247,7 +240,7 @@ mod tests {
         let trouble = trouble();
         for _ in 0..9 {
             let error = asks(&trouble, Err(failure())).unwrap_err();
-            assert!(matches!(error, DialError::Proxy { asked: true, .. }));
+            assert!(matches!(error, DialError::Proxy { .. }));
         }
         let report = trouble.report().unwrap();
         assert!(trouble.is_up() && report.up && report.error.is_some());

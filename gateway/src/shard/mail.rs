@@ -14,7 +14,8 @@ use crate::onramp::wireguard::socket::Endpoint;
 /// Batches that may wait for a shard. A full mailbox loses packets, as a full queue of a network card does.
 ///
 /// A batch is what one shard read or made in a turn: mostly a few packets. [`MOST_BYTES`] bounds them together.
-/// Strangers can fill it, with datagrams that name the peer of another shard, so it is kept short.
+/// Strangers can fill it, so it is kept short: of datagrams that the kernel joined only the first has to name a peer of the
+/// shard that reads them.
 const MAILBOX: usize = 256;
 /// Most bytes that wait for a shard. All flows to a site come to the one shard that has its tunnel, and others read faster
 /// than it encrypts; more than this would only wait longer.

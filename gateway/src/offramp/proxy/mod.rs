@@ -163,7 +163,7 @@ impl Proxy {
     }
 
     fn error(&self, why: ProxyError) -> DialError {
-        DialError::Proxy { proxy: self.address, why, asked: false }
+        DialError::Proxy { proxy: self.address, why }
     }
 
     /// The proxy's answer makes no sense.

@@ -119,7 +119,7 @@ pub fn bind(listen: SocketAddr, shards: usize, fwmark: Option<u32>) -> io::Resul
         }
         socket.set_nonblocking(true)?;
         socket.bind(&listen.into())?;
-        if shards > 1 {
+        if shard == 0 && shards > 1 {
             socket.set_reuse_port(true)?;
         }
         let socket = std::net::UdpSocket::from(socket);
